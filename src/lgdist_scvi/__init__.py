@@ -1,0 +1,31 @@
+"""Latent gene diffusion for spatial transcriptomics, on scvi-tools."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lgdist_scvi import datasets, metrics, pl, pp
+    from lgdist_scvi.model import LGDiST
+
+__all__ = ["LGDiST", "__version__", "datasets", "metrics", "pl", "pp"]
+
+try:
+    __version__ = version("lgdist-scvi")
+except PackageNotFoundError:  # imported from a source tree that was never installed
+    __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    # torch, scanpy and squidpy take seconds to import: only whoever asks for them waits
+    if name == "LGDiST":
+        return import_module("lgdist_scvi.model").LGDiST
+    if name in __all__:
+        return import_module(f"lgdist_scvi.{name}")
+    raise AttributeError(f"module 'lgdist_scvi' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
