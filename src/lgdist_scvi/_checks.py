@@ -243,7 +243,9 @@ def get_coordinates(adata: AnnData, spatial_key: str = "spatial", sample_key: st
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where} is not numeric; store the x and y of every spot as numbers") from error
     if coordinates.ndim != 2 or coordinates.shape[1] < 2:
-        raise ValueError(f"{where} has shape {coordinates.shape}; expected ({adata.n_obs}, 2) with the x and y of spots")
+        raise ValueError(
+            f"{where} has shape {coordinates.shape}; expected ({adata.n_obs}, 2) with the x and y of spots"
+        )
     if n_bad := int((~np.isfinite(coordinates)).any(axis=1).sum()):
         raise ValueError(
             f"{n_bad:,} of {adata.n_obs:,} spots have NaN or infinite coordinates in {where}; drop those spots first"

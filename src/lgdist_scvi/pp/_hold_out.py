@@ -1,0 +1,269 @@
+"""Hold-outs: hide raw counts before anything else sees them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from lgdist_scvi._checks import (
+    check_unique_names,
+    get_coordinates,
+    get_counts,
+    get_samples,
+    in_memory,
+    list_names,
+    require_key,
+)
+from lgdist_scvi._expression import library_size
+from lgdist_scvi.pp._neighbors import build_distances
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+SCHEMES = ("entry", "spot", "block", "sample", "thinning")
+
+
+def hold_out(
+    adata: AnnData,
+    fraction: float = 0.3,
+    scheme: Literal["entry", "spot", "block", "sample", "thinning"] = "entry",
+    genes: str | Sequence[str] | None = None,
+    layer: str | None = None,
+    sample_key: str | None = None,
+    seed: int = 0,
+    *,
+    spatial_key: str = "spatial",
+    n_blocks: int = 4,
+    library_keys: Sequence[str] = ("total_counts",),
+) -> AnnData:
+    """Hide a part of the raw counts, to be predicted and scored later.
+
+    Counts are hidden first, before size factors, normalisation or training can see them. Nothing in the matrices of the
+    copy reveals them but ``layers["truth"]``. `obs`, `var`, `obsm`, `obsp` and `uns` are kept: remove what was computed
+    from the full counts there (embeddings, clusters) if a later step reads it.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with raw counts, (n_obs, n_vars). Not modified.
+    fraction
+        Part to hide, between 0 and 1, of what `scheme` says; rounded to a whole number of at least 1.
+    scheme
+        - ``"entry"``: this fraction of the non-zero entries of `genes`, drawn uniformly. The question of the LGDiST paper;
+          a score on these entries is conditional on having been captured.
+        - ``"spot"``: whole spots, drawn uniformly.
+        - ``"block"``: this fraction of the spots of every slide, in `n_blocks` connected regions.
+        - ``"sample"``: whole slides, drawn uniformly; at least one stays.
+        - ``"thinning"``: every count is split, each molecule being hidden with probability `fraction`. Given the rates,
+          the two parts are independent (up to overdispersion); the hidden one is ``layers["truth"] - X``.
+    genes
+        Genes to hide: their names, or a bool column of `var` (such as ``"target_gene"``); ``None`` for all.
+    layer
+        Layer that holds raw counts; ``None`` reads `adata.X`.
+    sample_key
+        Column of `adata.obs` with the slide, for ``"block"`` and ``"sample"``.
+    seed
+        Seed. The result does not depend on the storage format of the counts or on the order of `genes`.
+    spatial_key
+        Key of `adata.obsm` with the coordinates, for ``"block"``.
+    n_blocks
+        Number of regions on each slide, for ``"block"``.
+    library_keys
+        Columns of `adata.obs` with library sizes; the hidden counts of a spot are subtracted from those that exist.
+
+    Returns
+    -------
+    A copy in memory, with
+
+    - `X`, and `layers[layer]` if `layer` is given: the counts that stay visible; hidden entries are 0;
+    - ``layers["truth"]``: all counts, in the format they had;
+    - ``layers["held_out"]``: bool, dense, True where an entry was hidden or (``"thinning"``) thinned;
+    - no other layer and no `raw`, which would reveal what is hidden;
+    - `uns["hold_out"]`: scheme, fraction, seed and what was hidden.
+
+    Raises
+    ------
+    KeyError
+        If a gene, `layer`, `sample_key` or `spatial_key` is absent.
+    ValueError
+        If an argument is out of range, values are not counts, names are duplicated, there is nothing to hide, or a library
+        size is smaller than the counts hidden.
+    """
+    if not isinstance(fraction, int | float | np.number) or not 0 < fraction < 1:
+        raise ValueError(f"fraction must lie between 0 and 1 (both excluded), got {fraction!r}")
+    if scheme not in SCHEMES:
+        raise ValueError(f"unknown scheme {scheme!r}; available: {', '.join(map(repr, SCHEMES))}")
+    check_unique_names(adata)
+    chosen = _gene_mask(adata, genes)
+    counts = get_counts(adata, layer)
+    csr = counts if sparse.issparse(counts) else sparse.csr_matrix(counts)
+    # row-major positions of the counts that may be hidden: the same for every storage format
+    rows = np.repeat(np.arange(adata.n_obs), np.diff(csr.indptr))
+    eligible = np.flatnonzero(chosen[csr.indices])
+    if not len(eligible):
+        raise ValueError(f"all counts of the {int(chosen.sum()):,} genes to hide are 0; there is nothing to hide")
+    rng = np.random.default_rng(seed)
+
+    visible = csr.data.copy()
+    held_out = np.zeros(adata.shape, dtype=bool)
+    if scheme == "entry":
+        hidden = rng.choice(eligible, size=_part(fraction, len(eligible)), replace=False)
+        visible[hidden] = 0
+        held_out[rows[hidden], csr.indices[hidden]] = True
+    elif scheme == "thinning":
+        visible[eligible] = rng.binomial(visible[eligible].astype(np.int64), 1 - fraction)
+        held_out[:, chosen] = True
+    else:
+        spots = _spots(adata, scheme, fraction, sample_key, spatial_key, n_blocks, rng)
+        visible[eligible[spots[rows[eligible]]]] = 0
+        held_out[np.ix_(spots, chosen)] = True
+
+    n_hidden = library_size(csr) - np.bincount(rows, weights=visible, minlength=adata.n_obs)
+    kept = sparse.csr_matrix((visible, csr.indices.copy(), csr.indptr.copy()), shape=csr.shape)
+    kept.eliminate_zeros()
+    source = in_memory(adata.X if layer is None else adata.layers[layer])
+    result = _skeleton(adata)
+    result.X = _in_format_of(source, kept)
+    if layer is not None:
+        result.layers[layer] = _in_format_of(source, kept)
+    result.layers["truth"] = _in_format_of(source, csr)
+    result.layers["held_out"] = held_out
+    for key in library_keys:
+        if key in result.obs:
+            result.obs[key] = _reduced(result.obs[key], n_hidden, key)
+    result.uns["hold_out"] = {
+        "scheme": scheme,
+        "fraction": float(fraction),
+        "seed": seed,
+        "n_genes": int(chosen.sum()),
+        "n_entries": int(held_out.sum()),
+        "n_counts": int(n_hidden.sum()),
+    }
+    return result
+
+
+def _part(fraction: float, n: int) -> int:
+    """Round a fraction of `n` to a whole number of at least 1."""
+    return max(1, int(np.floor(fraction * n + 0.5)))
+
+
+def _gene_mask(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarray:
+    """Say which genes may be hidden, bool (n_vars,)."""
+    if genes is None:
+        return np.ones(adata.n_vars, dtype=bool)
+    if isinstance(genes, str):
+        require_key(adata.var, genes, "adata.var", "genes is a bool column of var (pp.select_genes) or a list of names")
+        column = adata.var[genes]
+        if not pd.api.types.is_bool_dtype(column) or column.isna().any():
+            raise ValueError(f"adata.var[{genes!r}] has dtype {column.dtype}; expected bool, True for genes to hide")
+        chosen = column.to_numpy(dtype=bool)
+        if not chosen.any():
+            raise ValueError(f"adata.var[{genes!r}] is True for no gene; there is nothing to hide")
+        return chosen
+    names = pd.Index(genes)
+    if not len(names):
+        raise ValueError("genes is empty; pass names, a bool column of var, or None for all genes")
+    unknown = names[~names.isin(adata.var_names)].unique()
+    if len(unknown):
+        raise KeyError(
+            f"{len(unknown):,} of {len(names):,} genes are not in adata.var_names: {list_names(unknown)}; "
+            "pass names from adata.var_names"
+        )
+    return adata.var_names.isin(names)
+
+
+def _spots(
+    adata: AnnData,
+    scheme: str,
+    fraction: float,
+    sample_key: str | None,
+    spatial_key: str,
+    n_blocks: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Draw the spots to hide, bool (n_obs,)."""
+    chosen = np.zeros(adata.n_obs, dtype=bool)
+    if scheme == "spot":
+        chosen[rng.choice(adata.n_obs, size=_part(fraction, adata.n_obs), replace=False)] = True
+        return chosen
+    samples = get_samples(adata, sample_key)
+    n_samples = int(samples.max()) + 1
+    if scheme == "sample":
+        if sample_key is None:
+            raise ValueError('scheme="sample" hides whole slides; pass sample_key, the column of obs that names them')
+        if n_samples < 2:
+            raise ValueError(f'scheme="sample" needs two slides or more; adata.obs[{sample_key!r}] names only one')
+        slides = rng.choice(n_samples, size=min(_part(fraction, n_samples), n_samples - 1), replace=False)
+        return np.isin(samples, slides)
+    if isinstance(n_blocks, bool) or not isinstance(n_blocks, int | np.integer) or n_blocks < 1:
+        raise ValueError(f"n_blocks must be a whole number of at least 1, got {n_blocks!r}")
+    distances, _ = build_distances(get_coordinates(adata, spatial_key, sample_key), samples, 6)
+    graph = distances.maximum(distances.T).tocsr()
+    for sample in range(n_samples):
+        spots = np.flatnonzero(samples == sample)
+        n_hidden = int(np.floor(fraction * len(spots) + 0.5))
+        if n_hidden:
+            chosen[spots[_blocks(graph[spots][:, spots], n_hidden, n_blocks, rng)]] = True
+    if not chosen.any():
+        raise ValueError(f"fraction={fraction} of the spots of each slide rounds to no spot; raise it")
+    return chosen
+
+
+def _blocks(graph: sparse.csr_matrix, n_spots: int, n_blocks: int, rng: np.random.Generator) -> np.ndarray:
+    """Grow connected regions ring by ring around random spots until `n_spots` are taken; a region stops at others."""
+    free = np.arange(graph.shape[0])
+    taken = []
+    size = int(np.ceil(n_spots / n_blocks))
+    while n_spots > 0:
+        centre = rng.integers(len(free))
+        order = sparse.csgraph.breadth_first_order(graph, centre, directed=False, return_predecessors=False)
+        block = order[: min(size, n_spots)]
+        taken.append(free[block])
+        n_spots -= len(block)
+        left = np.setdiff1d(np.arange(len(free)), block)
+        free, graph = free[left], graph[left][:, left]
+    return np.concatenate(taken)
+
+
+def _reduced(library: pd.Series, n_hidden: np.ndarray, key: str) -> np.ndarray:
+    """Subtract the hidden counts from a library size."""
+    reduced = library.to_numpy(dtype=np.float64) - n_hidden
+    # a column stored as float32 may have lost single counts
+    too_small = reduced < -1e-6 * np.maximum(1, n_hidden)
+    if too_small.any():
+        raise ValueError(
+            f"adata.obs[{key!r}] is smaller than the counts hidden in {int(too_small.sum()):,} of {len(library):,} spots; "
+            "it must count the same molecules: recompute it from the raw counts (pp.select_genes) or drop the column"
+        )
+    return np.maximum(reduced, 0)
+
+
+def _skeleton(adata: AnnData) -> AnnData:
+    """Copy all annotations and no expression."""
+    from anndata import AnnData
+
+    uns = copy.deepcopy(dict(adata.uns))
+    for key in ("_scvi_uuid", "_scvi_manager_uuid"):  # the copy is other data: scvi-tools must register it anew
+        uns.pop(key, None)
+    return AnnData(
+        obs=adata.obs.copy(),
+        var=adata.var.copy(),
+        uns=uns,
+        **{axis: {key: value.copy() for key, value in getattr(adata, axis).items()} for axis in ("obsm", "varm")},
+        **{axis: {key: value.copy() for key, value in getattr(adata, axis).items()} for axis in ("obsp", "varp")},
+    )
+
+
+def _in_format_of(source: np.ndarray | sparse.spmatrix | sparse.sparray, csr: sparse.csr_matrix):
+    """Store counts as `source` stores them: format and dtype."""
+    csr = csr.astype(source.dtype, copy=True)
+    if not sparse.issparse(source):
+        return csr.toarray()
+    if isinstance(source, sparse.sparray):
+        csr = sparse.csr_array(csr)
+    return csr.asformat(source.format)
