@@ -1,0 +1,8 @@
+"""Simulated tissue with known rates, and loaders of real slides."""
+
+from __future__ import annotations
+
+from lgdist_scvi.datasets._read import read
+from lgdist_scvi.datasets._simulated import simulated_visium
+
+__all__ = ["read", "simulated_visium"]
