@@ -8,11 +8,10 @@ INPUT ?=
 OUTPUT ?= demo
 ARGS ?=
 
-# Runs pip quietly: one line per phase, the rest in the log, whose end is shown if something fails.
+# Runs pip quietly: a line now and then, the rest in the log, whose end is shown if something fails.
 define pip_install
 @set -o pipefail; $(BIN)/python -m pip install --constraint constraints.txt $(1) 2>&1 | tee -a $(LOG) | awk ' \
-	/^(Collecting|Obtaining)/ && !resolving++ { print "  resolving dependencies"; fflush() } \
-	/^(Downloading|Using cached)/ && !fetching++ { print "  downloading packages"; fflush() } \
+	/^(Collecting|Processing) / && ++n % 50 == 0 { print "  " n " packages found"; fflush() } \
 	/^Installing collected packages/ { print "  installing " gsub(",", ",") + 1 " packages"; fflush() }' \
 	|| { grep -v '^WARNING' $(LOG) | tail -n 15; echo "Installation failed; the whole log is $(LOG)."; exit 1; }
 endef
@@ -48,7 +47,7 @@ distclean: clean ## clean, and remove .venv too
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-		echo "lgdist-scvi needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | head -n 1);" \
+		echo "lgdist-scvi needs Python 3.11 or newer, and '$(PYTHON)' is not ($$($(PYTHON) --version 2>&1 | tail -n 1));" \
 			"run 'make $(MAKECMDGOALS) PYTHON=/path/to/python3.11'."; exit 1; }
 	@test -x $(BIN)/pip || { echo "Creating $(VENV) (a few minutes the first time)"; \
 		$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }; }

@@ -25,6 +25,7 @@ extensions = [
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+default_role = "literal"  # single backticks in docstrings are code
 templates_path = ["_templates"]
 
 # Notebooks live in ../tutorials, where people look for them; Sphinx reads only below docs/.
@@ -42,6 +43,7 @@ autodoc_typehints_format = "short"
 napoleon_google_docstring = False
 napoleon_use_rtype = False
 napoleon_use_param = False
+napoleon_custom_sections = ["Returns"]  # prose and lists in it stay as written
 
 intersphinx_mapping = {
     "anndata": ("https://anndata.readthedocs.io/en/stable/", None),

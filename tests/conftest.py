@@ -11,7 +11,7 @@ import pytest
 import scvi
 import torch
 
-from lgdist_scvi import datasets
+import lgdist_scvi
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -38,4 +38,4 @@ def shared_data() -> Path:
 @pytest.fixture
 def slide() -> AnnData:
     """A small simulated slide, fresh for every test."""
-    return datasets.simulated_visium(n_spots=150, n_genes=60, seed=0)
+    return lgdist_scvi.datasets.simulated_visium(n_spots=150, n_genes=60, seed=0)
