@@ -17,6 +17,7 @@ _SHELL_TOLERANCE = 0.12  # relative; printed arrays (100 um Spatial Transcriptom
 _SHELL_TOLERANCE_SMALL = 0.03  # few distances fall near a shell by chance
 _SMALL = 50  # spots
 _MIN_DISTANCES = 10
+_MIN_SCALE = 6  # neighbours that tell how far apart spots are; a single nearest one is too random
 _FAR = 10.0  # 10 times the usual distance means 100 times fewer spots per area: no tissue in between
 
 
@@ -40,7 +41,7 @@ def spatial_neighbors(
       square lattice 4 is the first ring, 8 includes the diagonals and 6 takes the two nearest diagonals. If a ring does
       not fit as a whole, ties are resolved by direction, not by the order of spots.
     - anything else (beads, cells): a bead far from the tissue is left alone; edges are cut that are 10 times longer than
-      the neighbours' own edges (the median of their longest).
+      those of the neighbours themselves (the median of their longest).
 
     squidpy's grid builder also takes the nearest spots and cuts, at 1.3 times their median distance. That is the first
     ring of a whole slide; in fragmented tissue the median exceeds the pitch and the cut lets second rings in.
@@ -151,28 +152,24 @@ def _slide_edges(
         return np.empty(0, int), np.empty(0, int), np.empty(0), "irregular"
     kind, pitch = lattice(coordinates)
     if kind == "irregular":
-        n_candidates, cut = n_neighbors, None
-    else:
-        n_candidates, radius = _rings(kind, n_neighbors)
-        cut = radius * pitch
-    rows, columns, lengths = _nearest(coordinates, min(n_candidates, n_spots - 1))
-    if max_distance is not None:
-        cut = max_distance
-    elif cut is None:
+        n_candidates = min(max(n_neighbors, _MIN_SCALE), n_spots - 1)
+        rows, columns, lengths = _nearest(coordinates, n_candidates)
         # measured where the neighbours are, so that sparse tissue beside dense tissue keeps its neighbours
         longest = lengths.reshape(n_spots, -1).max(axis=1)
         cut = _FAR * np.median(longest[columns.reshape(n_spots, -1)], axis=1)[rows]
-    near = lengths <= cut
+        unit = np.median(lengths)
+    else:
+        n_candidates, radius = _rings(kind, n_neighbors)
+        rows, columns, lengths = _nearest(coordinates, min(n_candidates, n_spots - 1))
+        cut, unit = radius * pitch, pitch
+    near = lengths <= (cut if max_distance is None else max_distance)
     rows, columns, lengths = rows[near], columns[near], lengths[near]
     if n_candidates > n_neighbors:
         # x * y is the same for opposite directions: of equal distances, opposite pairs are kept together
-        step = (coordinates[columns, :2] - coordinates[rows, :2]) / pitch
-        product = step.prod(axis=1)
-        keys = (step[:, 0], -product.round(6), (lengths / pitch).round(6), rows)
-        order = np.lexsort(keys)
+        step = (coordinates[columns, :2] - coordinates[rows, :2]) / unit
+        order = np.lexsort((step[:, 0], -step.prod(axis=1).round(6), (lengths / unit).round(6), rows))
         rows, columns, lengths = rows[order], columns[order], lengths[order]
-        first = np.searchsorted(rows, rows)
-        kept = np.arange(len(rows)) - first < n_neighbors
+        kept = np.arange(len(rows)) - np.searchsorted(rows, rows) < n_neighbors
         rows, columns, lengths = rows[kept], columns[kept], lengths[kept]
     return rows, columns, lengths, kind
 
