@@ -30,7 +30,8 @@ def simulated_visium(
 
     .. math:: \rho_{ig} \propto \exp(\beta_g + F_i W_g + D_{d(i) g} + C_i V_g), \quad \sum_g \rho_{ig} = 1
 
-    with smooth programmes F (Gaussian random fields), domains d (smooth regions), and cell composition C, which has no
+    (genes with and without spatial structure share the library in fixed parts, so that the latter have none at all), with
+    smooth programmes F (Gaussian random fields), domains d (smooth regions), and cell composition C, which has no
     spatial structure. A gene follows one programme, marks one domain, or has no spatial structure at all. Counts are
     negative binomial with mean library size times rate; library sizes are log-normal.
 
@@ -100,7 +101,7 @@ def simulated_visium(
         ]
     )
     dispersion = rng.lognormal(np.log(8), 0.4, size=n_genes)
-    counts, rate = _counts(scores, loadings, obs["library_size"].to_numpy(), dispersion, rng)
+    counts, rate = _counts(scores, loadings, pattern == "none", obs["library_size"].to_numpy(), dispersion, rng)
 
     coordinates = np.concatenate([slide[1] for slide in slides])
     spatial = {
@@ -172,19 +173,24 @@ def _smooth_fields(xy: np.ndarray, n_fields: int, length: float, rng: np.random.
 def _counts(
     scores: np.ndarray,
     loadings: np.ndarray,
+    unstructured: np.ndarray,
     library: np.ndarray,
     dispersion: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[sparse.csr_matrix, np.ndarray]:
     """Draw negative binomial counts (gamma-Poisson) by blocks of spots; give them and their rates."""
     n_spots, n_genes = len(scores), loadings.shape[1]
+    level = np.exp(loadings[-1])
+    groups = [genes for genes in (unstructured, ~unstructured) if genes.any()]
     rate = np.empty((n_spots, n_genes), dtype=np.float32)
     blocks = []
     step = max(1, _BLOCK // n_genes)
     for start in range(0, n_spots, step):
         block = slice(start, start + step)
         expected = np.exp(scores[block] @ loadings)
-        expected /= expected.sum(axis=1, keepdims=True)
+        # each row sums to 1; normalised together, all genes would mirror the sum of the structured ones
+        for genes in groups:
+            expected[:, genes] *= level[genes].sum() / level.sum() / expected[:, genes].sum(axis=1, keepdims=True)
         rate[block] = expected
         expected *= library[block, None]
         mean = rng.standard_gamma(np.broadcast_to(dispersion, expected.shape)) * expected / dispersion
