@@ -128,6 +128,13 @@ class TestNamesAndSamples:
             checks.get_samples(adata, "slide")
 
 
+@pytest.mark.parametrize("value", [0, -3, 1.0, True, None, "2"])
+def test_positive_int(value):
+    checks.check_positive_int(np.int64(3), "k")
+    with pytest.raises(ValueError, match="k must be a whole number of at least 1, got"):
+        checks.check_positive_int(value, "k")
+
+
 class TestCoordinates:
     def test_arrays_and_frames(self):
         adata = _adata()

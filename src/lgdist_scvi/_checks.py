@@ -49,6 +49,18 @@ def require_key(container: Any, key: str | None, where: str, remedy: str = "") -
     raise KeyError(f"{message}; {remedy}" if remedy else message)
 
 
+def check_positive_int(value: Any, name: str) -> None:
+    """Refuse anything but a whole number of at least 1.
+
+    Raises
+    ------
+    ValueError
+        If `value` is something else; says what it is.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
 def _blocks(values: np.ndarray) -> Iterable[np.ndarray]:
     if values.ndim == 1:
         step = _BLOCK

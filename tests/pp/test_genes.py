@@ -98,7 +98,7 @@ def test_gene_absent_from_a_slide_counts_as_unstructured_there(slides):
     dense[:250, 0] = np.arange(250) % 7
     adata.X = dense
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         pp.select_genes(adata, 10, 30, sample_key="sample")
     one = adata[:250].copy()
     pp.select_genes(one, 10, 30)
@@ -130,8 +130,10 @@ def test_too_few_genes_are_taken_with_a_warning(slides):
 
 def test_errors(slides):
     adata = slides.copy()
-    with pytest.raises(ValueError, match="1 <= n_targets <= n_genes, got n_targets=20 and n_genes=10"):
+    with pytest.raises(ValueError, match="expected n_targets <= n_genes, got n_targets=20 and n_genes=10"):
         pp.select_genes(adata, n_targets=20, n_genes=10)
+    with pytest.raises(ValueError, match="n_neighbors must be a whole number of at least 1, got 0"):
+        pp.select_genes(adata, n_neighbors=0)
     with pytest.raises(ValueError, match="min_target_detection is a fraction"):
         pp.select_genes(adata, min_target_detection=40)
     with pytest.raises(KeyError, match="'slide' not found in adata.obs; available: 'sample'"):

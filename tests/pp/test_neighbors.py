@@ -211,8 +211,8 @@ class TestSlides:
 
 class TestWritten:
     def test_keys_and_matrices(self, tmp_path):
-        adata = spots(hexagonal())
-        pp.spatial_neighbors(adata, key_added="near")
+        adata = spots(hexagonal(), pd.Categorical(["a"] * 144))
+        pp.spatial_neighbors(adata, sample_key="sample", key_added="near")
         connectivities, distances = adata.obsp["near_connectivities"], adata.obsp["near_distances"]
         for matrix in (connectivities, distances):
             assert matrix.format == "csr"
@@ -230,6 +230,7 @@ class TestWritten:
         adata.write_h5ad(tmp_path / "a.h5ad")
         read = ad.read_h5ad(tmp_path / "a.h5ad")
         assert (read.obsp["near_connectivities"] != connectivities).nnz == 0
+        assert list(read.uns["near_neighbors"]["params"]["samples"]) == ["a"]
 
     def test_squidpy_reads_it(self, slide):
         import squidpy as sq

@@ -9,6 +9,8 @@ import pandas as pd
 from scipy import sparse
 from scipy.spatial import cKDTree
 
+from lgdist_scvi._checks import check_positive_int
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -75,8 +77,7 @@ def simulated_visium(
         ("n_samples", n_samples),
         ("n_domains", n_domains),
     ):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        check_positive_int(value, name)
     if n_samples > n_spots:
         raise ValueError(f"n_samples={n_samples} slides need at least as many spots, got n_spots={n_spots}")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
-from lgdist_scvi._checks import check_unique_names, get_coordinates, get_counts, get_samples
+from lgdist_scvi._checks import check_positive_int, check_unique_names, get_coordinates, get_counts, get_samples
 from lgdist_scvi._expression import COUNTS_PER, library_size
 from lgdist_scvi.pp._neighbors import build_distances
 
@@ -84,8 +84,10 @@ def select_genes(
         If an argument is out of range, the values are not counts, gene names are duplicated, no gene qualifies, or no
         two spots are neighbours.
     """
-    if not 1 <= n_targets <= n_genes:
-        raise ValueError(f"expected 1 <= n_targets <= n_genes, got n_targets={n_targets} and n_genes={n_genes}")
+    for name, value in (("n_targets", n_targets), ("n_genes", n_genes), ("n_neighbors", n_neighbors)):
+        check_positive_int(value, name)
+    if n_targets > n_genes:
+        raise ValueError(f"expected n_targets <= n_genes, got n_targets={n_targets} and n_genes={n_genes}")
     for name, value in (
         ("min_target_detection", min_target_detection),
         ("min_context_detection", min_context_detection),

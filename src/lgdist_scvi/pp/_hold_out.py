@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import sparse
 
 from lgdist_scvi._checks import (
+    check_positive_int,
     check_unique_names,
     get_coordinates,
     get_counts,
@@ -200,8 +201,7 @@ def _spots(
             raise ValueError(f'scheme="sample" needs two slides or more; adata.obs[{sample_key!r}] names only one')
         slides = rng.choice(n_samples, size=min(_part(fraction, n_samples), n_samples - 1), replace=False)
         return np.isin(samples, slides)
-    if isinstance(n_blocks, bool) or not isinstance(n_blocks, int | np.integer) or n_blocks < 1:
-        raise ValueError(f"n_blocks must be a whole number of at least 1, got {n_blocks!r}")
+    check_positive_int(n_blocks, "n_blocks")
     distances, _ = build_distances(get_coordinates(adata, spatial_key, sample_key), samples, 6)
     graph = distances.maximum(distances.T).tocsr()
     for sample in range(n_samples):

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from lgdist_scvi._checks import get_coordinates, get_samples
+from lgdist_scvi._checks import check_positive_int, get_coordinates, get_samples
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -77,8 +77,7 @@ def spatial_neighbors(
     ValueError
         If `n_neighbors` or `max_distance` is not positive; if coordinates are NaN, infinite or duplicated on a slide.
     """
-    if isinstance(n_neighbors, bool) or not isinstance(n_neighbors, int | np.integer) or n_neighbors < 1:
-        raise ValueError(f"n_neighbors must be a whole number of at least 1, got {n_neighbors!r}")
+    check_positive_int(n_neighbors, "n_neighbors")
     if max_distance is not None and not max_distance > 0:
         raise ValueError(f"max_distance must be positive, got {max_distance!r}")
     coordinates = get_coordinates(adata, spatial_key, sample_key)
@@ -95,7 +94,7 @@ def spatial_neighbors(
     }
     if sample_key is not None:
         params["sample_key"] = sample_key
-        params["samples"] = pd.unique(adata.obs[sample_key]).astype(str)
+        params["samples"] = np.asarray(pd.unique(adata.obs[sample_key]), dtype=str)
     if max_distance is not None:
         params["max_distance"] = float(max_distance)
     adata.obsp[f"{key_added}_connectivities"] = connectivities
