@@ -250,6 +250,8 @@ class TestNothingLeaks:
         assert hidden.sum() > 0
         np.testing.assert_array_equal(result.obs["total_umi_all_genes"], totals + 1000 - hidden)
         assert "total_counts" not in result.obs
+        with pytest.raises(KeyError, match="'n_umi' not found in adata.obs; available: .*library_keys"):
+            pp.hold_out(slide, library_keys=["n_umi"])
 
 
 class TestStorage:

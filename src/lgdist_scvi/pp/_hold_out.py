@@ -75,7 +75,8 @@ def hold_out(
     n_blocks
         Number of regions on each slide, for ``"block"``.
     library_keys
-        Columns of `adata.obs` with library sizes; the hidden counts of a spot are subtracted from those that exist.
+        Columns of `adata.obs` with library sizes, from which the hidden counts of a spot are subtracted.
+        ``"total_counts"`` (:func:`~lgdist_scvi.pp.select_genes`) may be absent.
 
     Returns
     -------
@@ -90,7 +91,7 @@ def hold_out(
     Raises
     ------
     KeyError
-        If a gene, `layer`, `sample_key` or `spatial_key` is absent.
+        If a gene, `layer`, `sample_key`, `spatial_key` or a library size is absent.
     ValueError
         If an argument is out of range, values are not counts, names are duplicated, there is nothing to hide, or a library
         size is smaller than the counts hidden.
@@ -135,8 +136,10 @@ def hold_out(
     result.layers["truth"] = _in_format_of(source, csr)
     result.layers["held_out"] = held_out
     for key in library_keys:
-        if key in result.obs:
-            result.obs[key] = _reduced(result.obs[key], n_hidden, key)
+        if key == "total_counts" and key not in result.obs:
+            continue
+        require_key(result.obs, key, "adata.obs", "library_keys are the columns with library sizes")
+        result.obs[key] = _reduced(result.obs[key], n_hidden, key)
     result.uns["hold_out"] = {
         "scheme": scheme,
         "fraction": float(fraction),
