@@ -1,0 +1,26 @@
+"""Between AnnData and tensors."""
+
+from lgdist_scvi.data._dataset import NeighborhoodDataset, NeighborhoodManager
+from lgdist_scvi.data._fields import (
+    CoordinatesField,
+    CountsField,
+    LibraryField,
+    MaskField,
+    ObspField,
+    SampleField,
+)
+from lgdist_scvi.data._statistics import GeneStatistics, gene_statistics, set_aside_patterns
+
+__all__ = [
+    "CoordinatesField",
+    "CountsField",
+    "GeneStatistics",
+    "LibraryField",
+    "MaskField",
+    "NeighborhoodDataset",
+    "NeighborhoodManager",
+    "ObspField",
+    "SampleField",
+    "gene_statistics",
+    "set_aside_patterns",
+]

@@ -1,0 +1,202 @@
+"""The neighbourhood dataset: batches of spots with their neighbours, gathered by index."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from scvi.data import AnnDataManager, AnnTorchDataset
+from torch.utils.data import Subset
+
+from lgdist_scvi._checks import as_csr, get_coordinates, get_counts, get_mask, get_samples, list_names
+from lgdist_scvi._expression import library_size
+from lgdist_scvi.data import _keys as keys
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+class NeighborhoodManager(AnnDataManager):
+    """An :class:`~scvi.data.AnnDataManager` whose batches carry the neighbours of their spots."""
+
+    def create_torch_dataset(self, indices=None, data_and_attributes=None, load_sparse_tensor=False):
+        """Create a :class:`NeighborhoodDataset`, restricted to `indices` if given.
+
+        `data_and_attributes` and `load_sparse_tensor` are part of scvi-tools' signature; a neighbourhood is always
+        loaded whole and dense.
+        """
+        dataset = NeighborhoodDataset(self)
+        return dataset if indices is None else Subset(dataset, np.asarray(indices))
+
+
+class NeighborhoodDataset(AnnTorchDataset):
+    """Spots and their neighbours.
+
+    Counts stay sparse; a batch gathers the rows of its spots and, once each, of their neighbours. Neighbours in which
+    nothing is observed are left out; a spot left with none gets the nearest spots, along the graph, in which something is.
+
+    Parameters
+    ----------
+    adata_manager
+        Manager with registered data.
+
+    Raises
+    ------
+    ValueError
+        If spots can be predicted from nothing: neither an entry of theirs nor any spot connected to them is observed.
+    """
+
+    def __init__(self, adata_manager: AnnDataManager):
+        super().__init__(adata_manager)
+        adata = adata_manager.adata
+        registry = adata_manager.data_registry
+        self.genes = np.asarray(adata_manager.get_state_registry(keys.COUNTS)["column_names"])
+        self._columns = _columns(adata, self.genes)
+
+        self.counts = _take_columns(get_counts(adata, registry[keys.COUNTS].attr_key), self._columns)
+        self.mask = None
+        if keys.MASK in registry:
+            self.mask = _take_columns(get_mask(adata, registry[keys.MASK].attr_key), self._columns)
+        self.library = self._library(adata, registry)
+        self.has_content = self._has_content()
+        graph = as_csr(adata.obsp[registry[keys.GRAPH].attr_key])
+        self._set_neighbors(adata, registry, graph)
+
+    def _library(self, adata: AnnData, registry: dict) -> np.ndarray:
+        summed = library_size(self.counts, self.mask)
+        if keys.LIBRARY not in registry:
+            return summed
+        key = registry[keys.LIBRARY].attr_key
+        library = np.asarray(adata.obs[key], dtype=np.float64)
+        # half a count of slack for totals that were stored as float32
+        if n_small := int((library < summed * (1 - 1e-6) - 0.5).sum()):
+            raise ValueError(
+                f"{n_small:,} of {len(library):,} library sizes in adata.obs[{key!r}] are smaller than the counts of the "
+                "registered genes; give total counts per spot (pp.select_genes writes 'total_counts'), or None"
+            )
+        return library
+
+    def _has_content(self) -> np.ndarray:
+        """Whether anything is known of a spot; a spot without counts says nothing about expression."""
+        content = self.library > 0
+        return content if self.mask is None else content & self.mask.any(axis=1)
+
+    def hides_every_zero(self) -> bool:
+        """Whether there is a mask and it calls every zero missing."""
+        if self.mask is None:
+            return False
+        stored = sparse.csr_matrix(self.counts)
+        rows = np.repeat(np.arange(stored.shape[0]), np.diff(stored.indptr))
+        return int(self.mask.sum()) == int(self.mask[rows, stored.indices].sum())
+
+    def _set_neighbors(self, adata: AnnData, registry: dict, graph: sparse.csr_matrix) -> None:
+        samples = get_samples(adata, registry[keys.SAMPLE].attr_key if keys.SAMPLE in registry else None)
+        coordinates = get_coordinates(
+            adata,
+            registry[keys.COORDINATES].attr_key,
+            registry[keys.SAMPLE].attr_key if keys.SAMPLE in registry else None,
+        )
+        rows = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
+        lengths = np.linalg.norm(coordinates[rows] - coordinates[graph.indices], axis=1)
+        pitch = spot_pitch(rows, lengths, samples)
+        useful = self.has_content[graph.indices]
+        edges = pd.DataFrame({"spot": rows[useful], "neighbor": graph.indices[useful]})
+        n_left = np.bincount(edges["spot"], minlength=graph.shape[0])
+        reached = _reach_further(graph, np.flatnonzero((n_left == 0) & (np.diff(graph.indptr) > 0)), self.has_content)
+        edges = pd.concat([edges, reached])
+        edges["distance"] = (
+            np.linalg.norm(coordinates[edges["spot"]] - coordinates[edges["neighbor"]], axis=1)
+            / pitch[samples[edges["spot"]]]
+        )
+        edges = edges.sort_values(["spot", "distance"], kind="stable")
+        edges["slot"] = edges.groupby("spot").cumcount()
+        # a far ring may hold many spots: the nearest suffice
+        n_slots = max(1, int(np.diff(graph.indptr).max(initial=0)))
+        edges = edges[edges["slot"] < n_slots]
+        self.neighbors = np.full((graph.shape[0], n_slots), -1, dtype=np.int64)
+        self.distances = np.zeros((graph.shape[0], n_slots), dtype=np.float32)
+        self.neighbors[edges["spot"], edges["slot"]] = edges["neighbor"]
+        self.distances[edges["spot"], edges["slot"]] = edges["distance"]
+
+        lost = np.flatnonzero(~self.has_content & (self.neighbors[:, 0] < 0))
+        if len(lost):
+            raise ValueError(
+                f"{len(lost):,} of {adata.n_obs:,} spots ({list_names(adata.obs_names[lost])}) have no observed count and "
+                "no neighbour that has one, so nothing predicts them; drop them, or connect them with "
+                "pp.spatial_neighbors(adata, n_neighbors=...)"
+            )
+
+    def rows(self, spots: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Counts, mask and library of some spots, dense float32."""
+        counts = self.counts[spots]
+        counts = (counts.toarray() if sparse.issparse(counts) else counts).astype(np.float32)
+        known = np.broadcast_to(self.has_content[spots, None], counts.shape)
+        mask = (known if self.mask is None else known & self.mask[spots]).astype(np.float32)
+        # a hidden entry must not reach the network, whatever its value
+        counts *= mask
+        return counts, mask, self.library[spots, None].astype(np.float32)
+
+    def __getitem__(self, indexes: int | list[int] | slice) -> dict[str, np.ndarray]:
+        """Load spots with their neighbours; the keys are those of `data._keys`."""
+        spots = np.atleast_1d(np.arange(len(self))[indexes])
+        counts, mask, library = self.rows(spots)
+        neighbors = self.neighbors[spots]
+        valid = neighbors >= 0
+        unique, inverse = np.unique(neighbors[valid], return_inverse=True)
+        if len(unique) == 0:  # only isolated spots: any row does, none is valid
+            unique = spots[:1]
+        index = np.zeros(neighbors.shape, dtype=np.int64)
+        index[valid] = inverse
+        neighbor_counts, neighbor_mask, neighbor_library = self.rows(unique)
+        return {
+            keys.SPOT: spots[:, None],
+            keys.COUNTS: counts,
+            keys.MASK: mask,
+            keys.LIBRARY: library,
+            keys.NEIGHBOR_SPOT: unique[:, None],
+            keys.NEIGHBOR_COUNTS: neighbor_counts,
+            keys.NEIGHBOR_MASK: neighbor_mask,
+            keys.NEIGHBOR_LIBRARY: neighbor_library,
+            keys.NEIGHBOR_INDEX: index,
+            keys.NEIGHBOR_DISTANCE: self.distances[spots],
+            keys.NEIGHBOR_VALID: valid,
+        }
+
+
+def spot_pitch(rows: np.ndarray, lengths: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """Distance between neighbouring spots of each slide: the median over spots of the nearest neighbour's, (n_slides,)."""
+    nearest = pd.Series(lengths).groupby(rows).min()
+    medians = nearest.groupby(samples[nearest.index]).median()
+    pitch = np.ones(samples.max(initial=0) + 1)
+    pitch[medians.index] = medians.to_numpy()
+    return pitch
+
+
+def _reach_further(graph: sparse.csr_matrix, spots: np.ndarray, has_content: np.ndarray) -> pd.DataFrame:
+    """Walk the graph from spots without useful neighbours to the first ring that has some."""
+    found_spots, found = [], []
+    for spot in spots:
+        seen = {int(spot)}
+        ring = set(graph.indices[graph.indptr[spot] : graph.indptr[spot + 1]].tolist())
+        while ring:
+            useful = [other for other in ring if has_content[other]]
+            if useful:
+                found += useful
+                found_spots += [spot] * len(useful)
+                break
+            seen |= ring
+            ring = {int(n) for other in ring for n in graph.indices[graph.indptr[other] : graph.indptr[other + 1]]} - seen
+    return pd.DataFrame({"spot": np.asarray(found_spots, dtype=np.int64), "neighbor": np.asarray(found, dtype=np.int64)})
+
+
+def _columns(adata: AnnData, genes: np.ndarray) -> np.ndarray | None:
+    """Positions of the registered genes in `adata`; ``None`` if they are simply all of them in order."""
+    if adata.n_vars == len(genes) and np.array_equal(np.asarray(adata.var_names), genes):
+        return None
+    return adata.var_names.get_indexer(genes)
+
+
+def _take_columns(matrix, columns: np.ndarray | None):
+    return matrix if columns is None else matrix[:, columns]

@@ -1,0 +1,200 @@
+"""AnnData fields: what is registered, and every check that a registration makes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import rich.table
+from anndata import AnnData
+from scipy import sparse
+from scvi.data.fields import BaseAnnDataField
+
+from lgdist_scvi._checks import (
+    as_csr,
+    check_unique_names,
+    get_coordinates,
+    get_counts,
+    get_mask,
+    get_samples,
+    list_names,
+    require_key,
+)
+from lgdist_scvi.data import _keys as keys
+
+
+class _Field(BaseAnnDataField):
+    """A field whose registration only checks; transfer to other data checks the same."""
+
+    is_empty = False
+
+    def __init__(self, registry_key: str, attr_name: str, attr_key: str | None):
+        super().__init__()
+        self._registry_key, self._attr_name, self._attr_key = registry_key, attr_name, attr_key
+
+    @property
+    def registry_key(self) -> str:
+        return self._registry_key
+
+    @property
+    def attr_name(self) -> str:
+        return self._attr_name
+
+    @property
+    def attr_key(self) -> str | None:
+        return self._attr_key
+
+    def register_field(self, adata: AnnData) -> dict:
+        return super().register_field(adata)
+
+    def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: Any) -> dict:
+        return self.register_field(adata_target)
+
+    def get_summary_stats(self, state_registry: dict) -> dict:
+        return {}
+
+    def view_state_registry(self, state_registry: dict) -> rich.table.Table | None:
+        return None
+
+
+class CountsField(_Field):
+    """Raw counts in `X` or a layer, in any format; other data may hold the genes in another order, or more of them."""
+
+    def __init__(self, layer: str | None):
+        super().__init__(keys.COUNTS, "X" if layer is None else "layers", layer)
+
+    def validate_field(self, adata: AnnData) -> None:
+        check_unique_names(adata)
+        get_counts(adata, self.attr_key)
+
+    def register_field(self, adata: AnnData) -> dict:
+        super().register_field(adata)
+        return {"n_obs": adata.n_obs, "n_vars": adata.n_vars, "column_names": np.asarray(adata.var_names)}
+
+    def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: Any) -> dict:
+        genes = np.asarray(state_registry["column_names"])
+        missing = genes[~np.isin(genes, adata_target.var_names)]
+        if len(missing):
+            raise ValueError(
+                f"{len(missing):,} of the {len(genes):,} genes that the model was trained on are not in the new data "
+                f"({list_names(missing)}); add them, or train a model on the shared genes"
+            )
+        self.validate_field(adata_target)
+        return {"n_obs": adata_target.n_obs, "n_vars": len(genes), "column_names": genes}
+
+    def get_summary_stats(self, state_registry: dict) -> dict:
+        return {"n_cells": state_registry["n_obs"], "n_vars": state_registry["n_vars"]}
+
+    def view_state_registry(self, state_registry: dict) -> rich.table.Table | None:
+        table = rich.table.Table(title="Counts")
+        table.add_column("Spots")
+        table.add_column("Genes")
+        table.add_row(str(state_registry["n_obs"]), str(state_registry["n_vars"]))
+        return table
+
+
+class MaskField(_Field):
+    """A layer that is True where an entry is known."""
+
+    def __init__(self, mask_layer: str):
+        super().__init__(keys.MASK, "layers", mask_layer)
+
+    def validate_field(self, adata: AnnData) -> None:
+        get_mask(adata, self.attr_key)
+
+    def register_field(self, adata: AnnData) -> dict:
+        mask = get_mask(adata, self.attr_key)
+        unseen = adata.var_names[~mask.any(axis=0)]
+        if len(unseen):
+            raise ValueError(
+                f"adata.layers[{self.attr_key!r}] marks nothing as observed for {len(unseen):,} of {adata.n_vars:,} genes "
+                f"({list_names(unseen)}); nothing can be learnt about them: drop them with adata[:, mask.any(axis=0)]"
+            )
+        return super().register_field(adata)
+
+    def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: Any) -> dict:
+        # a trained model knows the genes: new data may hide one throughout
+        self.validate_field(adata_target)
+        return {}
+
+
+class ObspField(_Field):
+    """A neighbourhood graph in `obsp`; row i holds the neighbours of spot i."""
+
+    def __init__(self, graph_key: str, sample_key: str | None):
+        super().__init__(keys.GRAPH, "obsp", graph_key)
+        self.sample_key = sample_key
+
+    def validate_field(self, adata: AnnData) -> None:
+        rebuild = "build it with pp.spatial_neighbors(adata, sample_key=...)"
+        require_key(adata.obsp, self.attr_key, "adata.obsp", rebuild)
+        graph = adata.obsp[self.attr_key]
+        where = f"adata.obsp[{self.attr_key!r}]"
+        if not sparse.issparse(graph):
+            raise ValueError(f"{where} is a dense array; {rebuild}")
+        if graph.shape != (adata.n_obs, adata.n_obs):
+            raise ValueError(f"{where} has shape {graph.shape}, adata has {adata.n_obs:,} spots; {rebuild}")
+        graph = as_csr(graph).tocoo()
+        if n_loops := int((graph.row == graph.col).sum()):
+            raise ValueError(f"{n_loops:,} spots are their own neighbours in {where} (self loops); {rebuild}")
+        samples = get_samples(adata, self.sample_key)
+        if n_crossing := int((samples[graph.row] != samples[graph.col]).sum()):
+            raise ValueError(
+                f"{n_crossing:,} edges of {where} join spots of different slides (adata.obs[{self.sample_key!r}]); "
+                f"build it per slide with pp.spatial_neighbors(adata, sample_key={self.sample_key!r})"
+            )
+
+    def register_field(self, adata: AnnData) -> dict:
+        super().register_field(adata)
+        return {"n_edges": int(adata.obsp[self.attr_key].nnz)}
+
+    def get_summary_stats(self, state_registry: dict) -> dict:
+        return {"n_edges": state_registry["n_edges"]}
+
+
+class CoordinatesField(_Field):
+    """Spot coordinates in `obsm`."""
+
+    def __init__(self, spatial_key: str, sample_key: str | None):
+        super().__init__(keys.COORDINATES, "obsm", spatial_key)
+        self.sample_key = sample_key
+
+    def validate_field(self, adata: AnnData) -> None:
+        get_coordinates(adata, self.attr_key, self.sample_key)
+
+
+class SampleField(_Field):
+    """The slide of each spot in `obs`."""
+
+    def __init__(self, sample_key: str):
+        super().__init__(keys.SAMPLE, "obs", sample_key)
+
+    def validate_field(self, adata: AnnData) -> None:
+        get_samples(adata, self.attr_key)
+
+    def register_field(self, adata: AnnData) -> dict:
+        super().register_field(adata)
+        return {"n_samples": int(get_samples(adata, self.attr_key).max(initial=-1)) + 1}
+
+    def get_summary_stats(self, state_registry: dict) -> dict:
+        return {"n_samples": state_registry["n_samples"]}
+
+
+class LibraryField(_Field):
+    """Library size of each spot in `obs`, in counts."""
+
+    def __init__(self, size_factor_key: str):
+        super().__init__(keys.LIBRARY, "obs", size_factor_key)
+
+    def validate_field(self, adata: AnnData) -> None:
+        require_key(adata.obs, self.attr_key, "adata.obs", "pp.select_genes writes 'total_counts'; None sums the genes")
+        where = f"adata.obs[{self.attr_key!r}]"
+        try:
+            library = np.asarray(adata.obs[self.attr_key], dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where} is not numeric; give library sizes in counts") from error
+        if n_bad := int((~np.isfinite(library) | (library < 0)).sum()):
+            raise ValueError(
+                f"{n_bad:,} of {adata.n_obs:,} library sizes in {where} are NaN, infinite or negative; "
+                "give total counts per spot, for example from pp.select_genes"
+            )

@@ -1,0 +1,21 @@
+"""Names under which a neighbourhood batch travels from AnnData to the module."""
+
+from __future__ import annotations
+
+from scvi import REGISTRY_KEYS
+
+COUNTS = REGISTRY_KEYS.X_KEY  # (batch, n_genes) raw counts
+MASK = "observed_mask"  # (batch, n_genes) 1 where an entry is known
+GRAPH = "spatial_graph"
+COORDINATES = "spatial_coordinates"
+SAMPLE = "sample"
+LIBRARY = REGISTRY_KEYS.SIZE_FACTOR_KEY  # (batch, 1) counts
+
+SPOT = "spot"  # (batch, 1) row of the spot in its AnnData
+NEIGHBOR_SPOT = "neighbor_spot"  # (n_unique, 1) rows of every spot that is somebody's neighbour in this batch
+NEIGHBOR_COUNTS = "neighbor_counts"  # (n_unique, n_genes)
+NEIGHBOR_MASK = "neighbor_mask"  # (n_unique, n_genes)
+NEIGHBOR_LIBRARY = "neighbor_library"  # (n_unique, 1)
+NEIGHBOR_INDEX = "neighbor_index"  # (batch, k) rows of the n_unique spots
+NEIGHBOR_DISTANCE = "neighbor_distance"  # (batch, k) in spot pitches
+NEIGHBOR_VALID = "neighbor_valid"  # (batch, k), 0 where a spot has fewer neighbours

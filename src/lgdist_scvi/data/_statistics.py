@@ -1,0 +1,79 @@
+"""Gene statistics of what may be looked at, and the entries that training may not look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lgdist_scvi._expression import log1p_cp10k
+from lgdist_scvi.data._dataset import NeighborhoodDataset
+
+_N_PATTERNS = 1021  # prime, so that patterns do not line up with the rows of an array
+_BLOCK = 2048  # spots held dense at a time
+
+
+@dataclass
+class GeneStatistics:
+    """What the networks start from.
+
+    Attributes
+    ----------
+    rate
+        Mean share of each gene in the library, float32, (n_genes,).
+    value_mean, value_scale
+        Mean and standard deviation of the known values of each gene in log1p(CP10K), float32, (n_genes,).
+    typical_library
+        Median library size in counts.
+    """
+
+    rate: np.ndarray
+    value_mean: np.ndarray
+    value_scale: np.ndarray
+    typical_library: float
+
+
+def set_aside_patterns(n_genes: int, fraction: float, seed: int) -> np.ndarray:
+    """Draw which entries are set aside for validation, (n_patterns, n_genes), bool.
+
+    Spot i uses row i modulo the number of rows: as good as independent draws, at a thousandth of the memory.
+    """
+    return np.random.default_rng(seed).random((_N_PATTERNS, n_genes)) < fraction
+
+
+def gene_statistics(dataset: NeighborhoodDataset, set_aside: np.ndarray, closed: bool) -> GeneStatistics:
+    """Summarise the known entries of a data set that are not set aside.
+
+    Parameters
+    ----------
+    dataset
+        The data.
+    set_aside
+        Output of :func:`set_aside_patterns`.
+    closed
+        Whether the genes make up the library, so that their rates sum to 1.
+    """
+    n_genes = set_aside.shape[1]
+    counts_sum, library_sum, n_known, value_sum, square_sum = np.zeros((5, n_genes))
+    for start in range(0, len(dataset), _BLOCK):
+        spots = np.arange(start, min(start + _BLOCK, len(dataset)))
+        counts, known, library = dataset.rows(spots)
+        known *= ~set_aside[spots % len(set_aside)]
+        values = log1p_cp10k(counts, library[:, 0])
+        counts_sum += (counts * known).sum(axis=0, dtype=np.float64)
+        library_sum += library[:, 0].astype(np.float64) @ known
+        n_known += known.sum(axis=0, dtype=np.float64)
+        value_sum += (values * known).sum(axis=0, dtype=np.float64)
+        square_sum += (values**2 * known).sum(axis=0, dtype=np.float64)
+    n_known = np.maximum(n_known, 1.0)
+    mean = value_sum / n_known
+    # a gene that was never counted keeps a small rate, so that its logarithm is finite
+    rate = (counts_sum + 0.1) / np.maximum(library_sum, 1.0)
+    if closed:
+        rate /= rate.sum()
+    return GeneStatistics(
+        rate=rate.astype(np.float32),
+        value_mean=mean.astype(np.float32),
+        value_scale=np.sqrt(np.maximum(square_sum / n_known - mean**2, 1e-2)).astype(np.float32),
+        typical_library=float(np.median(dataset.library[dataset.has_content])) if dataset.has_content.any() else 1.0,
+    )

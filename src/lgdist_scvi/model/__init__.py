@@ -1,0 +1,5 @@
+"""What a user trains and asks."""
+
+from lgdist_scvi.model._lgdist import LGDiST
+
+__all__ = ["LGDiST"]

@@ -1,0 +1,3 @@
+"""Stub to be replaced."""
+class CompletionMixin:
+    pass

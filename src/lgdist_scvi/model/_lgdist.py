@@ -1,0 +1,409 @@
+"""The LGDiST model: registration, construction and training."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from anndata import AnnData
+from scvi import settings
+from scvi.model.base import BaseModelClass
+
+from lgdist_scvi import pp
+from lgdist_scvi._checks import get_samples, list_names, require_key
+from lgdist_scvi.data import (
+    CoordinatesField,
+    CountsField,
+    GeneStatistics,
+    LibraryField,
+    MaskField,
+    NeighborhoodDataset,
+    NeighborhoodManager,
+    ObspField,
+    SampleField,
+    gene_statistics,
+    set_aside_patterns,
+)
+from lgdist_scvi.data import _keys as keys
+from lgdist_scvi.model._completion import CompletionMixin
+from lgdist_scvi.model._prediction import PredictionMixin
+from lgdist_scvi.module import LGDiSTModule, NeighborhoodVAE
+from lgdist_scvi.train import DiffusionPlan, EntrySplitter, VAEPlan, run_stage
+
+_DEFAULT_GRAPH = "spatial_connectivities"
+_SAMPLE_COLUMNS = ("sample", "library_id")
+_STEPS = {"vae": 1200, "diffusion": 500}  # optimisation steps that a slide needs
+_EPOCHS = (4, 300)
+
+
+class LGDiST(PredictionMixin, CompletionMixin, BaseModelClass):
+    """Latent gene diffusion for the completion of spatial transcriptomics (Ruiz et al. 2025, arXiv 2509.01864).
+
+    A neighbourhood VAE encodes each spot from its own visible entries and its spatial neighbours; a latent diffusion model
+    over it gives the distribution of what was not seen. No single-cell reference is used.
+
+    Parameters
+    ----------
+    adata
+        Data registered with :meth:`setup_anndata`.
+    registry
+        Registry of a saved model, instead of data.
+    gene_likelihood
+        ``"nb"`` or ``"poisson"``: raw counts, zeros are data. ``"normal"``: log1p(CP10K) of captured entries; the mask must
+        call every zero missing. ``"auto"``: ``"normal"`` with such a mask, else ``"nb"``.
+    conditioning
+        ``"spot+neighborhood"``: a spot is predicted from its own visible entries and its neighbours. ``"neighborhood"``: from
+        its neighbours only, as in the paper.
+    n_latent, n_hidden, n_layers, n_heads, dropout_rate
+        Sizes of the neighbourhood VAE.
+    n_denoiser_hidden, n_denoiser_layers, n_denoiser_heads, n_timesteps
+        Sizes of the denoiser, and the number of noise steps it is trained with.
+    hide_up_to
+        In training, a share of each spot's known entries is hidden, uniform between 0 and this, and mostly those are scored.
+    hide_spot
+        Share of the spots, in training, of which everything is hidden.
+    visible_weight
+        Weight of visible entries in the reconstruction, against 1 for hidden ones.
+    set_aside_fraction
+        Share of the entries that training never sees; validation scores them.
+    n_draws
+        Noise draws per spot in a training step of the diffusion.
+    decoded_weight
+        Weight of the reconstruction by the decoded posterior mean in the diffusion's loss.
+    seed
+        Of the set-aside entries.
+
+    Raises
+    ------
+    ValueError
+        If the likelihood does not fit the mask, or an argument is out of range.
+
+    Examples
+    --------
+    >>> LGDiST.setup_anndata(adata)
+    >>> model = LGDiST(adata)
+    >>> model.train()
+    >>> model.complete()
+    >>> sq.pl.spatial_scatter(adata, layer="completed", color="Ttn")
+    """
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict | None = None,
+        gene_likelihood: Literal["auto", "nb", "poisson", "normal"] = "auto",
+        conditioning: Literal["spot+neighborhood", "neighborhood"] = "spot+neighborhood",
+        n_latent: int = 64,
+        n_hidden: int = 256,
+        n_layers: int = 2,
+        n_heads: int = 4,
+        dropout_rate: float = 0.0,
+        n_denoiser_hidden: int = 128,
+        n_denoiser_layers: int = 3,
+        n_denoiser_heads: int = 4,
+        n_timesteps: int = 1000,
+        hide_up_to: float = 0.9,
+        hide_spot: float = 0.1,
+        visible_weight: float = 0.1,
+        set_aside_fraction: float = 0.05,
+        n_draws: int = 4,
+        decoded_weight: float = 0.1,
+        seed: int = 0,
+    ):
+        super().__init__(adata, registry)
+        _check_choice("gene_likelihood", gene_likelihood, ("auto", "nb", "poisson", "normal"))
+        _check_choice("conditioning", conditioning, ("spot+neighborhood", "neighborhood"))
+        if not 0 < set_aside_fraction < 0.5:
+            raise ValueError(f"set_aside_fraction must lie between 0 and 0.5, got {set_aside_fraction}")
+        for width, heads in (("n_hidden", "n_heads"), ("n_denoiser_hidden", "n_denoiser_heads")):
+            if locals()[width] % locals()[heads]:
+                raise ValueError(f"{width}={locals()[width]} must be a multiple of {heads}={locals()[heads]}")
+        n_genes = self.summary_stats["n_vars"]
+        closed = keys.LIBRARY not in self.registry_["field_registries"]
+        patterns = set_aside_patterns(n_genes, set_aside_fraction, seed)
+        if adata is None:
+            # load() fills in parameters and statistics
+            ones = np.ones(n_genes, dtype=np.float32)
+            statistics = GeneStatistics(ones / n_genes, ones, ones, 1.0)
+        else:
+            dataset = self.adata_manager.create_torch_dataset()
+            gene_likelihood = _resolve_likelihood(gene_likelihood, dataset, adata)
+            statistics = gene_statistics(dataset, patterns, closed)
+        vae = NeighborhoodVAE(
+            gene_rate=torch.from_numpy(statistics.rate),
+            value_mean=torch.from_numpy(statistics.value_mean),
+            value_scale=torch.from_numpy(statistics.value_scale),
+            typical_library=statistics.typical_library,
+            likelihood=gene_likelihood,
+            closed=closed,
+            n_latent=n_latent,
+            n_hidden=n_hidden,
+            n_layers=n_layers,
+            n_heads=n_heads,
+            dropout_rate=dropout_rate,
+            own_entries=conditioning == "spot+neighborhood",
+        )
+        self.module = LGDiSTModule(
+            vae,
+            n_latent=n_latent,
+            n_hidden=n_hidden,
+            n_denoiser_hidden=n_denoiser_hidden,
+            n_denoiser_layers=n_denoiser_layers,
+            n_denoiser_heads=n_denoiser_heads,
+            n_timesteps=n_timesteps,
+            set_aside_patterns=torch.from_numpy(patterns),
+            hide_up_to=hide_up_to,
+            hide_spot=hide_spot,
+            visible_weight=visible_weight,
+            n_draws=n_draws,
+            decoded_weight=decoded_weight,
+        )
+        self.gene_likelihood_ = gene_likelihood
+        self.init_params_ = self._get_init_params(locals())
+
+    @staticmethod
+    def paper_preset() -> dict[str, Any]:
+        """Give the sizes and the condition of the paper, as arguments of the constructor.
+
+        A denoiser of 231 million parameters is made for a GPU. The paper also trains in two rounds: ``train(n_rounds=2)``.
+        """
+        return {
+            "conditioning": "neighborhood",
+            "n_hidden": 512,
+            "n_layers": 4,
+            "n_heads": 1,
+            "n_latent": 128,
+            "n_denoiser_hidden": 1024,
+            "n_denoiser_layers": 12,
+            "n_denoiser_heads": 16,
+            "n_timesteps": 1500,
+        }
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        layer: str | None = None,
+        mask_layer: str | None = None,
+        graph_key: str = _DEFAULT_GRAPH,
+        sample_key: str | None = None,
+        size_factor_key: str | None = None,
+        spatial_key: str = "spatial",
+        **kwargs: Any,
+    ) -> None:
+        """Register the fields of an AnnData.
+
+        Parameters
+        ----------
+        adata
+            Annotated data, (n_obs, n_vars). `X` is never modified.
+        layer
+            Layer with raw counts; ``None`` reads `adata.X`.
+        mask_layer
+            Bool layer, True where an entry is known (see :func:`lgdist_scvi.pp.observed_mask`). ``None``: every entry is
+            data, zeros included.
+        graph_key
+            Key of `adata.obsp` with the neighbourhood graph. If the default is absent, the graph is built with
+            :func:`lgdist_scvi.pp.spatial_neighbors`.
+        sample_key
+            Column of `adata.obs` that names the slide of each spot. If ``None`` and there is a column "sample" or
+            "library_id" with several slides, that one is used, with a warning.
+        size_factor_key
+            Column of `adata.obs` with library sizes in counts. ``None``: the sum over the registered genes.
+        spatial_key
+            Key of `adata.obsm` with the coordinates, (n_obs, 2).
+        **kwargs
+            For scvi-tools' registration.
+
+        Raises
+        ------
+        KeyError
+            If a key is absent; the message lists those that are there.
+        ValueError
+            If counts, mask, coordinates, graph or library sizes are not what they should be.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        sample_key = _find_sample_key(adata, sample_key)
+        _ensure_graph(adata, graph_key, sample_key, spatial_key)
+        fields = [
+            CountsField(layer),
+            CoordinatesField(spatial_key, sample_key),
+            ObspField(graph_key, sample_key),
+        ]
+        if sample_key is not None:
+            fields.append(SampleField(sample_key))
+        if mask_layer is not None:
+            fields.append(MaskField(mask_layer))
+        if size_factor_key is not None:
+            fields.append(LibraryField(size_factor_key))
+        adata_manager = NeighborhoodManager(fields=fields, setup_method_args=setup_method_args)
+        adata_manager.register_fields(adata, **kwargs)
+        NeighborhoodDataset(adata_manager)  # refuses what no single field can see
+        cls.register_manager(adata_manager)
+
+    def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
+        if adata is not None and adata is not self.adata:
+            setup = self.registry_["setup_args"]
+            sample_key = _find_sample_key(adata, setup["sample_key"])
+            _ensure_graph(adata, setup["graph_key"], sample_key, setup["spatial_key"])
+        return super()._validate_anndata(adata, copy_if_view)
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        stage: Literal["all", "vae", "diffusion"] = "all",
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        batch_size: int = 128,
+        early_stopping: bool = True,
+        validation_samples: Sequence[str] | None = None,
+        ema_decay: float | None = 0.99,
+        plan_kwargs: dict[str, Any] | None = None,
+        datasplitter_kwargs: dict[str, Any] | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train the VAE, then the diffusion over it.
+
+        Stopping early follows the loss on set-aside entries. Interrupting (Ctrl-C) leaves a model that can be used.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the spots in each stage. ``None``: about 1,200 steps for the VAE and 500 for the diffusion.
+        stage
+            ``"vae"``, ``"diffusion"`` (needs a trained VAE) or ``"all"``.
+        accelerator, devices
+            As in scvi-tools.
+        batch_size
+            Spots per step.
+        early_stopping
+            Whether to stop when the validation loss no longer falls.
+        validation_samples
+            Slides (values of `sample_key`) that are not trained on; validation uses their set-aside entries.
+        ema_decay
+            Decay of the moving average of the weights; ``None`` for none.
+        plan_kwargs
+            For the training plans (`lr`, `weight_decay`).
+        datasplitter_kwargs
+            For the data loaders (`num_workers`).
+        **trainer_kwargs
+            For :class:`scvi.train.Trainer` (`callbacks`, `logger`, `check_val_every_n_epoch`, `enable_progress_bar`).
+
+        Raises
+        ------
+        ValueError
+            If the diffusion is asked for before the VAE, or a slide is unknown.
+        """
+        _check_choice("stage", stage, ("all", "vae", "diffusion"))
+        if stage == "diffusion" and not self.is_trained_:
+            raise ValueError('the diffusion needs a trained VAE; call train(stage="vae") or train() first')
+        splitter = EntrySplitter(
+            self.adata_manager,
+            validation_spots=self._validation_spots(validation_samples),
+            seed=settings.seed,
+            batch_size=batch_size,
+            **(datasplitter_kwargs or {}),
+        )
+        if stage != "diffusion":
+            # a new VAE makes an old diffusion meaningless
+            self.module.has_diffusion.fill_(False)
+        for name, plan_class in (("vae", VAEPlan), ("diffusion", DiffusionPlan)):
+            if stage not in ("all", name):
+                continue
+            n_epochs = max_epochs if max_epochs is not None else _default_epochs(name, splitter.n_train, batch_size)
+            completed = run_stage(
+                self,
+                name,
+                plan_class(self.module, **(plan_kwargs or {})),
+                splitter,
+                max_epochs=n_epochs,
+                ema_decay=ema_decay,
+                accelerator=accelerator,
+                devices=devices,
+                early_stopping=early_stopping,
+                **trainer_kwargs,
+            )
+            if not completed:
+                return
+
+    def _validation_spots(self, validation_samples: Sequence[str] | None) -> np.ndarray | None:
+        if validation_samples is None:
+            return None
+        if keys.SAMPLE not in self.adata_manager.data_registry:
+            raise ValueError("validation_samples needs slides; pass sample_key=... to setup_anndata")
+        labels = self.adata.obs[self.adata_manager.data_registry[keys.SAMPLE].attr_key].astype(str)
+        unknown = sorted(set(map(str, validation_samples)) - set(labels))
+        if unknown:
+            raise ValueError(f"unknown slides {list_names(unknown)}; available: {list_names(sorted(set(labels)), 20)}")
+        spots = np.flatnonzero(labels.isin(list(map(str, validation_samples))))
+        if len(spots) == len(labels):
+            raise ValueError("validation_samples names every slide; leave at least one to train on")
+        return spots
+
+    def __repr__(self) -> str:
+        stats = self.summary_stats
+        n_slides = stats.get("n_samples", 1)
+        if not self.is_trained_:
+            status = "not trained"
+        elif self.module.has_diffusion:
+            status = "VAE and diffusion trained"
+        else:
+            status = "VAE trained, diffusion not trained"
+        n_parameters = sum(p.numel() for p in self.module.parameters())
+        return (
+            f"LGDiST: {stats['n_cells']:,} spots x {stats['n_vars']:,} genes on {n_slides} slide{'s' * (n_slides > 1)}\n"
+            f"  likelihood {self.gene_likelihood_}, {n_parameters:,} parameters, latent of {self.module.n_latent}\n"
+            f"  {status}"
+        )
+
+
+def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _default_epochs(stage: str, n_spots: int, batch_size: int) -> int:
+    steps_per_epoch = max(1, int(np.ceil(n_spots / batch_size)))
+    return int(np.clip(round(_STEPS[stage] / steps_per_epoch), *_EPOCHS))
+
+
+def _find_sample_key(adata: AnnData, sample_key: str | None) -> str | None:
+    """Use the customary slide column of several slides if none was named: spots of other slides are no neighbours."""
+    if sample_key is not None:
+        require_key(adata.obs, sample_key, "adata.obs", "sample_key names the slide of each spot")
+        return sample_key
+    for column in _SAMPLE_COLUMNS:
+        if column in adata.obs and (n_slides := get_samples(adata, column).max(initial=0) + 1) > 1:
+            warnings.warn(
+                f"adata.obs[{column!r}] names {n_slides} slides and is used to keep them apart; pass sample_key={column!r} to "
+                "say so, or another sample_key",
+                UserWarning,
+                stacklevel=settings.warnings_stacklevel,
+            )
+            return column
+    return None
+
+
+def _ensure_graph(adata: AnnData, graph_key: str, sample_key: str | None, spatial_key: str) -> None:
+    if graph_key == _DEFAULT_GRAPH and graph_key not in adata.obsp:
+        pp.spatial_neighbors(adata, sample_key=sample_key, spatial_key=spatial_key)
+
+
+def _resolve_likelihood(gene_likelihood: str, dataset: NeighborhoodDataset, adata: AnnData) -> str:
+    zeros_are_missing = dataset.hides_every_zero()
+    if gene_likelihood == "auto":
+        return "normal" if zeros_are_missing else "nb"
+    if gene_likelihood == "normal" and not zeros_are_missing:
+        raise ValueError(
+            'gene_likelihood="normal" describes captured values only, but some zeros are registered as data; register a mask '
+            'that calls every zero missing (pp.observed_mask(adata), then mask_layer="observed"), or use "nb"'
+        )
+    if gene_likelihood != "normal" and zeros_are_missing:
+        raise ValueError(
+            f'gene_likelihood="{gene_likelihood}" needs zeros, but the mask calls every zero missing; use "normal" or "auto", or '
+            "register without a mask"
+        )
+    return gene_likelihood

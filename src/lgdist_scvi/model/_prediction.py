@@ -1,0 +1,367 @@
+"""What a trained model can be asked: expression, its spread, intervals and latents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from scvi.dataloaders import AnnDataLoader
+from tqdm.auto import tqdm
+
+from lgdist_scvi._checks import list_names
+from lgdist_scvi._expression import COUNTS_PER, log1p_cp10k
+from lgdist_scvi.data import _keys as keys
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from lgdist_scvi.module._vae import Condition, Spots
+
+_BATCH_SIZE = 512
+_SAMPLER_STEPS = 10
+_SAMPLES_FOR_SPREAD = 25
+
+Estimand = Literal["rate", "captured"]
+
+
+class PredictionMixin:
+    """Inference of :class:`~lgdist_scvi.LGDiST`."""
+
+    # ---- blocks of spots
+
+    def _blocks(
+        self, adata: AnnData, indices: Sequence[int] | None, batch_size: int | None, silent: bool
+    ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor], np.ndarray]]:
+        """Batches in the order of `indices`: positions in the result, tensors, and library sizes in double precision."""
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        loader = AnnDataLoader(
+            self.get_anndata_manager(adata, required=True), indices=indices, batch_size=batch_size or _BATCH_SIZE, shuffle=False
+        )
+        library = loader.dataset.dataset.library
+        start = 0
+        for tensors in tqdm(loader, desc="Completing", disable=silent, leave=False):
+            n = len(tensors[keys.COUNTS])
+            spots = tensors[keys.SPOT].numpy().ravel()
+            on_device = {key: value.to(self.module.device) for key, value in tensors.items()}
+            yield np.arange(start, start + n), on_device, library[spots]
+            start += n
+
+    def _prepare(self, adata: AnnData | None) -> AnnData:
+        if not self.is_trained_:
+            raise ValueError("the model is not trained yet; call model.train() first")
+        adata = self._validate_anndata(adata)
+        self.module.eval()
+        return adata
+
+    def _genes(self, gene_list: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
+        """Positions among the registered genes, and names, in the caller's order."""
+        names = np.asarray(self.get_var_names_registered())
+        if gene_list is None:
+            return np.arange(len(names)), names
+        gene_list = [gene_list] if isinstance(gene_list, str) else list(gene_list)
+        positions = pd.Index(names).get_indexer(gene_list)
+        if (positions < 0).any():
+            unknown = [gene for gene, position in zip(gene_list, positions, strict=True) if position < 0]
+            raise KeyError(
+                f"{len(unknown):,} of {len(gene_list):,} genes are not registered with the model: {list_names(unknown)}; "
+                f"available: {list_names(names)}"
+            )
+        return positions, names[positions]
+
+    def get_var_names_registered(self) -> np.ndarray:
+        """Names of the registered genes, in the order of the model's output."""
+        return np.asarray(self.get_state_registry(keys.COUNTS)["column_names"])
+
+    # ---- values
+
+    def _estimand(self, estimand: Estimand | None) -> Estimand:
+        counts = self.module.vae.counts_are_modelled
+        if estimand is None:
+            return "rate" if counts else "captured"
+        if estimand not in ("rate", "captured"):
+            raise ValueError(f"estimand must be 'rate', 'captured' or None, got {estimand!r}")
+        if estimand == "rate" and not counts:
+            raise ValueError(
+                "estimand='rate' needs a model of counts, but this one saw captured values only (its mask calls every zero "
+                "missing); ask for 'captured', or register without such a mask"
+            )
+        return estimand
+
+    def _expected(self, decoded: torch.Tensor, tensors: dict, estimand: Estimand) -> torch.Tensor:
+        """Turn decoder output into what is averaged over samples: CP10K for rates, log1p(CP10K) for captured values."""
+        library = tensors[keys.LIBRARY]
+        library = torch.where(library > 0, library, self.module.vae.typical_library)
+        exposure = self.module.exposure(tensors)
+        exposure = torch.where(tensors[keys.LIBRARY] > 0, exposure, library)
+        if estimand == "rate":
+            return decoded * (exposure / library) * COUNTS_PER
+        if self.module.vae.counts_are_modelled:
+            return self.module.vae.likelihood.expected_captured(decoded * exposure, library)
+        # a captured value is at least that of a single count
+        return torch.maximum(decoded, torch.log1p(COUNTS_PER / library))
+
+    def _latents(
+        self, condition: Condition, spots: np.ndarray, n_samples: int, seed: int, n_steps: int | None
+    ) -> torch.Tensor:
+        """Samples of the latent, (batch, n_samples, n_latent)."""
+        noise = spot_noise(seed, spots, (n_samples, self.module.n_latent)).to(self.module.device)
+        return self.module.sample(condition, noise, n_steps or _SAMPLER_STEPS)
+
+    def _spread(
+        self, condition: Condition, centre: Spots, tensors: dict, estimand: Estimand, n_samples: int, seed: int,
+        n_steps: int | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and variance over samples of the expected value, in the units of :meth:`_expected`."""
+        latents = self._latents(condition, tensors[keys.SPOT].cpu().numpy().ravel(), n_samples, seed, n_steps)
+        mean = square = 0.0
+        for sample in range(n_samples):
+            value = self._expected(self.module.vae.decode(latents[:, sample], centre), tensors, estimand)
+            delta = value - mean
+            mean = mean + delta / (sample + 1)
+            square = square + delta * (value - mean)
+        return mean, square / max(n_samples - 1, 1)
+
+    @torch.inference_mode()
+    def get_completed_expression(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        gene_list: Sequence[str] | None = None,
+        n_samples: int = 1,
+        return_mean: bool = True,
+        return_std: bool = False,
+        observed: Literal["keep", "model"] = "keep",
+        fill: Literal["zeros", "masked"] = "zeros",
+        estimand: Estimand | None = None,
+        seed: int | None = None,
+        n_steps: int | None = None,
+        batch_size: int | None = None,
+        return_numpy: bool | None = None,
+        silent: bool = True,
+    ) -> pd.DataFrame | np.ndarray | tuple:
+        """Complete expression, in log1p(CP10K).
+
+        Parameters
+        ----------
+        adata
+            Data like those registered (genes in any order); ``None``: the registered data.
+        indices
+            Spots; ``None``: all.
+        gene_list
+            Genes, in the order of the result; ``None``: all registered ones.
+        n_samples
+            Samples of the latent. 1 with `return_mean`: the posterior mean, without sampling.
+        return_mean
+            Whether to average over samples.
+        return_std
+            Whether to return the standard deviation over samples too (from 25 if `n_samples` is 1), 0 where a measured value
+            is kept.
+        observed
+            ``"keep"``: measured entries stay exactly as measured, and only what `fill` names is replaced. ``"model"``: the
+            model's value everywhere.
+        fill
+            ``"zeros"``: zeros and masked entries; ``"masked"``: masked entries only.
+        estimand
+            ``"rate"``: the expected share of the library, zeros being data. ``"captured"``: the expected value given that the
+            count is positive. ``None``: what the likelihood offers, rate first.
+        seed
+            Of the samples; ``None``: ``scvi.settings.seed``. A sample is a function of the seed and the spot's row alone.
+        n_steps
+            Evaluations of the denoiser per sample; ``None``: 10.
+        batch_size
+            Spots held in memory at a time; the result does not depend on it.
+        return_numpy
+            Return arrays instead of data frames.
+        silent
+            Whether to hide the progress bar.
+
+        Returns
+        -------
+        (n_obs, n_genes), a data frame unless `return_numpy`; with ``n_samples > 1`` and not `return_mean` an array
+        (n_samples, n_obs, n_genes). With `return_std` a pair of the result and its standard deviation.
+
+        Raises
+        ------
+        ValueError
+            If the model is not trained, or the likelihood does not offer the estimand.
+        KeyError
+            If genes are not registered.
+        """
+        _check_arguments(n_samples, observed, fill)
+        adata, estimand = self._prepare(adata), self._estimand(estimand)
+        positions, names = self._genes(gene_list)
+        rows = _rows(adata, indices)
+        seed = _seed(seed)
+        by_sample = n_samples > 1 and not return_mean
+        values = np.empty(((n_samples,) if by_sample else ()) + (len(rows), len(names)), dtype=np.float32)
+        spread = np.zeros((len(rows), len(names)), dtype=np.float32) if return_std else None
+
+        for place, tensors, library in self._blocks(adata, rows, batch_size, silent):
+            condition, centre = self.module.condition(tensors)
+            decode = lambda z, centre=centre, tensors=tensors: self._expected(  # noqa: E731
+                self.module.vae.decode(z, centre), tensors, estimand
+            )
+            spots = tensors[keys.SPOT].cpu().numpy().ravel()
+            if n_samples > 1 and return_mean or return_std:
+                n_spread = n_samples if n_samples > 1 else _SAMPLES_FOR_SPREAD
+                mean, variance = self._spread(condition, centre, tensors, estimand, n_spread, seed, n_steps)
+            if by_sample or not return_mean:
+                latents = self._latents(condition, spots, n_samples, seed, n_steps)
+                block = torch.stack([decode(latents[:, sample]) for sample in range(n_samples)])
+                block = block if by_sample else block[0]
+            elif n_samples > 1:
+                block = mean
+            else:
+                block = decode(self.module.latent_mean(condition))
+            if return_std:
+                # delta method from CP10K to its logarithm
+                deviation = variance.sqrt() / (1.0 + mean) if estimand == "rate" else variance.sqrt()
+                spread[place] = deviation.cpu().numpy()[:, positions]
+            block = (torch.log1p(block) if estimand == "rate" else block).cpu().numpy()[..., positions]
+            if observed == "keep":
+                kept, measured = self._measured(tensors, library, fill, positions)
+                block = np.where(kept, measured, block)
+                if return_std:
+                    spread[place] = np.where(kept, 0.0, spread[place])
+            values[..., place, :] = block
+        if not (return_numpy or by_sample):
+            index = adata.obs_names[rows]
+            values = pd.DataFrame(values, index=index, columns=names)
+            spread = None if spread is None else pd.DataFrame(spread, index=index, columns=names)
+        return (values, spread) if return_std else values
+
+    @staticmethod
+    def _measured(tensors: dict, library: np.ndarray, fill: str, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which entries stay as measured, and their log1p(CP10K)."""
+        counts = tensors[keys.COUNTS].cpu().numpy()
+        known = tensors[keys.MASK].cpu().numpy() > 0
+        kept = known & (counts > 0) if fill == "zeros" else known
+        measured = log1p_cp10k(counts, library)
+        return kept[:, positions], measured[:, positions]
+
+    @torch.inference_mode()
+    def get_normalized_expression(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        gene_list: Sequence[str] | None = None,
+        library_size: float | Literal["latent"] = 1.0,
+        n_samples: int = 1,
+        return_mean: bool = True,
+        seed: int | None = None,
+        batch_size: int | None = None,
+        return_numpy: bool | None = None,
+        silent: bool = True,
+    ) -> pd.DataFrame | np.ndarray:
+        """Expected rate of every entry, as scvi-tools means it.
+
+        Parameters
+        ----------
+        library_size
+            Rates are multiplied by it: rows sum to it where all genes are registered (no `size_factor_key`). ``"latent"``: by
+            each spot's own library size, in counts.
+        adata, indices, gene_list, n_samples, return_mean, seed, batch_size, return_numpy, silent
+            As in :meth:`get_completed_expression`.
+
+        Returns
+        -------
+        (n_obs, n_genes), not in logarithms; with ``n_samples > 1`` and not `return_mean` (n_samples, n_obs, n_genes).
+        """
+        if n_samples < 1:
+            raise ValueError(f"n_samples must be at least 1, got {n_samples}")
+        adata = self._prepare(adata)
+        self._estimand("rate")
+        positions, names = self._genes(gene_list)
+        rows, seed = _rows(adata, indices), _seed(seed)
+        by_sample = n_samples > 1 and not return_mean
+        values = np.empty(((n_samples,) if by_sample else ()) + (len(rows), len(names)), dtype=np.float32)
+        for place, tensors, _ in self._blocks(adata, rows, batch_size, silent):
+            condition, centre = self.module.condition(tensors)
+            if n_samples == 1 and return_mean:
+                block = self.module.vae.decode(self.module.latent_mean(condition), centre)
+            else:
+                latents = self._latents(condition, tensors[keys.SPOT].cpu().numpy().ravel(), n_samples, seed, None)
+                block = torch.stack([self.module.vae.decode(latents[:, sample], centre) for sample in range(n_samples)])
+                block = block if by_sample else block.mean(0)
+            factor = tensors[keys.LIBRARY] if library_size == "latent" else library_size
+            values[..., place, :] = (block * factor).cpu().numpy()[..., positions]
+        if return_numpy or by_sample:
+            return values
+        return pd.DataFrame(values, index=adata.obs_names[rows], columns=names)
+
+    @torch.inference_mode()
+    def get_latent_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        give_mean: bool = True,
+        seed: int | None = None,
+        batch_size: int | None = None,
+        silent: bool = True,
+    ) -> np.ndarray:
+        """Latent of each spot given all that is observed in its neighbourhood.
+
+        Parameters
+        ----------
+        give_mean
+            Whether to give the posterior mean; else one sample.
+        adata, indices, seed, batch_size, silent
+            As in :meth:`get_completed_expression`.
+
+        Returns
+        -------
+        (n_obs, n_latent)
+        """
+        adata = self._prepare(adata)
+        rows, seed = _rows(adata, indices), _seed(seed)
+        latent = np.empty((len(rows), self.module.n_latent), dtype=np.float32)
+        for place, tensors, _ in self._blocks(adata, rows, batch_size, silent):
+            condition, _ = self.module.condition(tensors)
+            if give_mean:
+                block = self.module.latent_mean(condition)
+            else:
+                block = self._latents(condition, tensors[keys.SPOT].cpu().numpy().ravel(), 1, seed, None)[:, 0]
+            latent[place] = block.cpu().numpy()
+        return latent
+
+
+def spot_noise(seed: int, spots: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal noise that depends on the seed and each spot's row alone, (len(spots), *shape)."""
+    draws = [np.random.Generator(np.random.Philox(key=[seed, int(spot)])).standard_normal(shape, np.float32) for spot in spots]
+    return torch.from_numpy(np.stack(draws))
+
+
+def _seed(seed: int | None) -> int:
+    from scvi import settings
+
+    return int(settings.seed or 0) if seed is None else int(seed)
+
+
+def _rows(adata: AnnData, indices: Sequence[int] | None) -> np.ndarray:
+    """Rows of the chosen spots."""
+    if indices is None:
+        return np.arange(adata.n_obs)
+    indices = np.asarray(indices)
+    if indices.dtype == bool:
+        if len(indices) != adata.n_obs:
+            raise ValueError(f"indices is a mask of {len(indices):,} values for {adata.n_obs:,} spots")
+        return np.flatnonzero(indices)
+    if indices.dtype.kind not in "iu" and len(indices):
+        raise ValueError("indices must be positions of spots or a bool mask; adata.obs_names.get_indexer(names) gives them")
+    indices = indices.astype(np.int64)
+    if len(indices) and (indices.min() < -adata.n_obs or indices.max() >= adata.n_obs):
+        raise ValueError(f"indices reach beyond the {adata.n_obs:,} spots")
+    return indices % max(adata.n_obs, 1)
+
+
+def _check_arguments(n_samples: int, observed: str, fill: str) -> None:
+    if n_samples < 1:
+        raise ValueError(f"n_samples must be at least 1, got {n_samples}")
+    if observed not in ("keep", "model"):
+        raise ValueError(f"observed must be 'keep' or 'model', got {observed!r}")
+    if fill not in ("zeros", "masked"):
+        raise ValueError(f"fill must be 'zeros' or 'masked', got {fill!r}")

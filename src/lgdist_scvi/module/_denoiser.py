@@ -1,0 +1,115 @@
+"""A diffusion transformer for one vector under a set of condition tokens; knows nothing of genes or neighbourhoods."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from lgdist_scvi.module._layers import FeedForward, TokenAttention
+
+
+def timestep_features(timestep: torch.Tensor, n_features: int) -> torch.Tensor:
+    """Sinusoidal features of integer timesteps, (batch,) -> (batch, n_features)."""
+    half = n_features // 2
+    frequencies = torch.exp(-math.log(1e4) * torch.arange(half, device=timestep.device) / half)
+    angles = timestep.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class DiTBlock(nn.Module):
+    """Attention over condition tokens and feed-forward, each modulated by the timestep (adaLN-Zero).
+
+    Peebles & Xie (2023), "Scalable diffusion models with transformers", section 3.2. The gates start at zero, so that
+    every block starts as the identity.
+    """
+
+    def __init__(self, n_hidden: int, n_heads: int, n_condition: int, dropout_rate: float = 0.0):
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(n_hidden, elementwise_affine=False)
+        self.attention = TokenAttention(n_hidden, n_heads, n_condition)
+        self.norm_feed_forward = nn.LayerNorm(n_hidden, elementwise_affine=False)
+        self.feed_forward = FeedForward(n_hidden, 4, dropout_rate)
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(n_hidden, 6 * n_hidden))
+        nn.init.zeros_(self.modulation[-1].weight)
+        nn.init.zeros_(self.modulation[-1].bias)
+
+    def forward(
+        self, x: torch.Tensor, time: torch.Tensor, tokens: torch.Tensor, valid: torch.Tensor
+    ) -> torch.Tensor:
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.modulation(time).chunk(6, dim=-1)
+        modulated = self.norm_attention(x) * (1 + scale_a) + shift_a
+        x = x + gate_a * self.attention(modulated, tokens, valid)
+        return x + gate_f * self.feed_forward(self.norm_feed_forward(x) * (1 + scale_f) + shift_f)
+
+
+class Denoiser(nn.Module):
+    """Predict the diffusion target of a noisy vector.
+
+    Parameters
+    ----------
+    n_data
+        Length of the vector that is diffused.
+    n_condition
+        Width of the condition tokens.
+    n_hidden
+        Width of the blocks.
+    n_layers
+        Number of DiT blocks.
+    n_heads
+        Attention heads.
+    dropout_rate
+        Dropout inside the feed-forward layers.
+    """
+
+    def __init__(
+        self,
+        n_data: int,
+        n_condition: int,
+        n_hidden: int = 128,
+        n_layers: int = 3,
+        n_heads: int = 4,
+        dropout_rate: float = 0.0,
+    ):
+        super().__init__()
+        self.embed = nn.Linear(n_data, n_hidden)
+        self.summary = nn.Linear(n_condition, n_hidden)
+        self.time = nn.Sequential(nn.Linear(n_hidden, n_hidden), nn.SiLU(), nn.Linear(n_hidden, n_hidden))
+        self.norm_condition = nn.LayerNorm(n_condition)
+        self.blocks = nn.ModuleList(DiTBlock(n_hidden, n_heads, n_condition, dropout_rate) for _ in range(n_layers))
+        self.norm = nn.LayerNorm(n_hidden, elementwise_affine=False)
+        self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(n_hidden, 2 * n_hidden))
+        self.final = nn.Linear(n_hidden, n_data)
+        for layer in (self.final_modulation[-1], self.final):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, x: torch.Tensor, timestep: torch.Tensor, tokens: torch.Tensor, valid: torch.Tensor
+    ) -> torch.Tensor:
+        """Predict.
+
+        Parameters
+        ----------
+        x
+            Noisy vectors, (batch, n_draws, n_data): several draws share one condition.
+        timestep
+            Integer timesteps of the training schedule, (batch, n_draws).
+        tokens
+            Condition, (batch, n_tokens, n_condition); the first token sums the condition up.
+        valid
+            (batch, n_tokens), False where a token is padding.
+
+        Returns
+        -------
+        (batch, n_draws, n_data)
+        """
+        tokens = self.norm_condition(tokens)
+        hidden = self.embed(x)
+        features = timestep_features(timestep.flatten(), hidden.shape[-1]).view(hidden.shape)
+        time = self.time(features) + self.summary(tokens[:, :1])
+        for block in self.blocks:
+            hidden = block(hidden, time, tokens, valid)
+        shift, scale = self.final_modulation(time).chunk(2, dim=-1)
+        return self.final(self.norm(hidden) * (1 + scale) + shift)

@@ -1,0 +1,105 @@
+"""Noise schedule and samplers around a denoiser, with diffusers; knows nothing of genes or neighbourhoods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import torch
+
+Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class GaussianDiffusion:
+    """Variance-preserving diffusion with v-prediction (Salimans & Ho 2022, appendix D).
+
+    The schedule ends in pure noise (zero terminal signal-to-noise ratio, Lin et al. 2024). There the target is minus the
+    data, so that one evaluation of the denoiser at the last timestep is the posterior mean.
+
+    Parameters
+    ----------
+    n_timesteps
+        Number of noise steps in training.
+    """
+
+    def __init__(self, n_timesteps: int = 1000):
+        self.n_timesteps = n_timesteps
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        return {
+            "num_train_timesteps": self.n_timesteps,
+            "beta_schedule": "squaredcos_cap_v2",
+            "prediction_type": "v_prediction",
+            "rescale_betas_zero_snr": True,
+            "timestep_spacing": "trailing",  # the steps of a sampler start at the noisiest training step
+        }
+
+    @cached_property
+    def schedule(self) -> Any:
+        """The training schedule, a `diffusers.DDIMScheduler`."""
+        from diffusers import DDIMScheduler
+
+        return DDIMScheduler(**self._config, clip_sample=False, set_alpha_to_one=True)
+
+    def training_pair(
+        self, data: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noise the data, and give what the denoiser should predict.
+
+        Parameters
+        ----------
+        data, noise
+            (batch, ...)
+        timestep
+            (batch,), integers below `n_timesteps`.
+
+        Returns
+        -------
+        Noisy data and the v-target, each in the shape of `data`.
+        """
+        noisy = self.schedule.add_noise(data, noise, timestep)
+        return noisy, self.schedule.get_velocity(data, noise, timestep)
+
+    def posterior_mean(self, predict: Predict, noise: torch.Tensor) -> torch.Tensor:
+        """Expected data given the condition: one evaluation at the noisiest step.
+
+        Parameters
+        ----------
+        predict
+            Function of (noisy data, timestep (batch,)) that gives v.
+        noise
+            Carries shape and device; the last step holds no signal, so zeros do.
+        """
+        timestep = torch.full(noise.shape[:1], self.n_timesteps - 1, device=noise.device)
+        return -predict(noise, timestep)
+
+    def sample(self, predict: Predict, noise: torch.Tensor, n_steps: int) -> torch.Tensor:
+        """Turn noise into samples along the probability-flow ODE (DDIM, Song et al. 2021, without added noise).
+
+        Parameters
+        ----------
+        predict
+            Function of (noisy data, timestep (batch,)) that gives v.
+        noise
+            Standard normal, (batch, ...). The samples are a function of it: same noise, same samples.
+        n_steps
+            Evaluations of the denoiser; the timesteps are respaced from the training schedule.
+
+        Raises
+        ------
+        ValueError
+            If `n_steps` is not between 1 and the number of training steps.
+        """
+        if not 1 <= n_steps <= self.n_timesteps:
+            raise ValueError(f"n_steps must be between 1 and {self.n_timesteps}, got {n_steps}")
+        from diffusers import DDIMScheduler
+
+        sampler = DDIMScheduler(**self._config, clip_sample=False, set_alpha_to_one=True)
+        sampler.set_timesteps(n_steps, device=noise.device)
+        x = noise
+        for timestep in sampler.timesteps:
+            velocity = predict(x, timestep.expand(len(x)))
+            x = sampler.step(velocity, timestep, x, eta=0.0).prev_sample
+        return x

@@ -1,0 +1,107 @@
+"""Likelihoods of measured values, and the values expected under them."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lgdist_scvi._expression import COUNTS_PER
+
+_SUMMED_COUNTS = 48  # beyond it a count distribution is wide enough for a second-order expansion
+
+
+class CountLikelihood(nn.Module):
+    """Poisson or negative binomial counts with one inverse dispersion per gene.
+
+    Parameters
+    ----------
+    n_genes
+        Number of genes.
+    overdispersed
+        Negative binomial if True, Poisson if False.
+    """
+
+    def __init__(self, n_genes: int, overdispersed: bool):
+        super().__init__()
+        self.log_theta = nn.Parameter(torch.full((n_genes,), 3.0)) if overdispersed else None
+
+    @property
+    def theta(self) -> torch.Tensor | None:
+        """Inverse dispersion per gene, (n_genes,); ``None`` for Poisson. Variance = mean + mean^2 / theta."""
+        return None if self.log_theta is None else self.log_theta.clamp(-5.0, 12.0).exp()
+
+    def negative_log_likelihood(self, counts: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        """Entrywise, in nats, up to a constant of the counts; all (batch, n_genes)."""
+        if self.log_theta is None:
+            return mean - torch.xlogy(counts, mean)
+        theta = self.theta
+        log_total = torch.log(theta + mean)
+        return (
+            torch.lgamma(theta)
+            - torch.lgamma(counts + theta)
+            - theta * (self.log_theta.clamp(-5.0, 12.0) - log_total)
+            - counts * (torch.log(mean) - log_total)
+        )
+
+    def sample(self, mean: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Draw counts, same shape as `mean`."""
+        if self.log_theta is not None:
+            theta = self.theta.expand_as(mean).contiguous()
+            # torch's gamma sampler with a generator of its own keeps results independent of the global state
+            mean = mean / theta * torch._standard_gamma(theta, generator=generator)
+        return torch.poisson(mean, generator=generator)
+
+    def expected_captured(self, mean: torch.Tensor, library: torch.Tensor) -> torch.Tensor:
+        """Expected log1p(CP10K) of an entry given that its count is positive.
+
+        log1p(0) = 0, so E[f(x) | x > 0] = E[f(x)] / P(x > 0). Small means are summed exactly, large ones expanded to
+        second order around the mean.
+
+        Parameters
+        ----------
+        mean
+            Expected counts, (batch, n_genes).
+        library
+            Library size in counts, (batch, 1).
+
+        Returns
+        -------
+        log1p(CP10K), (batch, n_genes).
+        """
+        scale = COUNTS_PER / library
+        theta = torch.full_like(mean[:1], 1e6) if self.log_theta is None else self.theta
+        failure = mean / (mean + theta)
+        probability = torch.exp(-theta * torch.log1p(mean / theta))
+        nothing = probability
+        total = torch.zeros_like(mean)
+        for count in range(1, _SUMMED_COUNTS):
+            probability = probability * failure * ((count - 1 + theta) / count)
+            total = total + probability * torch.log1p(count * scale)
+        exact = total / (-torch.expm1(-theta * torch.log1p(mean / theta))).clamp(min=1e-12)
+        variance = mean + mean**2 / theta
+        expansion = torch.log1p(mean * scale) - 0.5 * (scale / (1 + mean * scale)) ** 2 * variance
+        captured = torch.where(mean + 4 * variance.sqrt() < _SUMMED_COUNTS, exact, expansion / (1 - nothing))
+        # as the mean goes to 0, a captured count is 1
+        return torch.where(mean > 1e-7, captured, torch.log1p(scale).expand_as(mean))
+
+
+class NormalLikelihood(nn.Module):
+    """Gaussian log1p(CP10K) values with one standard deviation per gene."""
+
+    def __init__(self, n_genes: int):
+        super().__init__()
+        self.log_sigma = nn.Parameter(torch.zeros(n_genes))
+
+    @property
+    def sigma(self) -> torch.Tensor:
+        """Standard deviation per gene in log1p(CP10K), (n_genes,)."""
+        return self.log_sigma.clamp(-5.0, 3.0).exp()
+
+    def negative_log_likelihood(self, values: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        """Entrywise, in nats, up to a constant; all (batch, n_genes)."""
+        return 0.5 * ((values - mean) / self.sigma) ** 2 + self.log_sigma.clamp(-5.0, 3.0)
+
+    def sample(self, mean: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Draw log1p(CP10K) values, same shape as `mean`."""
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return mean + self.sigma * noise

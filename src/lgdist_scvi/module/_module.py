@@ -1,0 +1,265 @@
+"""The module that owns both networks: what is hidden, what is scored, and what is asked at inference."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+
+from lgdist_scvi.module._denoiser import Denoiser
+from lgdist_scvi.module._diffusion import GaussianDiffusion
+from lgdist_scvi.module._vae import Condition, NeighborhoodVAE, Spots
+
+Hide = Literal["random", "set_aside", "nothing"]
+
+
+class LGDiSTModule(BaseModuleClass):
+    """Neighbourhood VAE and latent diffusion over it.
+
+    Everything that is hidden is hidden before anything is encoded: a token only ever sees `counts * visible`.
+
+    Parameters
+    ----------
+    vae
+        The neighbourhood VAE.
+    n_latent, n_hidden
+        Sizes of the VAE.
+    n_denoiser_hidden, n_denoiser_layers, n_denoiser_heads
+        Sizes of the denoiser.
+    n_timesteps
+        Noise steps of the diffusion in training.
+    set_aside_patterns
+        Entries that are set aside, (n_patterns, n_genes), bool; a spot uses the pattern of its row, cyclically. They are
+        neither looked at nor fitted in training, but scored in validation.
+    hide_up_to
+        In training, a further share of each spot's entries is hidden, uniform between 0 and this.
+    hide_spot
+        Share of the spots, in training, of which everything is hidden.
+    visible_weight
+        Weight of entries that are fitted while visible, against 1 for hidden ones.
+    n_draws
+        Noise draws per condition in a step of the diffusion's training.
+    decoded_weight
+        Weight of the decoded posterior mean's reconstruction of hidden entries in the diffusion's training.
+    """
+
+    def __init__(
+        self,
+        vae: NeighborhoodVAE,
+        n_latent: int,
+        n_hidden: int,
+        n_denoiser_hidden: int,
+        n_denoiser_layers: int,
+        n_denoiser_heads: int,
+        n_timesteps: int,
+        set_aside_patterns: torch.Tensor,
+        hide_up_to: float,
+        hide_spot: float,
+        visible_weight: float,
+        n_draws: int,
+        decoded_weight: float,
+    ):
+        super().__init__()
+        self.vae = vae
+        self.denoiser = Denoiser(n_latent, n_hidden, n_denoiser_hidden, n_denoiser_layers, n_denoiser_heads)
+        self.diffusion = GaussianDiffusion(n_timesteps)
+        self.n_latent = n_latent
+        self.hide_up_to = hide_up_to
+        self.hide_spot = hide_spot
+        self.visible_weight = visible_weight
+        self.n_draws = n_draws
+        self.decoded_weight = decoded_weight
+        self.register_buffer("set_aside_patterns", set_aside_patterns)
+        self.register_buffer("residual_scale", torch.ones(n_latent))
+        self.register_buffer("has_diffusion", torch.tensor(False))
+
+    # ---- what is visible and what is scored
+
+    def set_aside(self, spot: torch.Tensor) -> torch.Tensor:
+        """Entries that training never looks at, (n, n_genes), bool. A function of the spot's row alone."""
+        return self.set_aside_patterns[spot.flatten().long() % len(self.set_aside_patterns)]
+
+    def _hidden(self, shape: torch.Size, device: torch.device) -> torch.Tensor:
+        """Draw the entries that a training step hides, (batch, n_genes), bool."""
+        share = torch.rand(shape[0], 1, device=device) * self.hide_up_to
+        share = torch.where(torch.rand(shape[0], 1, device=device) < self.hide_spot, 1.0, share)
+        return torch.rand(shape, device=device) < share
+
+    def _get_inference_input(self, tensors: dict[str, torch.Tensor], hide: Hide = "nothing") -> dict:
+        """Split a batch into what is visible and what is scored.
+
+        `hide` = "random" hides a part of the observed entries for training, "set_aside" those kept for validation,
+        "nothing" shows all that is observed.
+        """
+        counts, observed = tensors["X"], tensors["observed_mask"].bool()
+        neighbors_visible = tensors["neighbor_mask"]
+        if hide == "nothing":
+            known, visible, score = observed, observed, torch.zeros_like(counts)
+        else:
+            aside = self.set_aside(tensors["spot"])
+            known = observed & ~aside
+            neighbors_visible = neighbors_visible * ~self.set_aside(tensors["neighbor_spot"])
+            if hide == "random":
+                visible = known & ~self._hidden(known.shape, counts.device)
+                weight = self.visible_weight if self.vae.own_entries else 1.0
+                score = torch.where(visible, weight, 1.0) * known
+            else:
+                visible, score = known, (observed & aside).float()
+        library = tensors["size_factor"]
+        return {
+            "centre": Spots(counts, visible.float(), library),
+            "known": known.float(),
+            "score": score,
+            "neighbors": Spots(tensors["neighbor_counts"], neighbors_visible.float(), tensors["neighbor_library"]),
+            "neighbor_index": tensors["neighbor_index"].long(),
+            "distance": tensors["neighbor_distance"],
+            "valid": tensors["neighbor_valid"].bool(),
+        }
+
+    def exposure(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Library size, in counts, as it would be without missing entries, (batch, 1).
+
+        The registered library leaves missing entries out. Where zeros are data, it is scaled up by the share that the
+        missing genes usually make up, so that rates mean the same in every spot.
+        """
+        library = tensors["size_factor"]
+        if not self.vae.counts_are_modelled:
+            return library.clamp(min=1.0)
+        missing = ((1.0 - tensors["observed_mask"]) @ self.vae.gene_rate)[:, None]
+        return library / (1.0 - missing).clamp(min=0.05)
+
+    # ---- scvi-tools' three steps: stage 1
+
+    def inference(
+        self,
+        centre: Spots,
+        neighbors: Spots,
+        neighbor_index: torch.Tensor,
+        distance: torch.Tensor,
+        valid: torch.Tensor,
+        known: torch.Tensor | None = None,
+        score: torch.Tensor | None = None,
+    ) -> dict:
+        """Posterior of the latent given what is visible."""
+        tokens = self.vae.encode_neighbors(neighbors, neighbor_index, distance)
+        condition = self.vae.encode(centre, tokens, valid)
+        # sampled in training, the mean in validation: validation must not follow noise
+        z = condition.sample(torch.randn_like(condition.mean)) if self.training else condition.mean
+        return {"condition": condition, "z": z, "centre": centre, "score": score}
+
+    def _get_generative_input(self, tensors: dict[str, torch.Tensor], inference_outputs: dict) -> dict:
+        return {"z": inference_outputs["z"], "centre": inference_outputs["centre"]}
+
+    def generative(self, z: torch.Tensor, centre: Spots) -> dict:
+        """Expected rate, or expected captured value."""
+        return {"px": self.vae.decode(z, centre)}
+
+    def loss(
+        self,
+        tensors: dict[str, torch.Tensor],
+        inference_outputs: dict,
+        generative_outputs: dict,
+        kl_weight: float = 1.0,
+    ) -> LossOutput:
+        """Negative evidence lower bound per spot, mostly on hidden entries, in nats per gene."""
+        n_obs, n_genes = tensors["X"].shape
+        condition, score = inference_outputs["condition"], inference_outputs["score"]
+        entries = self._reconstruction(tensors, generative_outputs["px"], inference_outputs["centre"])
+        reconstruction = (entries * score).sum() / score.sum().clamp(min=1.0)
+        divergence = 0.5 * (
+            condition.mean**2 + condition.log_variance.exp() - 1.0 - condition.log_variance
+        ).sum(-1)
+        loss = reconstruction + kl_weight * divergence.mean() / n_genes
+        return LossOutput(
+            loss=loss, reconstruction_loss=reconstruction * n_obs, kl_local=divergence / n_genes, n_obs_minibatch=n_obs
+        )
+
+    def _reconstruction(self, tensors: dict[str, torch.Tensor], px: torch.Tensor, centre: Spots) -> torch.Tensor:
+        return self.vae.reconstruction(px, centre, self.exposure(tensors).clamp(min=1e-3))
+
+    # ---- stage 2
+
+    def diffusion_loss(
+        self, tensors: dict[str, torch.Tensor], hide: Hide, generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Score the denoiser on residuals of the latent; the VAE is frozen.
+
+        What is diffused is a sample of the posterior given everything that is known, minus the posterior mean given
+        what is visible, scaled. The condition is what is visible.
+
+        Returns
+        -------
+        Mean squared error of v (0 to about 1), and the reconstruction of hidden entries by the decoded posterior mean
+        in nats per gene.
+        """
+        inputs = self._get_inference_input(tensors, hide)
+        score = inputs["score"]
+        with torch.no_grad():
+            condition, known = self._conditions(inputs, hide)
+            device, (batch, n_latent) = score.device, condition.mean.shape
+            noise = torch.randn(2, batch, self.n_draws, n_latent, generator=generator, device=device)
+            target = (known.sample(noise[0].movedim(1, 0)).movedim(0, 1) - condition.mean[:, None]) / self.residual_scale
+            timestep = self._timesteps(batch, generator, device)
+            flat = (batch * self.n_draws, n_latent)
+            noisy, velocity = self.diffusion.training_pair(target.reshape(flat), noise[1].reshape(flat), timestep.flatten())
+        predicted = self.denoiser(noisy.view_as(target), timestep, condition.tokens, condition.valid)
+        error = ((predicted - velocity.view_as(target)) ** 2).mean()
+
+        # the first draw sits at the noisiest step, where the prediction is minus the posterior mean
+        mean = condition.mean - self.residual_scale * predicted[:, 0]
+        entries = self._reconstruction(tensors, self.vae.decode(mean, inputs["centre"]), inputs["centre"])
+        decoded = (entries * (score * (inputs["centre"].visible == 0))).sum() / score.sum().clamp(min=1.0)
+        return error, decoded
+
+    def _conditions(self, inputs: dict, hide: Hide) -> tuple[Condition, Condition]:
+        """The posterior given what is visible, and given everything that is known."""
+        tokens = self.vae.encode_neighbors(inputs["neighbors"], inputs["neighbor_index"], inputs["distance"])
+        centre = inputs["centre"]
+        visible = self.vae.encode(centre, tokens, inputs["valid"])
+        everything = inputs["known"] if hide == "random" else torch.maximum(inputs["known"], inputs["score"])
+        return visible, self.vae.encode(Spots(centre.counts, everything, centre.library), tokens, inputs["valid"])
+
+    def _timesteps(self, batch: int, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
+        """One draw at the noisiest step, the others stratified over the schedule, (batch, n_draws)."""
+        n_strata = self.n_draws - 1
+        uniform = torch.rand(batch, n_strata, generator=generator, device=device)
+        strata = (torch.arange(n_strata, device=device) + uniform) / max(n_strata, 1)
+        timestep = (strata * self.diffusion.n_timesteps).long().clamp(max=self.diffusion.n_timesteps - 1)
+        return torch.cat([timestep.new_full((batch, 1), self.diffusion.n_timesteps - 1), timestep], dim=1)
+
+    @torch.no_grad()
+    def residual_moments(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Mean square of the residual that the diffusion is trained on, (n_latent,), for its scale."""
+        condition, known = self._conditions(self._get_inference_input(tensors, "random"), "random")
+        return ((known.mean - condition.mean) ** 2 + known.log_variance.exp()).mean(0)
+
+    # ---- inference
+
+    @auto_move_data
+    def condition(self, tensors: dict[str, torch.Tensor]) -> tuple[Condition, Spots]:
+        """What all observed entries tell about each spot of the batch."""
+        inputs = self._get_inference_input(tensors)
+        tokens = self.vae.encode_neighbors(inputs["neighbors"], inputs["neighbor_index"], inputs["distance"])
+        return self.vae.encode(inputs["centre"], tokens, inputs["valid"]), inputs["centre"]
+
+    def latent_mean(self, condition: Condition) -> torch.Tensor:
+        """Posterior mean of the latent, (batch, n_latent): one evaluation of the denoiser."""
+        if not self.has_diffusion:
+            return condition.mean
+        residual = self.diffusion.posterior_mean(
+            lambda x, t: self.denoiser(x[:, None], t[:, None], condition.tokens, condition.valid)[:, 0],
+            torch.zeros_like(condition.mean),
+        )
+        return condition.mean + self.residual_scale * residual
+
+    def sample(self, condition: Condition, noise: torch.Tensor, n_steps: int) -> torch.Tensor:
+        """Samples of the latent from noise, both (batch, n_samples, n_latent)."""
+        if not self.has_diffusion:
+            return condition.sample(noise.movedim(1, 0)).movedim(0, 1)
+        residual = self.diffusion.sample(
+            lambda x, t: self.denoiser(x, t[:, None].expand(x.shape[:2]), condition.tokens, condition.valid),
+            noise,
+            n_steps,
+        )
+        return condition.mean[:, None] + self.residual_scale * residual

@@ -1,0 +1,241 @@
+"""The neighbourhood VAE: a spot's latent from its own visible entries and its neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lgdist_scvi._expression import COUNTS_PER
+from lgdist_scvi.module._layers import CentreBlock, DistanceEncoding, ResidualBlock
+from lgdist_scvi.module._likelihood import CountLikelihood, NormalLikelihood
+
+_LOG_VARIANCE_RANGE = (-9.0, 3.0)
+
+
+@dataclass
+class Spots:
+    """What is visible of a set of spots.
+
+    Attributes
+    ----------
+    counts
+        Raw counts, (n, n_genes); entries that are not visible are ignored.
+    visible
+        1 where an entry may be looked at, float, (n, n_genes).
+    library
+        Library size in counts, (n, 1).
+    """
+
+    counts: torch.Tensor
+    visible: torch.Tensor
+    library: torch.Tensor
+
+
+@dataclass
+class Condition:
+    """What a neighbourhood tells about its centre.
+
+    Attributes
+    ----------
+    mean, log_variance
+        Posterior of the latent, (batch, n_latent).
+    tokens
+        Summary of the neighbourhood, the centre's own visible part, and each neighbour: (batch, 2 + k, n_hidden).
+    valid
+        (batch, 2 + k), False where a token is padding.
+    """
+
+    mean: torch.Tensor
+    log_variance: torch.Tensor
+    tokens: torch.Tensor
+    valid: torch.Tensor
+
+    def sample(self, noise: torch.Tensor) -> torch.Tensor:
+        """Reparametrised sample of the latent, in the shape of `noise`, (..., batch, n_latent)."""
+        return self.mean + torch.exp(0.5 * self.log_variance) * noise
+
+
+class NeighborhoodVAE(nn.Module):
+    """Variational autoencoder of a spot in its neighbourhood.
+
+    Parameters
+    ----------
+    gene_rate
+        Mean share of each gene in the library, (n_genes,).
+    value_mean, value_scale
+        Mean and standard deviation of the observed values of each gene in log1p(CP10K), (n_genes,).
+    typical_library
+        Median library size in counts.
+    likelihood
+        ``"nb"``, ``"poisson"`` (counts; zeros are data) or ``"normal"`` (log1p(CP10K) of captured entries).
+    closed
+        Whether the registered genes make up the library, so that rates sum to 1.
+    n_latent, n_hidden, n_layers, n_heads, dropout_rate
+        Sizes.
+    own_entries
+        Whether the centre's own visible entries are used; False is the paper's neighbourhood-only condition.
+    """
+
+    def __init__(
+        self,
+        gene_rate: torch.Tensor,
+        value_mean: torch.Tensor,
+        value_scale: torch.Tensor,
+        typical_library: float,
+        likelihood: str,
+        closed: bool,
+        n_latent: int,
+        n_hidden: int,
+        n_layers: int,
+        n_heads: int,
+        dropout_rate: float,
+        own_entries: bool,
+    ):
+        super().__init__()
+        n_genes = len(gene_rate)
+        self.counts_are_modelled = likelihood != "normal"
+        self.closed = closed
+        self.own_entries = own_entries
+        self.register_buffer("gene_rate", gene_rate)
+        self.register_buffer("value_mean", value_mean)
+        self.register_buffer("value_scale", value_scale)
+        self.register_buffer("typical_library", torch.tensor(float(typical_library)))
+
+        self.embed_value = nn.Linear(n_genes, n_hidden)
+        self.embed_visible = nn.Linear(n_genes, n_hidden, bias=False)
+        self.embed_depth = nn.Linear(2, n_hidden)
+        self.role = nn.Parameter(torch.zeros(2, n_hidden))
+        self.embed_distance = DistanceEncoding(n_hidden)
+        self.centre = ResidualBlock(n_hidden, dropout_rate)
+        self.neighbor = ResidualBlock(n_hidden, dropout_rate)
+        self.blocks = nn.ModuleList(CentreBlock(n_hidden, n_heads, dropout_rate) for _ in range(n_layers))
+        self.posterior = nn.Sequential(nn.LayerNorm(n_hidden), nn.Linear(n_hidden, 2 * n_latent))
+
+        self.decode_hidden = ResidualBlock(n_latent)
+        self.decode_gene = nn.Linear(n_latent, n_genes)
+        # expression starts at the gene means
+        nn.init.normal_(self.decode_gene.weight, std=0.02)
+        nn.init.zeros_(self.decode_gene.bias)
+        self.decode_depth = None if self.counts_are_modelled else nn.Linear(2, n_latent)
+        self.likelihood = (
+            CountLikelihood(n_genes, likelihood == "nb") if self.counts_are_modelled else NormalLikelihood(n_genes)
+        )
+
+    # ---- encoding
+
+    def _visible_library(self, spots: Spots) -> torch.Tensor:
+        """Library size, in counts (n, 1), without looking at hidden entries.
+
+        Where zeros are data it is estimated from the visible counts and the share of the library that their genes
+        usually make up; one pseudo-count's worth of the typical library keeps it finite where nothing is visible. Where
+        zeros are missing no such share is known, and the registered library (which leaves hidden counts out) is used.
+        """
+        if not self.counts_are_modelled:
+            return torch.where(spots.library > 0, spots.library, self.typical_library)
+        seen = (spots.counts * spots.visible).sum(-1, keepdim=True)
+        share = (spots.visible @ self.gene_rate)[:, None]
+        return (seen + 1.0) / (share + 1.0 / self.typical_library)
+
+    def _depth(self, library: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.log(library / self.typical_library), visible.mean(-1, keepdim=True)], dim=-1)
+
+    def embed(self, spots: Spots) -> torch.Tensor:
+        """One token per spot from value and visibility, entry by entry: (n, n_hidden)."""
+        library = self._visible_library(spots)
+        values = torch.log1p(spots.counts * spots.visible / library * COUNTS_PER)
+        standardised = (values - self.value_mean) / self.value_scale * spots.visible
+        token = self.embed_value(standardised) + self.embed_visible(spots.visible)
+        return token + self.embed_depth(self._depth(library, spots.visible))
+
+    def encode_neighbors(
+        self, neighbors: Spots, index: torch.Tensor, distance: torch.Tensor
+    ) -> torch.Tensor:
+        """Tokens of the neighbours of each centre, (batch, k, n_hidden).
+
+        Parameters
+        ----------
+        neighbors
+            Every spot that is a neighbour of some centre of the batch, once.
+        index
+            Rows of `neighbors`, (batch, k).
+        distance
+            In units of the spot pitch, (batch, k).
+        """
+        tokens = self.neighbor(self.embed(neighbors) + self.role[1])
+        return tokens[index] + self.embed_distance(distance)
+
+    def encode(self, centre: Spots, neighbor_tokens: torch.Tensor, valid: torch.Tensor) -> Condition:
+        """Posterior of the centre's latent given what is visible.
+
+        Parameters
+        ----------
+        centre
+            The centres of the batch.
+        neighbor_tokens
+            (batch, k, n_hidden)
+        valid
+            (batch, k), False where a token is padding.
+        """
+        if not self.own_entries:
+            centre = Spots(centre.counts, torch.zeros_like(centre.visible), self.typical_library.expand_as(centre.library))
+        own = self.centre(self.embed(centre) + self.role[0])
+        tokens = torch.cat([own[:, None], neighbor_tokens], dim=1)
+        valid = torch.cat([torch.ones_like(valid[:, :1], dtype=torch.bool), valid], dim=1)
+        if not self.own_entries and valid.shape[1] > 1:
+            # an empty token is kept only for spots without any neighbour
+            valid = torch.cat([~valid[:, 1:].any(1, keepdim=True), valid[:, 1:]], dim=1)
+        summary = own
+        for block in self.blocks:
+            summary = block(summary, tokens, valid)
+        mean, log_variance = self.posterior(summary).chunk(2, dim=-1)
+        return Condition(
+            mean=mean,
+            log_variance=log_variance.clamp(*_LOG_VARIANCE_RANGE),
+            tokens=torch.cat([summary[:, None], tokens], dim=1),
+            valid=torch.cat([torch.ones_like(valid[:, :1]), valid], dim=1),
+        )
+
+    # ---- decoding
+
+    def decode(self, latent: torch.Tensor, centre: Spots) -> torch.Tensor:
+        """Expected rate (share of the library) or, for ``"normal"``, expected captured log1p(CP10K).
+
+        Parameters
+        ----------
+        latent
+            (..., batch, n_latent)
+        centre
+            The centres; only the library size of ``"normal"`` enters, because the smallest value that can be captured
+            depends on it.
+
+        Returns
+        -------
+        (..., batch, n_genes)
+        """
+        if self.decode_depth is not None:
+            library = self._visible_library(centre)
+            latent = latent + self.decode_depth(self._depth(library, centre.visible))
+        score = self.decode_gene(self.decode_hidden(latent))
+        if not self.counts_are_modelled:
+            return self.value_mean + self.value_scale * score
+        logits = score + torch.log(self.gene_rate)
+        return torch.softmax(logits, dim=-1) if self.closed else torch.exp(logits.clamp(max=0.0))
+
+    def reconstruction(self, decoded: torch.Tensor, centre: Spots, exposure: torch.Tensor) -> torch.Tensor:
+        """Negative log-likelihood of what was measured, entry by entry, in nats, (batch, n_genes).
+
+        Parameters
+        ----------
+        decoded
+            Output of :meth:`decode`, (batch, n_genes).
+        centre
+            The centres with all their observed entries.
+        exposure
+            Library size, in counts, that the rates multiply, (batch, 1).
+        """
+        if self.counts_are_modelled:
+            return self.likelihood.negative_log_likelihood(centre.counts, decoded * exposure + 1e-8)
+        values = torch.log1p(centre.counts / exposure * COUNTS_PER)
+        return self.likelihood.negative_log_likelihood(values, decoded)

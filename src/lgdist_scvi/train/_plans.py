@@ -1,0 +1,105 @@
+"""Training plans: what one optimisation step of each stage does."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import lightning.pytorch as lightning
+import torch
+
+from lgdist_scvi.module import LGDiSTModule
+
+_N_SCALE_BATCHES = 8
+_VALIDATION_SEED = 0
+
+
+class StagePlan(lightning.LightningModule):
+    """AdamW under a one-cycle learning rate.
+
+    Parameters
+    ----------
+    module
+        The module.
+    network
+        The part of it that the stage trains.
+    lr
+        Highest learning rate.
+    weight_decay
+        Of AdamW.
+    """
+
+    def __init__(self, module: LGDiSTModule, network: torch.nn.Module, lr: float, weight_decay: float):
+        super().__init__()
+        self.module = module
+        self.network = network
+        self.lr = lr
+        self.weight_decay = weight_decay
+
+    def configure_optimizers(self) -> dict:
+        optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=self.lr, weight_decay=self.weight_decay, betas=(0.9, 0.98)
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.lr, total_steps=max(2, int(self.trainer.estimated_stepping_batches)), pct_start=0.1
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _log(self, values: dict[str, torch.Tensor], n_obs: int) -> None:
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=n_obs, prog_bar=True)
+
+
+class VAEPlan(StagePlan):
+    """Stage 1: the neighbourhood VAE predicts hidden entries."""
+
+    def __init__(self, module: LGDiSTModule, lr: float = 1e-3, weight_decay: float = 0.05, kl_weight: float = 1.0):
+        super().__init__(module, module.vae, lr, weight_decay)
+        self.kl_weight = kl_weight
+
+    def on_train_start(self) -> None:
+        # scvi-tools leaves the module in eval mode after a stage, and Lightning does not switch it back
+        self.module.train()
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        _, _, output = self.module(
+            batch, get_inference_input_kwargs={"hide": "random"}, loss_kwargs={"kl_weight": self.kl_weight}
+        )
+        self._log({"train_loss": output.loss}, len(batch["X"]))
+        return output.loss
+
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        _, _, output = self.module(batch, get_inference_input_kwargs={"hide": "set_aside"})
+        n_obs = len(batch["X"])
+        self._log({"validation_loss": output.reconstruction_loss_sum / n_obs}, n_obs)
+
+
+class DiffusionPlan(StagePlan):
+    """Stage 2: the denoiser learns the distribution of the latent given what is visible; the VAE is frozen."""
+
+    def __init__(self, module: LGDiSTModule, lr: float = 1e-3, weight_decay: float = 0.01):
+        super().__init__(module, module.denoiser, lr, weight_decay)
+
+    def on_fit_start(self) -> None:
+        self.module.vae.requires_grad_(False)
+
+    def on_train_start(self) -> None:
+        self.module.vae.eval()
+        self.module.denoiser.train()
+        moments = [
+            self.module.residual_moments(self.transfer_batch_to_device(batch, self.device, 0))
+            for batch in islice(iter(self.trainer.train_dataloader), _N_SCALE_BATCHES)
+        ]
+        self.module.residual_scale.copy_(torch.stack(moments).mean(0).sqrt())
+        self.module.has_diffusion.fill_(True)
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        error, decoded = self.module.diffusion_loss(batch, "random")
+        loss = error + self.module.decoded_weight * decoded
+        self._log({"train_loss": loss}, len(batch["X"]))
+        return loss
+
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        # the same noise and timesteps every time, so that early stopping follows the network
+        generator = torch.Generator(self.device).manual_seed(_VALIDATION_SEED + batch_idx)
+        error, decoded = self.module.diffusion_loss(batch, "set_aside", generator)
+        loss = error + self.module.decoded_weight * decoded
+        self._log({"validation_loss": loss}, len(batch["X"]))
