@@ -1,0 +1,20 @@
+"""Scores of a completion, of rates and of uncertainty; baselines to compare with."""
+
+from __future__ import annotations
+
+from lgdist_scvi.metrics import baselines
+from lgdist_scvi.metrics._completion import completion_scores, variance_ratio
+from lgdist_scvi.metrics._poisson import poisson_deviance_explained, poisson_floor, poisson_log_likelihood
+from lgdist_scvi.metrics._uncertainty import crps, energy_score, interval_coverage
+
+__all__ = [
+    "baselines",
+    "completion_scores",
+    "crps",
+    "energy_score",
+    "interval_coverage",
+    "poisson_deviance_explained",
+    "poisson_floor",
+    "poisson_log_likelihood",
+    "variance_ratio",
+]

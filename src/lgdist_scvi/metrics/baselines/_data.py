@@ -1,0 +1,274 @@
+"""What every baseline shares: reading the slide, inner hold-outs, the shape of the answer."""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from lgdist_scvi._checks import get_counts, get_mask, list_names, require_key
+from lgdist_scvi._expression import COUNTS_PER, library_size, log1p_cp10k
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+INNER_FRACTION = 0.1  # part of the data set aside to choose hyper-parameters
+_MIN_GENE_COUNT = 0.1  # a gene never seen is still not impossible
+
+_PARAMETERS = """\
+adata
+    Annotated data with raw counts, (n_obs, n_vars). Not modified.
+layer
+    Layer that holds raw counts; ``None`` reads `adata.X`.
+mask_layer
+    Layer with True where an entry is observed. Given: the values elsewhere are unknown and never looked at, and the
+    answer is the expected log1p(CP10K) of an entry *of the observed kind* (where the mask calls every zero missing: given
+    that it was captured). ``None``: zeros are data, and the answer is log1p(1e4 * rate).
+size_factor_key
+    Column of `adata.obs` with the library size in counts; ``None`` sums the observed counts of `adata`.
+graph_key
+    Key of `adata.obsp` with the neighbourhood graph, for the baselines that use neighbours.
+genes
+    Genes to predict: their names, or a bool column of `var` (such as ``"target_gene"``); ``None`` for all. All genes are
+    input in any case; hyper-parameters are chosen for these.
+seed
+    Seed of the inner hold-out and of random starts."""
+
+_RETURNS = """\
+Returns
+-------
+log1p(CP10K), float32, (n_obs, n_vars); NaN in the columns of genes not asked for.
+
+Raises
+------
+KeyError
+    If a layer, a column of `obs`, the graph or a gene is absent.
+ValueError
+    If values are not counts, the mask is not bool, or a gene asked for has no observed entry."""
+
+
+def baseline(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """Fill the parameters common to all baselines into a docstring."""
+    doc = inspect.cleandoc(function.__doc__ or "")
+    function.__doc__ = doc.replace("{parameters}", _PARAMETERS).replace("{returns}", _RETURNS)
+    return function
+
+
+@dataclass(frozen=True)
+class LogData:
+    """Observed values of a slide, the rest unknown.
+
+    Attributes
+    ----------
+    values
+        log1p(CP10K), float32, (n_obs, n_vars); 0 where not observed.
+    mask
+        True where observed, (n_obs, n_vars).
+    columns
+        Indices of the genes to predict.
+    """
+
+    values: np.ndarray
+    mask: np.ndarray
+    columns: np.ndarray
+
+    @cached_property
+    def mean(self) -> np.ndarray:
+        """Mean observed value of each gene, float32, (n_vars,); of all genes for one without."""
+        n_observed = self.mask.sum(axis=0)
+        mean = self.values.sum(axis=0, dtype=np.float64) / np.maximum(n_observed, 1)
+        overall = self.values.sum(dtype=np.float64) / max(1, n_observed.sum())
+        return np.where(n_observed > 0, mean, overall).astype(np.float32)
+
+    @cached_property
+    def residuals(self) -> np.ndarray:
+        """Observed values minus the gene mean, float32, (n_obs, n_vars); 0 where not observed."""
+        return np.where(self.mask, self.values - self.mean, np.float32(0))
+
+    def split(self, seed: int) -> tuple[LogData, Callable[[np.ndarray], float]]:
+        """Hide a part of the observed entries of the genes asked for.
+
+        Returns
+        -------
+        The data without them, and the mean squared error on them as a function of a prediction, (n_obs, columns).
+        """
+        candidates = np.flatnonzero(self.mask[:, self.columns])
+        rng = np.random.default_rng(seed)
+        n_hidden = max(1, round(INNER_FRACTION * len(candidates)))
+        hidden = np.sort(rng.choice(candidates, n_hidden, replace=False))
+        rows, places = np.divmod(hidden, len(self.columns))
+        mask, values = self.mask.copy(), self.values.copy()
+        mask[rows, self.columns[places]] = False
+        values[rows, self.columns[places]] = 0
+        truth = self.values[rows, self.columns[places]]
+
+        def error(prediction: np.ndarray) -> float:
+            return float(np.mean((prediction[rows, places] - truth) ** 2, dtype=np.float64))
+
+        return LogData(values, mask, self.columns), error
+
+    def answer(self, prediction: np.ndarray) -> np.ndarray:
+        """Spread predictions of the genes asked for over all genes."""
+        return _spread(prediction, self.columns, self.mask.shape)
+
+
+@dataclass(frozen=True)
+class CountData:
+    """Counts of a slide, zeros included.
+
+    Attributes
+    ----------
+    counts
+        Raw counts, float32, (n_obs, n_vars).
+    library
+        Library size in counts, float64, (n_obs,).
+    columns
+        Indices of the genes to predict.
+    """
+
+    counts: np.ndarray
+    library: np.ndarray
+    columns: np.ndarray
+
+    @cached_property
+    def gene_rate(self) -> np.ndarray:
+        """Share of each gene in the library, float64, (n_vars,)."""
+        return np.maximum(self.counts.sum(axis=0, dtype=np.float64), _MIN_GENE_COUNT) / max(1.0, self.library.sum())
+
+    def split(self, seed: int) -> tuple[CountData, Callable[[np.ndarray], float]]:
+        """Set molecules aside (binomial thinning).
+
+        Returns
+        -------
+        The data without them, and the Poisson loss per molecule on them as a function of rates, (n_obs, columns).
+        """
+        rng = np.random.default_rng(seed)
+        rows, genes = np.nonzero(self.counts)
+        n_hidden = rng.binomial(self.counts[rows, genes].astype(np.int64), INNER_FRACTION).astype(np.float32)
+        counts = self.counts.copy()
+        counts[rows, genes] -= n_hidden
+        fit = CountData(counts, (1 - INNER_FRACTION) * self.library, self.columns)
+
+        places = np.full(self.counts.shape[1], -1)
+        places[self.columns] = np.arange(len(self.columns))
+        scored = (n_hidden > 0) & (places[genes] >= 0)
+        rows, places, n_hidden = rows[scored], places[genes[scored]], n_hidden[scored]
+        library = INNER_FRACTION * self.library
+        n_molecules = max(1.0, float(n_hidden.sum(dtype=np.float64)))
+
+        def loss(rate: np.ndarray) -> float:
+            expected = library @ rate.sum(axis=1, dtype=np.float64)
+            with np.errstate(divide="ignore"):
+                seen = n_hidden @ np.log(rate[rows, places].astype(np.float64))
+            return float(expected - seen) / n_molecules
+
+        return fit, loss
+
+    def answer(self, rate: np.ndarray) -> np.ndarray:
+        """Convert rates of the genes asked for to log1p(CP10K), spread over all genes."""
+        return _spread(np.log1p(COUNTS_PER * rate), self.columns, self.counts.shape)
+
+
+def _spread(prediction: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    answer = np.full(shape, np.nan, dtype=np.float32)
+    answer[:, columns] = prediction
+    return answer
+
+
+def read(
+    adata: AnnData,
+    layer: str | None,
+    mask_layer: str | None,
+    size_factor_key: str | None,
+    genes: str | Sequence[str] | None,
+) -> LogData | CountData:
+    """Read a slide as `LogData` where a mask is given, else as `CountData`."""
+    counts = get_counts(adata, layer)
+    columns = _gene_columns(adata, genes)
+    mask = None if mask_layer is None else get_mask(adata, mask_layer)
+    if mask is not None:
+        n_empty = int((~mask[:, columns].any(axis=0)).sum())
+        if n_empty:
+            raise ValueError(
+                f"{n_empty:,} of {len(columns):,} genes to predict have no observed entry in "
+                f"adata.layers[{mask_layer!r}]; drop them or name the others (genes=...)"
+            )
+        counts = counts.multiply(mask).tocsr() if sparse.issparse(counts) else np.where(mask, counts, 0)
+    library = _library(adata, counts, size_factor_key)
+    if mask is not None:
+        return LogData(log1p_cp10k(counts, library), mask, columns)
+    dense = counts.toarray() if sparse.issparse(counts) else np.asarray(counts)
+    return CountData(dense.astype(np.float32), library, columns)
+
+
+def _library(adata: AnnData, counts: np.ndarray | sparse.csr_matrix, size_factor_key: str | None) -> np.ndarray:
+    observed = library_size(counts)
+    if size_factor_key is None:
+        return observed
+    require_key(adata.obs, size_factor_key, "adata.obs", "size_factor_key is a column with the counts of each spot")
+    library = adata.obs[size_factor_key].to_numpy(dtype=np.float64)
+    bad = ~np.isfinite(library) | (library < 0) | ((library == 0) & (observed > 0))
+    if bad.any():
+        raise ValueError(
+            f"adata.obs[{size_factor_key!r}] is NaN, infinite, negative, or 0 beside observed counts in "
+            f"{int(bad.sum()):,} of {len(bad):,} spots; recompute it from the raw counts"
+        )
+    return library
+
+
+def _gene_columns(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarray:
+    if genes is None:
+        return np.arange(adata.n_vars)
+    if isinstance(genes, str):
+        require_key(adata.var, genes, "adata.var", "genes is a bool column of var (pp.select_genes) or a list of names")
+        chosen = np.flatnonzero(adata.var[genes].to_numpy(dtype=bool))
+    else:
+        names = pd.Index(genes)
+        unknown = names[~names.isin(adata.var_names)]
+        if len(unknown):
+            raise KeyError(
+                f"{len(unknown):,} of {len(names):,} genes are not in adata.var_names: {list_names(unknown)}; "
+                "pass names from adata.var_names"
+            )
+        chosen = np.flatnonzero(adata.var_names.isin(names))
+    if not len(chosen):
+        raise ValueError("genes names no gene; pass names, a bool column of var, or None for all genes")
+    return chosen
+
+
+def read_graph(adata: AnnData, graph_key: str) -> sparse.csr_matrix:
+    """Read the neighbourhood graph, float32 0/1, without self loops, (n_obs, n_obs)."""
+    require_key(adata.obsp, graph_key, "adata.obsp", "build the graph with pp.spatial_neighbors(adata)")
+    graph = sparse.csr_matrix(adata.obsp[graph_key], dtype=np.float32, copy=True)
+    graph.setdiag(0)
+    graph.eliminate_zeros()
+    graph.data[:] = 1
+    return graph
+
+
+def only_zeros_as_data(name: str, instead: str) -> ValueError:
+    """Say that a baseline has no answer where entries are missing."""
+    return ValueError(f"{name} needs every entry (mask_layer=None, zeros are data); with a mask, use {instead}")
+
+
+def best(candidates: Iterable[tuple[Any, np.ndarray]], loss: Callable[[np.ndarray], float]) -> Any:
+    """Return the hyper-parameters whose prediction has the smallest loss."""
+    scored = [(loss(prediction), parameters) for parameters, prediction in candidates]
+    return min(scored, key=lambda pair: pair[0])[1]
+
+
+def last(items: Iterable[Any]) -> Any:
+    """Return the last of what an iterator yields, keeping no other."""
+    return deque(items, maxlen=1).pop()
+
+
+def grid(value: Any, default: Sequence[Any]) -> Sequence[Any]:
+    """Return the values to try of a hyper-parameter: the caller's, or the default ones."""
+    return default if value is None else (value,)

@@ -1,0 +1,143 @@
+"""Baselines that average: over a gene, over neighbours in space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import sparse
+
+from lgdist_scvi.metrics.baselines._data import CountData, LogData, baseline, best, grid, last, read, read_graph
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_ENTRIES = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0)  # shrinkage, in observed entries
+_MAX_RINGS = 3
+MOLECULES = (30.0, 100.0, 300.0, 1e3, 2e3, 4e3, 8e3, 16e3, 32e3)  # shrinkage, in molecules
+
+
+@baseline
+def gene_mean(
+    adata: AnnData,
+    layer: str | None = None,
+    mask_layer: str | None = None,
+    size_factor_key: str | None = None,
+    graph_key: str = "spatial_connectivities",
+    genes: str | Sequence[str] | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Predict each gene's mean: of its observed values, or its share of all molecules where zeros are data.
+
+    Parameters
+    ----------
+    {parameters}
+
+    {returns}
+    """
+    data = read(adata, layer, mask_layer, size_factor_key, genes)
+    return data.answer((data.mean if isinstance(data, LogData) else data.gene_rate)[data.columns])
+
+
+@baseline
+def neighbor_mean(
+    adata: AnnData,
+    layer: str | None = None,
+    mask_layer: str | None = None,
+    size_factor_key: str | None = None,
+    graph_key: str = "spatial_connectivities",
+    genes: str | Sequence[str] | None = None,
+    seed: int = 0,
+    shrinkage: float | None = None,
+) -> np.ndarray:
+    """Predict the mean over a spot's neighbours, shrunk toward the gene mean.
+
+    With a mask, the mean of the neighbours' observed values, (sum + s * gene mean) / (number + s). Where zeros are data,
+    the pooled counts of the spot and its neighbours, (sum of counts + s * gene rate) / (sum of libraries + s).
+
+    Parameters
+    ----------
+    {parameters}
+    shrinkage
+        Weight s of the gene mean: in observed entries with a mask, else in molecules. ``None``: chosen on an inner
+        hold-out.
+
+    {returns}
+    """
+    data = read(adata, layer, mask_layer, size_factor_key, genes)
+    graph = read_graph(adata, graph_key)
+    if isinstance(data, CountData):
+        graph = graph + sparse.identity(graph.shape[0], dtype=np.float32, format="csr")
+    strengths = grid(shrinkage, _ENTRIES if isinstance(data, LogData) else MOLECULES)
+    if len(strengths) > 1:
+        fit, loss = data.split(seed)
+        strengths = (best(((s, smooth(graph, fit, s)) for s in strengths), loss),)
+    return data.answer(smooth(graph, data, strengths[0]))
+
+
+def smooth(graph: sparse.csr_matrix, data: LogData | CountData, shrinkage: float) -> np.ndarray:
+    """Pool over a graph and shrink toward the gene mean: values or rates, (n_obs, columns)."""
+    if isinstance(data, LogData):
+        total = graph @ data.residuals[:, data.columns]
+        number = graph @ data.mask[:, data.columns].astype(np.float32)
+        return data.mean[data.columns] + total / (number + np.float32(shrinkage))
+    total = graph @ data.counts[:, data.columns]
+    library = graph @ data.library
+    return (total + shrinkage * data.gene_rate[data.columns]) / (library + shrinkage)[:, None]
+
+
+@baseline
+def adaptive_median(
+    adata: AnnData,
+    layer: str | None = None,
+    mask_layer: str | None = None,
+    size_factor_key: str | None = None,
+    graph_key: str = "spatial_connectivities",
+    genes: str | Sequence[str] | None = None,
+    seed: int = 0,
+    n_rings: int | None = None,
+) -> np.ndarray:
+    """Predict the median over the smallest surroundings of a spot whose median is not zero.
+
+    The pre-completion of the LGDiST and SpaCKLE papers: for every gene a window grows ring by ring around the spot (itself
+    included), entries that are not observed counting as zero, until its median is not zero; after `n_rings`, the median of
+    the gene's observed values. It calls zeros missing and therefore needs a mask.
+
+    Parameters
+    ----------
+    {parameters}
+    n_rings
+        Largest window, in steps on the graph; ``None``: 1 to 3, chosen on an inner hold-out.
+
+    {returns}
+    """
+    data = read(adata, layer, mask_layer, size_factor_key, genes)
+    if isinstance(data, CountData):
+        raise ValueError(
+            "adaptive_median takes zeros for missing values; write a mask with pp.observed_mask(adata) and pass "
+            'mask_layer="observed", or use neighbor_mean where zeros are data'
+        )
+    graph = read_graph(adata, graph_key)
+    if n_rings is None:
+        fit, loss = data.split(seed)
+        n_rings = best(enumerate(_growing_median(fit, graph, _MAX_RINGS), start=1), loss)
+    return data.answer(last(_growing_median(data, graph, n_rings)))
+
+
+def _growing_median(data: LogData, graph: sparse.csr_matrix, n_rings: int) -> Iterator[np.ndarray]:
+    """Yield the prediction, (n_obs, columns), for a largest window of 1, 2, ... rings."""
+    values = np.ascontiguousarray(data.values[:, data.columns])
+    observed = np.where(data.mask[:, data.columns], values, np.nan)
+    fallback = np.where(data.mask[:, data.columns].any(axis=0), np.nanmedian(observed, axis=0), data.mean[data.columns])
+    prediction = np.zeros_like(values)
+    step = graph + sparse.identity(graph.shape[0], dtype=np.float32, format="csr")
+    window = step
+    for ring in range(n_rings):
+        if ring:
+            window = window @ step
+        for spot in np.flatnonzero((prediction == 0).any(axis=1)):
+            spots = window.indices[window.indptr[spot] : window.indptr[spot + 1]]
+            open_ = prediction[spot] == 0
+            prediction[spot, open_] = np.median(values[np.ix_(spots, open_)], axis=0)
+        yield np.where(prediction == 0, fallback, prediction)
