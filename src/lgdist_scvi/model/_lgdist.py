@@ -29,6 +29,7 @@ from lgdist_scvi.data import (
 )
 from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.model._completion import CompletionMixin
+from lgdist_scvi.model._intervals import IntervalMixin
 from lgdist_scvi.model._prediction import PredictionMixin
 from lgdist_scvi.module import LGDiSTModule, NeighborhoodVAE
 from lgdist_scvi.train import DiffusionPlan, EntrySplitter, VAEPlan, run_stage
@@ -39,7 +40,7 @@ _STEPS = {"vae": 1200, "diffusion": 500}  # optimisation steps that a slide need
 _EPOCHS = (4, 300)
 
 
-class LGDiST(PredictionMixin, CompletionMixin, BaseModelClass):
+class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
     """Latent gene diffusion for the completion of spatial transcriptomics (Ruiz et al. 2025, arXiv 2509.01864).
 
     A neighbourhood VAE encodes each spot from its own visible entries and its spatial neighbours; a latent diffusion model
@@ -162,6 +163,8 @@ class LGDiST(PredictionMixin, CompletionMixin, BaseModelClass):
             decoded_weight=decoded_weight,
         )
         self.gene_likelihood_ = gene_likelihood
+        self.training_seed_ = None
+        self.calibration_ = None
         self.init_params_ = self._get_init_params(locals())
 
     @staticmethod
@@ -327,7 +330,10 @@ class LGDiST(PredictionMixin, CompletionMixin, BaseModelClass):
                 **trainer_kwargs,
             )
             if not completed:
-                return
+                break
+        if self.is_trained_:
+            self.training_seed_ = settings.seed
+            self._calibrate()
 
     def _validation_spots(self, validation_samples: Sequence[str] | None) -> np.ndarray | None:
         if validation_samples is None:

@@ -37,7 +37,7 @@ class StagePlan(lightning.LightningModule):
 
     def configure_optimizers(self) -> dict:
         optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=self.lr, weight_decay=self.weight_decay, betas=(0.9, 0.98)
+            self.network.parameters(), lr=self.lr, weight_decay=self.weight_decay, betas=(0.9, 0.98), fused=True
         )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, self.lr, total_steps=max(2, int(self.trainer.estimated_stepping_batches)), pct_start=0.1
