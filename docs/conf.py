@@ -7,6 +7,8 @@ import shutil
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
+from scvi.model.base import BaseModelClass
+
 DOCS = Path(__file__).parent
 
 project = "lgdist-scvi"
@@ -37,6 +39,8 @@ myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 autosummary_generate = True
+# of what scvi-tools' models share, a page lists only what users call
+autosummary_context = {"undocumented": set(dir(BaseModelClass)) - {"load", "save", "view_anndata_setup"}}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
