@@ -129,7 +129,9 @@ def _growing_median(data: LogData, graph: sparse.csr_matrix, n_rings: int) -> It
     """Yield the prediction, (n_obs, columns), for a largest window of 1, 2, ... rings."""
     values = np.ascontiguousarray(data.values[:, data.columns])
     observed = np.where(data.mask[:, data.columns], values, np.nan)
-    fallback = np.where(data.mask[:, data.columns].any(axis=0), np.nanmedian(observed, axis=0), data.mean[data.columns])
+    without = ~data.mask[:, data.columns].any(axis=0)
+    observed[:, without] = data.mean[data.columns[without]]
+    fallback = np.nanmedian(observed, axis=0)
     prediction = np.zeros_like(values)
     step = graph + sparse.identity(graph.shape[0], dtype=np.float32, format="csr")
     window = step

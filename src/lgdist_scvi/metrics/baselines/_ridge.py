@@ -73,10 +73,13 @@ def _fit_genes(
 
     predictions = np.empty((len(penalties), n_obs, len(data.columns)), dtype=np.float32)
     for place, gene in enumerate(data.columns):
+        observed = data.mask[:, gene]
+        if not observed.any():
+            predictions[:, :, place] = data.mean[gene]
+            continue
         # a spot's scores are a sum over genes: taking this gene's terms out hides its own value from the input
         own = scores - np.outer(values[:, gene], vt[:, gene]) - np.outer(detected[:, gene], vt[:, n_vars + gene])
         inputs = np.hstack([own, around, _OWN_GENE_SCALE * own_gene[:, [place]]])
-        observed = data.mask[:, gene]
         predictions[:, :, place] = data.mean[gene] + _ridge(inputs, observed, values[observed, gene], penalties)
     return predictions
 
