@@ -138,9 +138,10 @@ class CompletionMixin:
             "mask": setup.get("mask_layer", "every entry is data"),
             "setup": setup,
             "model": {key: value for key, value in self.init_params_["non_kwargs"].items() if value is not None},
-            "training_seed": int(self.training_seed_),
             "provenance": np.array(["measured", "filled zero", "filled missing entry", "measured, replaced"]),
         }
+        if self.training_seed_ is not None:
+            record["training_seed"] = int(self.training_seed_)
         if level is not None:
             record["level"] = level
             record["n_calibration_entries"] = np.array(self.calibration_["n_entries"][estimand])
