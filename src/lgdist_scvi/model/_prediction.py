@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 import torch
-from scvi.dataloaders import AnnDataLoader
 from tqdm.auto import tqdm
 
 from lgdist_scvi._checks import list_names
@@ -33,22 +32,18 @@ class PredictionMixin:
     # ---- blocks of spots
 
     def _blocks(
-        self, adata: AnnData, indices: Sequence[int] | None, batch_size: int | None, silent: bool
+        self, adata: AnnData, rows: np.ndarray, batch_size: int | None, silent: bool
     ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor], np.ndarray]]:
-        """Batches in the order of `indices`: positions in the result, tensors, and library sizes in double precision."""
+        """Batches in the order of `rows`: positions in the result, tensors, and library sizes in double precision."""
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        loader = AnnDataLoader(
-            self.get_anndata_manager(adata, required=True), indices=indices, batch_size=batch_size or _BATCH_SIZE, shuffle=False
-        )
-        library = loader.dataset.dataset.library
-        start = 0
-        for tensors in tqdm(loader, desc="Completing", disable=silent, leave=False):
-            n = len(tensors[keys.COUNTS])
-            spots = tensors[keys.SPOT].numpy().ravel()
-            on_device = {key: value.to(self.module.device) for key, value in tensors.items()}
-            yield np.arange(start, start + n), on_device, library[spots]
-            start += n
+        # no data loader: it would draw from torch's global generator
+        dataset = self.get_anndata_manager(adata, required=True).create_torch_dataset()
+        size = batch_size or _BATCH_SIZE
+        for start in tqdm(range(0, len(rows), size), desc="Completing", disable=silent, leave=False):
+            spots = rows[start : start + size]
+            tensors = {key: torch.from_numpy(value).to(self.module.device) for key, value in dataset[spots].items()}
+            yield np.arange(start, start + len(spots)), tensors, dataset.library[spots]
 
     def _prepare(self, adata: AnnData | None) -> AnnData:
         if not self.is_trained_:
