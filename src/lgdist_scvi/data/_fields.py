@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import rich.pretty  # noqa: F401  (view_anndata_setup of scvi-tools uses it and does not import it)
 import rich.table
 from anndata import AnnData
 from scipy import sparse

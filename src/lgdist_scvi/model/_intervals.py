@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from lgdist_scvi.data import _keys as keys
-from lgdist_scvi.model._prediction import Estimand, _rows, _seed
+from lgdist_scvi.model._prediction import Estimand, _check_arguments, _rows, _seed
 from lgdist_scvi.model._predictive import CountPredictive, NormalPredictive, conformal_levels
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ class IntervalMixin:
             raise ValueError(f"level must lie between 0 and 1, got {level}")
         if n_samples < 2:
             raise ValueError(f"an interval needs n_samples of at least 2, got {n_samples}")
+        _check_arguments(n_samples, observed, fill)
         adata, estimand = self._prepare(adata), self._estimand(estimand)
         positions, names = self._genes(gene_list)
         rows, seed = _rows(adata, indices), _seed(seed)

@@ -104,7 +104,9 @@ class PredictionMixin:
     ) -> torch.Tensor:
         """Samples of the latent, (batch, n_samples, n_latent)."""
         noise = spot_noise(seed, spots, (n_samples, self.module.n_latent)).to(self.module.device)
-        return self.module.sample(condition, noise, n_steps or _SAMPLER_STEPS)
+        if n_steps is None:
+            n_steps = min(_SAMPLER_STEPS, self.module.diffusion.n_timesteps)
+        return self.module.sample(condition, noise, n_steps)
 
     def _spread(
         self, condition: Condition, centre: Spots, tensors: dict, estimand: Estimand, n_samples: int, seed: int,
