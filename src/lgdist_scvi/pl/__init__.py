@@ -1,0 +1,9 @@
+"""Figures from AnnData and scores. Each function returns its figure."""
+
+from __future__ import annotations
+
+from lgdist_scvi.pl._scores import calibration, held_out, scores
+from lgdist_scvi.pl._tissue import completion
+from lgdist_scvi.pl._training import training_history
+
+__all__ = ["calibration", "completion", "held_out", "scores", "training_history"]
