@@ -8,6 +8,7 @@ from lgdist_scvi.data._fields import (
     MaskField,
     ObspField,
     SampleField,
+    find_sample_key,
 )
 from lgdist_scvi.data._statistics import GeneStatistics, gene_statistics, set_aside_patterns
 
@@ -21,6 +22,7 @@ __all__ = [
     "NeighborhoodManager",
     "ObspField",
     "SampleField",
+    "find_sample_key",
     "gene_statistics",
     "set_aside_patterns",
 ]

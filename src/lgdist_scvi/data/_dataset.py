@@ -13,6 +13,7 @@ from torch.utils.data import Subset
 from lgdist_scvi._checks import as_csr, get_coordinates, get_counts, get_mask, get_samples, list_names
 from lgdist_scvi._expression import library_size
 from lgdist_scvi.data import _keys as keys
+from lgdist_scvi.data._fields import find_sample_key
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -92,12 +93,10 @@ class NeighborhoodDataset(AnnTorchDataset):
         return int(self.mask.sum()) == int(self.mask[rows, stored.indices].sum())
 
     def _set_neighbors(self, adata: AnnData, registry: dict, graph: sparse.csr_matrix) -> None:
-        samples = get_samples(adata, registry[keys.SAMPLE].attr_key if keys.SAMPLE in registry else None)
-        coordinates = get_coordinates(
-            adata,
-            registry[keys.COORDINATES].attr_key,
-            registry[keys.SAMPLE].attr_key if keys.SAMPLE in registry else None,
-        )
+        # a model of one slide may be asked about several
+        sample_key = find_sample_key(adata, registry[keys.SAMPLE].attr_key if keys.SAMPLE in registry else None)
+        samples = get_samples(adata, sample_key)
+        coordinates = get_coordinates(adata, registry[keys.COORDINATES].attr_key, sample_key)
         rows = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
         lengths = np.linalg.norm(coordinates[rows] - coordinates[graph.indices], axis=1)
         pitch = spot_pitch(rows, lengths, samples)

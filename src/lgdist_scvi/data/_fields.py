@@ -23,6 +23,16 @@ from lgdist_scvi._checks import (
 )
 from lgdist_scvi.data import _keys as keys
 
+_SAMPLE_COLUMNS = ("sample", "library_id")
+
+
+def find_sample_key(adata: AnnData, sample_key: str | None) -> str | None:
+    """Column of `adata.obs` that names the slides: `sample_key`, else the customary column if there are several slides."""
+    if sample_key is not None:
+        return sample_key
+    several = [column for column in _SAMPLE_COLUMNS if column in adata.obs and get_samples(adata, column).max(initial=0)]
+    return several[0] if several else None
+
 
 class _Field(BaseAnnDataField):
     """A field whose registration only checks; transfer to other data checks the same."""
@@ -138,11 +148,12 @@ class ObspField(_Field):
         graph = as_csr(graph).tocoo()
         if n_loops := int((graph.row == graph.col).sum()):
             raise ValueError(f"{n_loops:,} spots are their own neighbours in {where} (self loops); {rebuild}")
-        samples = get_samples(adata, self.sample_key)
+        sample_key = find_sample_key(adata, self.sample_key)
+        samples = get_samples(adata, sample_key)
         if n_crossing := int((samples[graph.row] != samples[graph.col]).sum()):
             raise ValueError(
-                f"{n_crossing:,} edges of {where} join spots of different slides (adata.obs[{self.sample_key!r}]); "
-                f"build it per slide with pp.spatial_neighbors(adata, sample_key={self.sample_key!r})"
+                f"{n_crossing:,} edges of {where} join spots of different slides (adata.obs[{sample_key!r}]); "
+                f"build it per slide with pp.spatial_neighbors(adata, sample_key={sample_key!r})"
             )
 
     def register_field(self, adata: AnnData) -> dict:
@@ -161,7 +172,7 @@ class CoordinatesField(_Field):
         self.sample_key = sample_key
 
     def validate_field(self, adata: AnnData) -> None:
-        get_coordinates(adata, self.attr_key, self.sample_key)
+        get_coordinates(adata, self.attr_key, find_sample_key(adata, self.sample_key))
 
 
 class SampleField(_Field):

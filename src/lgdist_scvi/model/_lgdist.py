@@ -13,7 +13,7 @@ from scvi import settings
 from scvi.model.base import BaseModelClass
 
 from lgdist_scvi import pp
-from lgdist_scvi._checks import get_samples, list_names, require_key
+from lgdist_scvi._checks import list_names, require_key
 from lgdist_scvi.data import (
     CoordinatesField,
     CountsField,
@@ -24,6 +24,7 @@ from lgdist_scvi.data import (
     NeighborhoodManager,
     ObspField,
     SampleField,
+    find_sample_key,
     gene_statistics,
     set_aside_patterns,
 )
@@ -35,7 +36,6 @@ from lgdist_scvi.module import LGDiSTModule, NeighborhoodVAE
 from lgdist_scvi.train import DiffusionPlan, EntrySplitter, VAEPlan, run_stage
 
 _DEFAULT_GRAPH = "spatial_connectivities"
-_SAMPLE_COLUMNS = ("sample", "library_id")
 _STEPS = {"vae": 1200, "diffusion": 500}  # optimisation steps that a slide needs
 _EPOCHS = (4, 300)
 
@@ -381,16 +381,15 @@ def _find_sample_key(adata: AnnData, sample_key: str | None) -> str | None:
     if sample_key is not None:
         require_key(adata.obs, sample_key, "adata.obs", "sample_key names the slide of each spot")
         return sample_key
-    for column in _SAMPLE_COLUMNS:
-        if column in adata.obs and (n_slides := get_samples(adata, column).max(initial=0) + 1) > 1:
-            warnings.warn(
-                f"adata.obs[{column!r}] names {n_slides} slides and is used to keep them apart; pass sample_key={column!r} to "
-                "say so, or another sample_key",
-                UserWarning,
-                stacklevel=settings.warnings_stacklevel,
-            )
-            return column
-    return None
+    column = find_sample_key(adata, None)
+    if column is not None:
+        warnings.warn(
+            f"adata.obs[{column!r}] names {adata.obs[column].nunique()} slides and is used to keep them apart; pass "
+            f"sample_key={column!r} to say so, or another sample_key",
+            UserWarning,
+            stacklevel=settings.warnings_stacklevel,
+        )
+    return column
 
 
 def _ensure_graph(adata: AnnData, graph_key: str, sample_key: str | None, spatial_key: str) -> None:
