@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -69,12 +70,14 @@ class CompletionMixin:
         Raises
         ------
         ValueError
-            If the model is not trained, an argument is out of range, or the data are backed by a file.
+            If the model is not trained, an argument is out of range, the data are backed by a file, or a layer that no
+            completion wrote has one of the names.
         """
         _check_arguments(n_samples, observed, fill)
         target = self.adata if adata is None else adata
         if target.isbacked:
             raise ValueError("layers cannot be added to an AnnData that is backed by a file; call adata.to_memory() first")
+        _check_target(target, layer_added)
         adata, estimand, seed = self._prepare(adata), self._estimand(estimand), _seed(seed)
         shared = {
             "adata": adata, "observed": observed, "fill": fill, "estimand": estimand, "seed": seed, "n_steps": n_steps,
@@ -146,6 +149,18 @@ class CompletionMixin:
             record["level"] = level
             record["n_calibration_entries"] = np.array(self.calibration_["n_entries"][estimand])
         return record
+
+
+def _check_target(adata: AnnData, layer_added: str) -> None:
+    """Refuse to write over anything but an earlier completion."""
+    record = adata.uns.get(layer_added)
+    if isinstance(record, Mapping) and "provenance" in record:
+        return
+    names = [layer_added + suffix for suffix in ("", "_std", "_lower", "_upper", "_provenance")]
+    taken = [f"adata.layers[{name!r}]" for name in names if name in adata.layers]
+    taken += [f"adata.uns[{layer_added!r}]"] * (record is not None)
+    if taken:
+        raise ValueError(f"{', '.join(taken)} would be written over; choose another layer_added, or delete it first")
 
 
 def _spread_columns(name: str, block: np.ndarray, positions: np.ndarray, measured: np.ndarray) -> np.ndarray:
