@@ -10,6 +10,7 @@ from lgdist_scvi._expression import log1p_cp10k
 from lgdist_scvi.data._dataset import NeighborhoodDataset
 
 _N_PATTERNS = 1021  # prime, so that patterns do not line up with the rows of an array
+_STREAM = 5
 _BLOCK = 2048  # spots held dense at a time
 
 
@@ -38,7 +39,8 @@ def set_aside_patterns(n_genes: int, fraction: float, seed: int) -> np.ndarray:
 
     Spot i uses row i modulo the number of rows: as good as independent draws, at a thousandth of the memory.
     """
-    return np.random.default_rng(seed).random((_N_PATTERNS, n_genes)) < fraction
+    # a stream of its own: a mask that the user drew with the same seed must not coincide with the patterns
+    return np.random.default_rng([seed, _STREAM]).random((_N_PATTERNS, n_genes)) < fraction
 
 
 def gene_statistics(dataset: NeighborhoodDataset, set_aside: np.ndarray, closed: bool) -> GeneStatistics:
