@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.utils.extmath import randomized_svd
 
 from lgdist_scvi._expression import log1p_cp10k
 from lgdist_scvi.data._dataset import NeighborhoodDataset
@@ -12,6 +13,7 @@ from lgdist_scvi.data._dataset import NeighborhoodDataset
 _N_PATTERNS = 1021  # prime, so that patterns do not line up with the rows of an array
 _STREAM = 5
 _BLOCK = 2048  # spots held dense at a time
+_SVD_SPOTS = 4096
 
 
 @dataclass
@@ -26,12 +28,19 @@ class GeneStatistics:
         Mean and standard deviation of the known values of each gene in log1p(CP10K), float32, (n_genes,).
     typical_library
         Median library size in counts.
+    loadings
+        Leading principal axes of the standardised values, each scaled by the standard deviation of its scores, float32,
+        (n_genes, n_components).
+    signal
+        Share of each score's variance that is not noise, float32, (n_components,).
     """
 
     rate: np.ndarray
     value_mean: np.ndarray
     value_scale: np.ndarray
     typical_library: float
+    loadings: np.ndarray
+    signal: np.ndarray
 
 
 def set_aside_patterns(n_genes: int, fraction: float, seed: int) -> np.ndarray:
@@ -43,7 +52,9 @@ def set_aside_patterns(n_genes: int, fraction: float, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, _STREAM]).random((_N_PATTERNS, n_genes)) < fraction
 
 
-def gene_statistics(dataset: NeighborhoodDataset, set_aside: np.ndarray, closed: bool) -> GeneStatistics:
+def gene_statistics(
+    dataset: NeighborhoodDataset, set_aside: np.ndarray, closed: bool, n_components: int
+) -> GeneStatistics:
     """Summarise the known entries of a data set that are not set aside.
 
     Parameters
@@ -54,6 +65,8 @@ def gene_statistics(dataset: NeighborhoodDataset, set_aside: np.ndarray, closed:
         Output of :func:`set_aside_patterns`.
     closed
         Whether the genes make up the library, so that their rates sum to 1.
+    n_components
+        Number of principal axes.
     """
     n_genes = set_aside.shape[1]
     counts_sum, library_sum, n_known, value_sum, square_sum = np.zeros((5, n_genes))
@@ -73,9 +86,33 @@ def gene_statistics(dataset: NeighborhoodDataset, set_aside: np.ndarray, closed:
     rate = (counts_sum + 0.1) / np.maximum(library_sum, 1.0)
     if closed:
         rate /= rate.sum()
+    scale = np.sqrt(np.maximum(square_sum / n_known - mean**2, 1e-2))
+    loadings, signal = _loadings(dataset, set_aside, mean, scale, n_components)
     return GeneStatistics(
         rate=rate.astype(np.float32),
         value_mean=mean.astype(np.float32),
-        value_scale=np.sqrt(np.maximum(square_sum / n_known - mean**2, 1e-2)).astype(np.float32),
+        value_scale=scale.astype(np.float32),
+        loadings=loadings,
+        signal=signal,
         typical_library=float(np.median(dataset.library[dataset.has_content])) if dataset.has_content.any() else 1.0,
     )
+
+
+def _loadings(
+    dataset: NeighborhoodDataset, set_aside: np.ndarray, mean: np.ndarray, scale: np.ndarray, n_components: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Principal axes of what is known of some spots; what is not known counts as the gene's mean."""
+    rng = np.random.default_rng(0)
+    spots = np.sort(rng.permutation(np.flatnonzero(dataset.has_content))[:_SVD_SPOTS])
+    counts, known, library = dataset.rows(spots)
+    known *= ~set_aside[spots % len(set_aside)]
+    values = (log1p_cp10k(counts, library[:, 0]) - mean.astype(np.float32)) / scale.astype(np.float32) * known
+    rank = min(n_components + 1, *values.shape)
+    _, singular, axes = randomized_svd(values, rank, n_iter=4, random_state=0)
+    n_kept = min(n_components, rank)
+    loadings = np.zeros((values.shape[1], n_components), dtype=np.float32)
+    loadings[:, :n_kept] = (axes[:n_kept] * singular[:n_kept, None] / np.sqrt(len(spots))).T
+    # what even the last component explains is taken for noise
+    signal = np.zeros(n_components, dtype=np.float32)
+    signal[:n_kept] = 1.0 - (singular[-1] / np.maximum(singular[:n_kept], 1e-12)) ** 2
+    return loadings, signal

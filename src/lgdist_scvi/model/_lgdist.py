@@ -128,16 +128,18 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
         if adata is None:
             # load() fills in parameters and statistics
             ones = np.ones(n_genes, dtype=np.float32)
-            statistics = GeneStatistics(ones / n_genes, ones, ones, 1.0)
+            statistics = GeneStatistics(ones / n_genes, ones, ones, 1.0, np.zeros((n_genes, n_latent), np.float32), np.zeros(n_latent, np.float32))
         else:
             dataset = self.adata_manager.create_torch_dataset()
             gene_likelihood = _resolve_likelihood(gene_likelihood, dataset, adata)
-            statistics = gene_statistics(dataset, patterns, closed)
+            statistics = gene_statistics(dataset, patterns, closed, n_latent)
         vae = NeighborhoodVAE(
             gene_rate=torch.from_numpy(statistics.rate),
             value_mean=torch.from_numpy(statistics.value_mean),
             value_scale=torch.from_numpy(statistics.value_scale),
             typical_library=statistics.typical_library,
+            loadings=torch.from_numpy(statistics.loadings),
+            signal=torch.from_numpy(statistics.signal),
             likelihood=gene_likelihood,
             closed=closed,
             n_latent=n_latent,

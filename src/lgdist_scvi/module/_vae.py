@@ -68,6 +68,10 @@ class NeighborhoodVAE(nn.Module):
         Mean and standard deviation of the observed values of each gene in log1p(CP10K), (n_genes,).
     typical_library
         Median library size in counts.
+    loadings
+        Scaled principal axes of the standardised values, (n_genes, n_latent): where encoder and decoder start.
+    signal
+        Share of each score's variance that is not noise, (n_latent,).
     likelihood
         ``"nb"``, ``"poisson"`` (counts; zeros are data) or ``"normal"`` (log1p(CP10K) of captured entries).
     closed
@@ -84,6 +88,8 @@ class NeighborhoodVAE(nn.Module):
         value_mean: torch.Tensor,
         value_scale: torch.Tensor,
         typical_library: float,
+        loadings: torch.Tensor,
+        signal: torch.Tensor,
         likelihood: str,
         closed: bool,
         n_latent: int,
@@ -115,13 +121,35 @@ class NeighborhoodVAE(nn.Module):
 
         self.decode_hidden = ResidualBlock(n_latent)
         self.decode_gene = nn.Linear(n_latent, n_genes)
-        # expression starts at the gene means
-        nn.init.normal_(self.decode_gene.weight, std=0.02)
-        nn.init.zeros_(self.decode_gene.bias)
         self.decode_depth = None if self.counts_are_modelled else nn.Linear(2, n_latent)
         self.likelihood = (
             CountLikelihood(n_genes, likelihood == "nb") if self.counts_are_modelled else NormalLikelihood(n_genes)
         )
+
+        self._start_from(loadings, signal)
+
+    @torch.no_grad()
+    def _start_from(self, loadings: torch.Tensor, signal: torch.Tensor) -> None:
+        """Start as principal component analysis of the own entries, so that training learns what that cannot do."""
+        n_genes, n_latent = loadings.shape
+        norm = loadings.norm(dim=0)
+        slope = torch.ones_like(self.value_mean)
+        if self.counts_are_modelled:
+            # from log1p(CP10K) to the logarithm of the rate, damped where counts are few
+            slope = self.value_scale / (1.0 - torch.exp(-self.value_mean)).clamp(min=0.3)
+        nn.init.normal_(self.decode_gene.weight, std=0.01)
+        self.decode_gene.weight += loadings * signal * slope[:, None]
+        nn.init.zeros_(self.decode_gene.bias)
+        nn.init.zeros_(self.decode_hidden.feed_forward[-1].weight)
+        n_kept = min(n_latent, self.embed_value.out_features)
+        axes = (loadings / norm.clamp(min=1e-6) ** 2).T[:n_kept]
+        self.embed_value.weight[:n_kept] = axes * (norm[:n_kept, None] > 1e-3)
+        head = self.posterior[-1]
+        head.weight[:n_kept] = 0.0
+        head.weight[torch.arange(n_kept), torch.arange(n_kept)] = 1.0
+        # start almost certain: noise in every dimension would drown the start
+        head.weight[n_latent:] *= 0.1
+        head.bias[n_latent:] = -4.0
 
     # ---- encoding
 

@@ -44,6 +44,13 @@ class StagePlan(lightning.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_validation_epoch_start(self) -> None:
+        self.validation_losses: list[tuple[float, int]] = []
+
+    def _score(self, loss: torch.Tensor, n_obs: int) -> None:
+        self.validation_losses.append((float(loss), n_obs))
+        self._log({"validation_loss": loss}, n_obs)
+
     def _log(self, values: dict[str, torch.Tensor], n_obs: int) -> None:
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=n_obs, prog_bar=True)
 
@@ -69,7 +76,7 @@ class VAEPlan(StagePlan):
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
         _, _, output = self.module(batch, get_inference_input_kwargs={"hide": "set_aside"})
         n_obs = len(batch["X"])
-        self._log({"validation_loss": output.reconstruction_loss_sum / n_obs}, n_obs)
+        self._score(output.reconstruction_loss_sum / n_obs, n_obs)
 
 
 class DiffusionPlan(StagePlan):
@@ -102,4 +109,4 @@ class DiffusionPlan(StagePlan):
         generator = torch.Generator(self.device).manual_seed(_VALIDATION_SEED + batch_idx)
         error, decoded = self.module.diffusion_loss(batch, "set_aside", generator)
         loss = error + self.module.decoded_weight * decoded
-        self._log({"validation_loss": loss}, len(batch["X"]))
+        self._score(loss, len(batch["X"]))

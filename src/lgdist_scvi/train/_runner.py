@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from lightning.pytorch.callbacks import EMAWeightAveraging
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from scvi import settings
 from scvi.data import AnnDataManager
 from scvi.dataloaders import DataSplitter
@@ -57,6 +59,28 @@ class EntrySplitter(DataSplitter):
         """Nothing to do: the split is made on construction."""
 
 
+class KeepBest(Callback):
+    """Remember the weights of the stage's network at the lowest validation loss.
+
+    Comes before the callback that averages weights: at the end of a validation the averaged ones are still in place.
+    """
+
+    def __init__(self) -> None:
+        self.loss, self.state = float("inf"), None
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: StagePlan) -> None:
+        losses, n_obs = np.array(pl_module.validation_losses).T
+        loss = float(np.average(losses, weights=n_obs))
+        if loss < self.loss:
+            self.loss = loss
+            self.state = {name: value.detach().clone() for name, value in pl_module.network.state_dict().items()}
+
+    def restore(self, network: torch.nn.Module) -> None:
+        """Put the remembered weights back, if there are any."""
+        if self.state is not None:
+            network.load_state_dict(self.state)
+
+
 def run_stage(
     model: BaseModelClass,
     name: str,
@@ -90,9 +114,10 @@ def run_stage(
 
     Returns
     -------
-    False if the user interrupted the stage. The weights of that moment stay.
+    False if the user interrupted the stage. Either way the weights with the lowest validation loss are kept.
     """
-    callbacks = list(callbacks)
+    best = KeepBest()
+    callbacks = [*callbacks, best]
     if ema_decay is not None:
         n_steps = max_epochs * int(np.ceil(splitter.n_train / splitter.data_loader_kwargs["batch_size"]))
         callbacks.append(
@@ -119,13 +144,14 @@ def run_stage(
         # Lightning turns Ctrl-C into an exit and leaves further ones ignored
         completed = False
         warnings.warn(
-            f"Training was interrupted in stage {name!r}; the model keeps the weights it had then and can be used.",
+            f"Training was interrupted in stage {name!r}; the model keeps the best weights it had so far and can be used.",
             UserWarning,
             stacklevel=settings.warnings_stacklevel,
         )
     finally:
         if handler is not None:
             signal.signal(signal.SIGINT, handler)
+        best.restore(plan.network)
         plan.module.requires_grad_(True)
         plan.module.eval()
         model.is_trained_ = was_trained or plan.global_step > 0
