@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,19 @@ if TYPE_CHECKING:
 
 
 class NeighborhoodManager(AnnDataManager):
-    """An :class:`~scvi.data.AnnDataManager` whose batches carry the neighbours of their spots."""
+    """An :class:`~scvi.data.AnnDataManager` whose batches carry the neighbours of their spots.
+
+    Attributes
+    ----------
+    fill
+        Completed log1p(CP10K) of a first round, float16, (n_obs, n_genes), that stands in for missing entries of
+        neighbours; ``None`` in the first round.
+    fill_source
+        The module that completed them.
+    """
+
+    fill: np.ndarray | None = None
+    fill_source: Any = None
 
     def create_torch_dataset(self, indices=None, data_and_attributes=None, load_sparse_tensor=False):
         """Create a :class:`NeighborhoodDataset`, restricted to `indices` if given.
@@ -149,7 +161,7 @@ class NeighborhoodDataset(AnnTorchDataset):
         index = np.zeros(neighbors.shape, dtype=np.int64)
         index[valid] = inverse
         neighbor_counts, neighbor_mask, neighbor_library = self.rows(unique)
-        return {
+        batch = {
             keys.SPOT: spots[:, None],
             keys.COUNTS: counts,
             keys.MASK: mask,
@@ -162,6 +174,9 @@ class NeighborhoodDataset(AnnTorchDataset):
             keys.NEIGHBOR_DISTANCE: self.distances[spots],
             keys.NEIGHBOR_VALID: valid,
         }
+        if self.adata_manager.fill is not None:
+            batch[keys.NEIGHBOR_FILL] = self.adata_manager.fill[unique].astype(np.float32)
+        return batch
 
 
 def spot_pitch(rows: np.ndarray, lengths: np.ndarray, samples: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ SPOT = "spot"  # (batch, 1) row of the spot in its AnnData
 NEIGHBOR_SPOT = "neighbor_spot"  # (n_unique, 1) rows of every spot that is somebody's neighbour in this batch
 NEIGHBOR_COUNTS = "neighbor_counts"  # (n_unique, n_genes)
 NEIGHBOR_MASK = "neighbor_mask"  # (n_unique, n_genes)
+NEIGHBOR_FILL = "neighbor_fill"  # (n_unique, n_genes) log1p(CP10K) of a first round, where entries are missing
 NEIGHBOR_LIBRARY = "neighbor_library"  # (n_unique, 1)
 NEIGHBOR_INDEX = "neighbor_index"  # (batch, k) rows of the n_unique spots
 NEIGHBOR_DISTANCE = "neighbor_distance"  # (batch, k) in spot pitches

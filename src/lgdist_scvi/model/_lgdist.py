@@ -36,7 +36,7 @@ from lgdist_scvi.module import LGDiSTModule, NeighborhoodVAE
 from lgdist_scvi.train import DiffusionPlan, EntrySplitter, VAEPlan, run_stage
 
 _DEFAULT_GRAPH = "spatial_connectivities"
-_STEPS = {"vae": 1200, "diffusion": 500}  # optimisation steps that a slide needs
+_STEPS = {"vae": 800, "diffusion": 300}  # optimisation steps that a slide needs
 _EPOCHS = (4, 300)
 
 
@@ -74,6 +74,8 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
         Noise draws per spot in a training step of the diffusion.
     decoded_weight
         Weight of the reconstruction by the decoded posterior mean in the diffusion's loss.
+    kl_weight
+        Weight of the divergence from the prior in the VAE's loss.
     seed
         Of the set-aside entries.
 
@@ -101,17 +103,18 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
         n_hidden: int = 256,
         n_layers: int = 2,
         n_heads: int = 4,
-        dropout_rate: float = 0.0,
+        dropout_rate: float = 0.1,
         n_denoiser_hidden: int = 128,
         n_denoiser_layers: int = 3,
         n_denoiser_heads: int = 4,
         n_timesteps: int = 1000,
         hide_up_to: float = 0.9,
-        hide_spot: float = 0.1,
+        hide_spot: float = 0.05,
         visible_weight: float = 0.1,
         set_aside_fraction: float = 0.05,
         n_draws: int = 4,
         decoded_weight: float = 0.1,
+        kl_weight: float = 0.1,
         seed: int = 0,
     ):
         super().__init__(adata, registry)
@@ -163,10 +166,12 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
             visible_weight=visible_weight,
             n_draws=n_draws,
             decoded_weight=decoded_weight,
+            kl_weight=kl_weight,
         )
         self.gene_likelihood_ = gene_likelihood
         self.training_seed_ = None
         self.calibration_ = None
+        self.n_rounds_ = 1
         self.init_params_ = self._get_init_params(locals())
 
     @staticmethod
@@ -260,6 +265,7 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
         self,
         max_epochs: int | None = None,
         stage: Literal["all", "vae", "diffusion"] = "all",
+        n_rounds: int = 1,
         accelerator: str = "auto",
         devices: int | list[int] | str = "auto",
         batch_size: int = 128,
@@ -277,9 +283,12 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
         Parameters
         ----------
         max_epochs
-            Passes over the spots in each stage. ``None``: about 1,200 steps for the VAE and 500 for the diffusion.
+            Passes over the spots in each stage. ``None``: about 800 steps for the VAE and 300 for the diffusion.
         stage
             ``"vae"``, ``"diffusion"`` (needs a trained VAE) or ``"all"``.
+        n_rounds
+            2 is the paper's protocol: train, complete the missing entries, and train on with the completed values standing in
+            for what neighbours lack. Needs a mask.
         accelerator, devices
             As in scvi-tools.
         batch_size
@@ -300,31 +309,43 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
         Raises
         ------
         ValueError
-            If the diffusion is asked for before the VAE, or a slide is unknown.
+            If the diffusion is asked for before the VAE, a second round without missing entries, or a slide is unknown.
         """
         _check_choice("stage", stage, ("all", "vae", "diffusion"))
+        if n_rounds not in (1, 2):
+            raise ValueError(f"n_rounds must be 1 or 2, got {n_rounds}")
+        if n_rounds == 2 and (stage != "all" or keys.MASK not in self.adata_manager.data_registry):
+            raise ValueError(
+                'a second round trains on what the first one completed: it needs stage="all" and missing entries '
+                "(register a mask_layer, see pp.observed_mask)"
+            )
+        if max_epochs is not None and max_epochs < 1:
+            raise ValueError(f"max_epochs must be at least 1, got {max_epochs}")
         if stage == "diffusion" and not self.is_trained_:
             raise ValueError('the diffusion needs a trained VAE; call train(stage="vae") or train() first')
         splitter = EntrySplitter(
             self.adata_manager,
             validation_spots=self._validation_spots(validation_samples),
-            seed=settings.seed,
+            seed=settings.seed or 0,
             batch_size=batch_size,
             **(datasplitter_kwargs or {}),
         )
         if stage != "diffusion":
             # a new VAE makes an old diffusion meaningless
             self.module.has_diffusion.fill_(False)
-        for name, plan_class in (("vae", VAEPlan), ("diffusion", DiffusionPlan)):
-            if stage not in ("all", name):
-                continue
-            n_epochs = max_epochs if max_epochs is not None else _default_epochs(name, splitter.n_train, batch_size)
+            self.module.first_round, self.n_rounds_ = None, 1
+        plans = [(name, plan) for name, plan in (("vae", VAEPlan), ("diffusion", DiffusionPlan)) if stage in ("all", name)]
+        for index, (name, plan_class) in enumerate(plans * n_rounds):
+            if index == len(plans):
+                self.module.begin_second_round()
+                self._complete_first_round(self.adata)
+                self.n_rounds_ = 2
             completed = run_stage(
                 self,
-                name,
+                name if index < len(plans) else f"{name}_round2",
                 plan_class(self.module, **(plan_kwargs or {})),
                 splitter,
-                max_epochs=n_epochs,
+                max_epochs=max_epochs or _default_epochs(name, splitter.n_train, batch_size),
                 ema_decay=ema_decay,
                 accelerator=accelerator,
                 devices=devices,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from copy import deepcopy
+from typing import Any, Literal
 
 import torch
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
@@ -42,6 +43,8 @@ class LGDiSTModule(BaseModuleClass):
         Noise draws per condition in a step of the diffusion's training.
     decoded_weight
         Weight of the decoded posterior mean's reconstruction of hidden entries in the diffusion's training.
+    kl_weight
+        Weight of the divergence from the prior.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class LGDiSTModule(BaseModuleClass):
         visible_weight: float,
         n_draws: int,
         decoded_weight: float,
+        kl_weight: float,
     ):
         super().__init__()
         self.vae = vae
@@ -70,9 +74,21 @@ class LGDiSTModule(BaseModuleClass):
         self.visible_weight = visible_weight
         self.n_draws = n_draws
         self.decoded_weight = decoded_weight
+        self.kl_weight = kl_weight
         self.register_buffer("set_aside_patterns", set_aside_patterns)
         self.register_buffer("residual_scale", torch.ones(n_latent))
         self.register_buffer("has_diffusion", torch.tensor(False))
+        # of a second round of training: what completed the data that it was trained on
+        self.first_round: LGDiSTModule | None = None
+
+    def begin_second_round(self) -> None:
+        """Keep the networks as they are for completing what the second round looks at."""
+        self.first_round = deepcopy(self)
+
+    def on_load(self, model: Any, **kwargs: Any) -> None:
+        """Make room for the parameters of a first round before they are loaded."""
+        if model.n_rounds_ > 1:
+            self.begin_second_round()
 
     # ---- what is visible and what is scored
 
@@ -80,17 +96,19 @@ class LGDiSTModule(BaseModuleClass):
         """Entries that training never looks at, (n, n_genes), bool. A function of the spot's row alone."""
         return self.set_aside_patterns[spot.flatten().long() % len(self.set_aside_patterns)]
 
-    def _hidden(self, shape: torch.Size, device: torch.device) -> torch.Tensor:
-        """Draw the entries that a training step hides, (batch, n_genes), bool."""
-        share = torch.rand(shape[0], 1, device=device) * self.hide_up_to
-        share = torch.where(torch.rand(shape[0], 1, device=device) < self.hide_spot, 1.0, share)
-        return torch.rand(shape, device=device) < share
+    def _hidden(self, shape: torch.Size, device: torch.device, generator: torch.Generator | None) -> torch.Tensor:
+        """Draw the entries that a step hides, (batch, n_genes), bool."""
+        draws = torch.rand(2, shape[0], 1, device=device, generator=generator)
+        share = torch.where(draws[1] < self.hide_spot, 1.0, draws[0] * self.hide_up_to)
+        return torch.rand(shape, device=device, generator=generator) < share
 
-    def _get_inference_input(self, tensors: dict[str, torch.Tensor], hide: Hide = "nothing") -> dict:
+    def _get_inference_input(
+        self, tensors: dict[str, torch.Tensor], hide: Hide = "nothing", generator: torch.Generator | None = None
+    ) -> dict:
         """Split a batch into what is visible and what is scored.
 
         `hide` = "random" hides a part of the observed entries for training, "set_aside" those kept for validation,
-        "nothing" shows all that is observed.
+        "nothing" shows all that is observed. With a generator, "set_aside" hides a further part as training does.
         """
         counts, observed = tensors["X"], tensors["observed_mask"].bool()
         neighbors_visible = tensors["neighbor_mask"]
@@ -101,21 +119,32 @@ class LGDiSTModule(BaseModuleClass):
             known = observed & ~aside
             neighbors_visible = neighbors_visible * ~self.set_aside(tensors["neighbor_spot"])
             if hide == "random":
-                visible = known & ~self._hidden(known.shape, counts.device)
+                visible = known & ~self._hidden(known.shape, counts.device, None)
                 weight = self.visible_weight if self.vae.own_entries else 1.0
                 score = torch.where(visible, weight, 1.0) * known
             else:
                 visible, score = known, (observed & aside).float()
+                if generator is not None:
+                    visible = known & ~self._hidden(known.shape, counts.device, generator)
         library = tensors["size_factor"]
         return {
             "centre": Spots(counts, visible.float(), library),
             "known": known.float(),
             "score": score,
-            "neighbors": Spots(tensors["neighbor_counts"], neighbors_visible.float(), tensors["neighbor_library"]),
+            "neighbors": Spots(
+                tensors["neighbor_counts"], neighbors_visible.float(), tensors["neighbor_library"], self._fill(tensors)
+            ),
             "neighbor_index": tensors["neighbor_index"].long(),
             "distance": tensors["neighbor_distance"],
             "valid": tensors["neighbor_valid"].bool(),
         }
+
+    def _fill(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        """Values of a first round in the place of the neighbours' missing entries."""
+        if self.first_round is None:
+            return None
+        deviation = (tensors["neighbor_fill"] - self.vae.value_mean) / self.vae.value_scale
+        return deviation * (1.0 - tensors["neighbor_mask"])
 
     def exposure(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         """Library size, in counts, as it would be without missing entries, (batch, 1).
@@ -160,7 +189,6 @@ class LGDiSTModule(BaseModuleClass):
         tensors: dict[str, torch.Tensor],
         inference_outputs: dict,
         generative_outputs: dict,
-        kl_weight: float = 1.0,
     ) -> LossOutput:
         """Negative evidence lower bound per spot, mostly on hidden entries, in nats per gene."""
         n_obs, n_genes = tensors["X"].shape
@@ -170,7 +198,7 @@ class LGDiSTModule(BaseModuleClass):
         divergence = 0.5 * (
             condition.mean**2 + condition.log_variance.exp() - 1.0 - condition.log_variance
         ).sum(-1)
-        loss = reconstruction + kl_weight * divergence.mean() / n_genes
+        loss = reconstruction + self.kl_weight * divergence.mean() / n_genes
         return LossOutput(
             loss=loss, reconstruction_loss=reconstruction * n_obs, kl_local=divergence / n_genes, n_obs_minibatch=n_obs
         )
@@ -193,13 +221,14 @@ class LGDiSTModule(BaseModuleClass):
         Mean squared error of v (0 to about 1), and the reconstruction of hidden entries by the decoded posterior mean
         in nats per gene.
         """
-        inputs = self._get_inference_input(tensors, hide)
+        inputs = self._get_inference_input(tensors, hide, generator)
         score = inputs["score"]
         with torch.no_grad():
             condition, known = self._conditions(inputs, hide)
             device, (batch, n_latent) = score.device, condition.mean.shape
             noise = torch.randn(2, batch, self.n_draws, n_latent, generator=generator, device=device)
-            target = (known.sample(noise[0].movedim(1, 0)).movedim(0, 1) - condition.mean[:, None]) / self.residual_scale
+            scale = self._residual_scale(condition)[:, None]
+            target = (known.sample(noise[0].movedim(1, 0)).movedim(0, 1) - condition.mean[:, None]) / scale
             timestep = self._timesteps(batch, generator, device)
             flat = (batch * self.n_draws, n_latent)
             noisy, velocity = self.diffusion.training_pair(target.reshape(flat), noise[1].reshape(flat), timestep.flatten())
@@ -207,10 +236,17 @@ class LGDiSTModule(BaseModuleClass):
         error = ((predicted - velocity.view_as(target)) ** 2).mean()
 
         # the first draw sits at the noisiest step, where the prediction is minus the posterior mean
-        mean = condition.mean - self.residual_scale * predicted[:, 0]
+        mean = condition.mean - scale[:, 0] * predicted[:, 0]
         entries = self._reconstruction(tensors, self.vae.decode(mean, inputs["centre"]), inputs["centre"])
         decoded = (entries * (score * (inputs["centre"].visible == 0))).sum() / score.sum().clamp(min=1.0)
         return error, decoded
+
+    def _residual_scale(self, condition: Condition) -> torch.Tensor:
+        """Scale of the residual, (batch, n_latent): the VAE's own standard deviation, corrected per dimension.
+
+        It follows how much is hidden, so that what is diffused has unit variance whatever is hidden.
+        """
+        return self.residual_scale * torch.exp(0.5 * condition.log_variance)
 
     def _conditions(self, inputs: dict, hide: Hide) -> tuple[Condition, Condition]:
         """The posterior given what is visible, and given everything that is known."""
@@ -232,7 +268,8 @@ class LGDiSTModule(BaseModuleClass):
     def residual_moments(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         """Mean square of the residual that the diffusion is trained on, (n_latent,), for its scale."""
         condition, known = self._conditions(self._get_inference_input(tensors, "random"), "random")
-        return ((known.mean - condition.mean) ** 2 + known.log_variance.exp()).mean(0)
+        residual = (known.mean - condition.mean) ** 2 + known.log_variance.exp()
+        return (residual / condition.log_variance.exp()).mean(0)
 
     # ---- inference
 
@@ -251,7 +288,7 @@ class LGDiSTModule(BaseModuleClass):
             lambda x, t: self.denoiser(x[:, None], t[:, None], condition.tokens, condition.valid)[:, 0],
             torch.zeros_like(condition.mean),
         )
-        return condition.mean + self.residual_scale * residual
+        return condition.mean + self._residual_scale(condition) * residual
 
     def sample(self, condition: Condition, noise: torch.Tensor, n_steps: int) -> torch.Tensor:
         """Samples of the latent from noise, both (batch, n_samples, n_latent)."""
@@ -262,4 +299,4 @@ class LGDiSTModule(BaseModuleClass):
             noise,
             n_steps,
         )
-        return condition.mean[:, None] + self.residual_scale * residual
+        return condition.mean[:, None] + self._residual_scale(condition)[:, None] * residual

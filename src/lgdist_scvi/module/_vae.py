@@ -26,11 +26,15 @@ class Spots:
         1 where an entry may be looked at, float, (n, n_genes).
     library
         Library size in counts, (n, 1).
+    fill
+        Standardised deviation from the gene mean that a first round of training put in the place of missing entries, 0
+        elsewhere, (n, n_genes); ``None`` in the first round.
     """
 
     counts: torch.Tensor
     visible: torch.Tensor
     library: torch.Tensor
+    fill: torch.Tensor | None = None
 
 
 @dataclass
@@ -174,6 +178,8 @@ class NeighborhoodVAE(nn.Module):
         library = self._visible_library(spots)
         values = torch.log1p(spots.counts * spots.visible / library * COUNTS_PER)
         standardised = (values - self.value_mean) / self.value_scale * spots.visible
+        if spots.fill is not None:
+            standardised = standardised + spots.fill
         token = self.embed_value(standardised) + self.embed_visible(spots.visible)
         return token + self.embed_depth(self._depth(library, spots.visible))
 

@@ -58,18 +58,15 @@ class StagePlan(lightning.LightningModule):
 class VAEPlan(StagePlan):
     """Stage 1: the neighbourhood VAE predicts hidden entries."""
 
-    def __init__(self, module: LGDiSTModule, lr: float = 1e-3, weight_decay: float = 0.05, kl_weight: float = 1.0):
+    def __init__(self, module: LGDiSTModule, lr: float = 1e-3, weight_decay: float = 0.05):
         super().__init__(module, module.vae, lr, weight_decay)
-        self.kl_weight = kl_weight
 
     def on_train_start(self) -> None:
         # scvi-tools leaves the module in eval mode after a stage, and Lightning does not switch it back
         self.module.train()
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        _, _, output = self.module(
-            batch, get_inference_input_kwargs={"hide": "random"}, loss_kwargs={"kl_weight": self.kl_weight}
-        )
+        _, _, output = self.module(batch, get_inference_input_kwargs={"hide": "random"})
         self._log({"train_loss": output.loss}, len(batch["X"]))
         return output.loss
 
