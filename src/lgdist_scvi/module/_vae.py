@@ -258,7 +258,7 @@ class NeighborhoodVAE(nn.Module):
         return torch.softmax(logits, dim=-1) if self.closed else torch.exp(logits.clamp(max=0.0))
 
     def reconstruction(self, decoded: torch.Tensor, centre: Spots, exposure: torch.Tensor) -> torch.Tensor:
-        """Negative log-likelihood of what was measured, entry by entry, in nats, (batch, n_genes).
+        """Loss on what was measured, entry by entry, in nats, (batch, n_genes).
 
         Parameters
         ----------
@@ -270,6 +270,6 @@ class NeighborhoodVAE(nn.Module):
             Library size, in counts, that the rates multiply, (batch, 1).
         """
         if self.counts_are_modelled:
-            return self.likelihood.negative_log_likelihood(centre.counts, decoded * exposure + 1e-8)
+            return self.likelihood.training_loss(centre.counts, decoded * exposure + 1e-8)
         values = torch.log1p(centre.counts / exposure * COUNTS_PER)
-        return self.likelihood.negative_log_likelihood(values, decoded)
+        return self.likelihood.training_loss(values, decoded)
