@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -12,8 +11,7 @@ from anndata import AnnData
 from scvi import settings
 from scvi.model.base import BaseModelClass
 
-from lgdist_scvi import pp
-from lgdist_scvi._checks import list_names, require_key
+from lgdist_scvi._checks import list_names
 from lgdist_scvi.data import (
     CoordinatesField,
     CountsField,
@@ -24,7 +22,6 @@ from lgdist_scvi.data import (
     NeighborhoodManager,
     ObspField,
     SampleField,
-    find_sample_key,
     gene_statistics,
     set_aside_patterns,
 )
@@ -32,10 +29,10 @@ from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.model._completion import CompletionMixin
 from lgdist_scvi.model._intervals import IntervalMixin
 from lgdist_scvi.model._prediction import PredictionMixin
+from lgdist_scvi.model._setup import DEFAULT_GRAPH, choose_sample_key, ensure_graph, resolve_likelihood
 from lgdist_scvi.module import LGDiSTModule, NeighborhoodVAE
 from lgdist_scvi.train import DiffusionPlan, EntrySplitter, VAEPlan, run_stage
 
-_DEFAULT_GRAPH = "spatial_connectivities"
 _STEPS = {"vae": 800, "diffusion": 300}  # optimisation steps that a slide needs
 _EPOCHS = (4, 300)
 
@@ -134,7 +131,7 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
             statistics = GeneStatistics(ones / n_genes, ones, ones, 1.0, np.zeros((n_genes, n_latent), np.float32), np.zeros(n_latent, np.float32))
         else:
             dataset = self.adata_manager.create_torch_dataset()
-            gene_likelihood = _resolve_likelihood(gene_likelihood, dataset, adata)
+            gene_likelihood = resolve_likelihood(gene_likelihood, dataset, adata)
             statistics = gene_statistics(dataset, patterns, closed, n_latent)
         vae = NeighborhoodVAE(
             gene_rate=torch.from_numpy(statistics.rate),
@@ -198,7 +195,7 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
         adata: AnnData,
         layer: str | None = None,
         mask_layer: str | None = None,
-        graph_key: str = _DEFAULT_GRAPH,
+        graph_key: str = DEFAULT_GRAPH,
         sample_key: str | None = None,
         size_factor_key: str | None = None,
         spatial_key: str = "spatial",
@@ -236,8 +233,8 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
             If counts, mask, coordinates, graph or library sizes are not what they should be.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
-        sample_key = _find_sample_key(adata, sample_key)
-        _ensure_graph(adata, graph_key, sample_key, spatial_key)
+        sample_key = choose_sample_key(adata, sample_key)
+        ensure_graph(adata, graph_key, sample_key, spatial_key)
         fields = [
             CountsField(layer),
             CoordinatesField(spatial_key, sample_key),
@@ -257,8 +254,8 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
         if adata is not None and adata is not self.adata:
             setup = self.registry_["setup_args"]
-            sample_key = _find_sample_key(adata, setup["sample_key"])
-            _ensure_graph(adata, setup["graph_key"], sample_key, setup["spatial_key"])
+            sample_key = choose_sample_key(adata, setup["sample_key"])
+            ensure_graph(adata, setup["graph_key"], sample_key, setup["spatial_key"])
         return super()._validate_anndata(adata, copy_if_view)
 
     def train(
@@ -397,41 +394,3 @@ def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
 def _default_epochs(stage: str, n_spots: int, batch_size: int) -> int:
     steps_per_epoch = max(1, int(np.ceil(n_spots / batch_size)))
     return int(np.clip(round(_STEPS[stage] / steps_per_epoch), *_EPOCHS))
-
-
-def _find_sample_key(adata: AnnData, sample_key: str | None) -> str | None:
-    """Use the customary slide column of several slides if none was named: spots of other slides are no neighbours."""
-    if sample_key is not None:
-        require_key(adata.obs, sample_key, "adata.obs", "sample_key names the slide of each spot")
-        return sample_key
-    column = find_sample_key(adata, None)
-    if column is not None:
-        warnings.warn(
-            f"adata.obs[{column!r}] names {adata.obs[column].nunique()} slides and is used to keep them apart; pass "
-            f"sample_key={column!r} to say so, or another sample_key",
-            UserWarning,
-            stacklevel=settings.warnings_stacklevel,
-        )
-    return column
-
-
-def _ensure_graph(adata: AnnData, graph_key: str, sample_key: str | None, spatial_key: str) -> None:
-    if graph_key == _DEFAULT_GRAPH and graph_key not in adata.obsp:
-        pp.spatial_neighbors(adata, sample_key=sample_key, spatial_key=spatial_key)
-
-
-def _resolve_likelihood(gene_likelihood: str, dataset: NeighborhoodDataset, adata: AnnData) -> str:
-    zeros_are_missing = dataset.hides_every_zero()
-    if gene_likelihood == "auto":
-        return "normal" if zeros_are_missing else "nb"
-    if gene_likelihood == "normal" and not zeros_are_missing:
-        raise ValueError(
-            'gene_likelihood="normal" describes captured values only, but some zeros are registered as data; register a mask '
-            'that calls every zero missing (pp.observed_mask(adata), then mask_layer="observed"), or use "nb"'
-        )
-    if gene_likelihood != "normal" and zeros_are_missing:
-        raise ValueError(
-            f'gene_likelihood="{gene_likelihood}" needs zeros, but the mask calls every zero missing; use "normal" or "auto", or '
-            "register without a mask"
-        )
-    return gene_likelihood

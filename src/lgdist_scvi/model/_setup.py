@@ -1,0 +1,53 @@
+"""Reading from an AnnData what its user left open: slides, graph, likelihood."""
+
+from __future__ import annotations
+
+import warnings
+
+from anndata import AnnData
+from scvi import settings
+
+from lgdist_scvi import pp
+from lgdist_scvi._checks import require_key
+from lgdist_scvi.data import NeighborhoodDataset, find_sample_key
+
+DEFAULT_GRAPH = "spatial_connectivities"
+_SAMPLE_COLUMNS = ("sample", "library_id")
+
+
+def choose_sample_key(adata: AnnData, sample_key: str | None) -> str | None:
+    """Use the customary slide column of several slides if none was named: spots of other slides are no neighbours."""
+    if sample_key is not None:
+        require_key(adata.obs, sample_key, "adata.obs", "sample_key names the slide of each spot")
+        return sample_key
+    column = find_sample_key(adata, None)
+    if column is not None:
+        warnings.warn(
+            f"adata.obs[{column!r}] names {adata.obs[column].nunique()} slides and is used to keep them apart; pass "
+            f"sample_key={column!r} to say so, or another sample_key",
+            UserWarning,
+            stacklevel=settings.warnings_stacklevel,
+        )
+    return column
+
+
+def ensure_graph(adata: AnnData, graph_key: str, sample_key: str | None, spatial_key: str) -> None:
+    if graph_key == DEFAULT_GRAPH and graph_key not in adata.obsp:
+        pp.spatial_neighbors(adata, sample_key=sample_key, spatial_key=spatial_key)
+
+
+def resolve_likelihood(gene_likelihood: str, dataset: NeighborhoodDataset, adata: AnnData) -> str:
+    zeros_are_missing = dataset.hides_every_zero()
+    if gene_likelihood == "auto":
+        return "normal" if zeros_are_missing else "nb"
+    if gene_likelihood == "normal" and not zeros_are_missing:
+        raise ValueError(
+            'gene_likelihood="normal" describes captured values only, but some zeros are registered as data; register a mask '
+            'that calls every zero missing (pp.observed_mask(adata), then mask_layer="observed"), or use "nb"'
+        )
+    if gene_likelihood != "normal" and zeros_are_missing:
+        raise ValueError(
+            f'gene_likelihood="{gene_likelihood}" needs zeros, but the mask calls every zero missing; use "normal" or "auto", or '
+            "register without a mask"
+        )
+    return gene_likelihood
