@@ -16,7 +16,7 @@ define pip_install
 	|| { grep -v '^WARNING' $(LOG) | tail -n 15; echo "Installation failed; the whole log is $(LOG)."; exit 1; }
 endef
 
-.PHONY: help demo test lint docs clean distclean
+.PHONY: help demo test lint docs bench clean distclean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -37,6 +37,9 @@ lint: $(VENV)/.installed-dev ## check style and format
 docs: $(VENV)/.installed-docs ## build the documentation into docs/_build/html, without network
 	DOCS_OFFLINE=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "Open docs/_build/html/index.html"
+
+bench: $(VENV)/.installed ## score methods on hidden counts of the slides in ../shared/data; ARGS="--help" lists the options
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## remove results, builds and caches; keep .venv
 	rm -rf demo docs/_build docs/generated docs/tutorials build dist .pytest_cache .ruff_cache .hypothesis

@@ -12,7 +12,6 @@ from lgdist_scvi._checks import require_key
 from lgdist_scvi.data import NeighborhoodDataset, find_sample_key
 
 DEFAULT_GRAPH = "spatial_connectivities"
-_SAMPLE_COLUMNS = ("sample", "library_id")
 
 
 def choose_sample_key(adata: AnnData, sample_key: str | None) -> str | None:
