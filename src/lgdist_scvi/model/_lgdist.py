@@ -147,7 +147,6 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
             n_layers=n_layers,
             n_heads=n_heads,
             dropout_rate=dropout_rate,
-            own_entries=conditioning == "spot+neighborhood",
         )
         self.module = LGDiSTModule(
             vae,
@@ -164,6 +163,7 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
             n_draws=n_draws,
             decoded_weight=decoded_weight,
             kl_weight=kl_weight,
+            own_entries=conditioning == "spot+neighborhood",
         )
         self.gene_likelihood_ = gene_likelihood
         self.training_seed_ = None

@@ -45,6 +45,8 @@ class LGDiSTModule(BaseModuleClass):
         Weight of the decoded posterior mean's reconstruction of hidden entries in the diffusion's training.
     kl_weight
         Weight of the divergence from the prior.
+    own_entries
+        Whether a spot is predicted from its own visible entries too; False is the paper's neighbourhood-only condition.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class LGDiSTModule(BaseModuleClass):
         n_draws: int,
         decoded_weight: float,
         kl_weight: float,
+        own_entries: bool,
     ):
         super().__init__()
         self.vae = vae
@@ -70,7 +73,9 @@ class LGDiSTModule(BaseModuleClass):
         self.diffusion = GaussianDiffusion(n_timesteps)
         self.n_latent = n_latent
         self.hide_up_to = hide_up_to
-        self.hide_spot = hide_spot
+        # to be asked without its own entries, a spot must often be seen without them
+        self.hide_spot = hide_spot if own_entries else max(hide_spot, 0.5)
+        self.own_entries = own_entries
         self.visible_weight = visible_weight
         self.n_draws = n_draws
         self.decoded_weight = decoded_weight
@@ -103,12 +108,17 @@ class LGDiSTModule(BaseModuleClass):
         return torch.rand(shape, device=device, generator=generator) < share
 
     def _get_inference_input(
-        self, tensors: dict[str, torch.Tensor], hide: Hide = "nothing", generator: torch.Generator | None = None
+        self,
+        tensors: dict[str, torch.Tensor],
+        hide: Hide = "nothing",
+        generator: torch.Generator | None = None,
+        autoencode: bool = True,
     ) -> dict:
         """Split a batch into what is visible and what is scored.
 
         `hide` = "random" hides a part of the observed entries for training, "set_aside" those kept for validation,
-        "nothing" shows all that is observed. With a generator, "set_aside" hides a further part as training does.
+        "nothing" shows all that is observed. With a generator, "set_aside" hides a further part as training does. Where
+        spots are predicted from their neighbours only, nothing of them is visible but in the VAE's training (`autoencode`).
         """
         counts, observed = tensors["X"], tensors["observed_mask"].bool()
         neighbors_visible = tensors["neighbor_mask"]
@@ -120,12 +130,13 @@ class LGDiSTModule(BaseModuleClass):
             neighbors_visible = neighbors_visible * ~self.set_aside(tensors["neighbor_spot"])
             if hide == "random":
                 visible = known & ~self._hidden(known.shape, counts.device, None)
-                weight = self.visible_weight if self.vae.own_entries else 1.0
-                score = torch.where(visible, weight, 1.0) * known
+                score = torch.where(visible, self.visible_weight, 1.0) * known
             else:
                 visible, score = known, (observed & aside).float()
                 if generator is not None:
                     visible = known & ~self._hidden(known.shape, counts.device, generator)
+        if not (self.own_entries or (hide == "random" and autoencode)):
+            visible = torch.zeros_like(visible)
         library = tensors["size_factor"]
         return {
             "centre": Spots(counts, visible.float(), library),
@@ -221,7 +232,7 @@ class LGDiSTModule(BaseModuleClass):
         Mean squared error of v (0 to about 1), and the reconstruction of hidden entries by the decoded posterior mean
         in nats per gene.
         """
-        inputs = self._get_inference_input(tensors, hide, generator)
+        inputs = self._get_inference_input(tensors, hide, generator, autoencode=False)
         score = inputs["score"]
         with torch.no_grad():
             condition, known = self._conditions(inputs, hide)
@@ -267,7 +278,7 @@ class LGDiSTModule(BaseModuleClass):
     @torch.no_grad()
     def residual_moments(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         """Mean square of the residual that the diffusion is trained on, (n_latent,), for its scale."""
-        condition, known = self._conditions(self._get_inference_input(tensors, "random"), "random")
+        condition, known = self._conditions(self._get_inference_input(tensors, "random", autoencode=False), "random")
         residual = (known.mean - condition.mean) ** 2 + known.log_variance.exp()
         return (residual / condition.log_variance.exp()).mean(0)
 

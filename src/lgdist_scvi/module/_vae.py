@@ -82,8 +82,6 @@ class NeighborhoodVAE(nn.Module):
         Whether the registered genes make up the library, so that rates sum to 1.
     n_latent, n_hidden, n_layers, n_heads, dropout_rate
         Sizes.
-    own_entries
-        Whether the centre's own visible entries are used; False is the paper's neighbourhood-only condition.
     """
 
     def __init__(
@@ -101,13 +99,11 @@ class NeighborhoodVAE(nn.Module):
         n_layers: int,
         n_heads: int,
         dropout_rate: float,
-        own_entries: bool,
     ):
         super().__init__()
         n_genes = len(gene_rate)
         self.counts_are_modelled = likelihood != "normal"
         self.closed = closed
-        self.own_entries = own_entries
         self.register_buffer("gene_rate", gene_rate)
         self.register_buffer("value_mean", value_mean)
         self.register_buffer("value_scale", value_scale)
@@ -212,14 +208,9 @@ class NeighborhoodVAE(nn.Module):
         valid
             (batch, k), False where a token is padding.
         """
-        if not self.own_entries:
-            centre = Spots(centre.counts, torch.zeros_like(centre.visible), self.typical_library.expand_as(centre.library))
         own = self.centre(self.embed(centre) + self.role[0])
         tokens = torch.cat([own[:, None], neighbor_tokens], dim=1)
         valid = torch.cat([torch.ones_like(valid[:, :1], dtype=torch.bool), valid], dim=1)
-        if not self.own_entries and valid.shape[1] > 1:
-            # an empty token is kept only for spots without any neighbour
-            valid = torch.cat([~valid[:, 1:].any(1, keepdim=True), valid[:, 1:]], dim=1)
         summary = own
         for block in self.blocks:
             summary = block(summary, tokens, valid)
