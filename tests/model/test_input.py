@@ -1,0 +1,463 @@
+"""Bad input gets a sentence that names the key, says how much is wrong, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from anndata import AnnData
+from scipy import sparse
+
+from lgdist_scvi import LGDiST, datasets, pp
+from lgdist_scvi._checks import get_mask
+
+N_SPOTS, N_GENES = 60, 12
+
+
+@pytest.fixture
+def adata() -> AnnData:
+    adata = datasets.simulated_visium(n_spots=N_SPOTS, n_genes=N_GENES, seed=0)
+    adata.layers["counts"] = adata.X.copy()
+    adata.layers["known"] = np.ones(adata.shape, dtype=bool)
+    adata.obs["total"] = np.asarray(adata.X.sum(axis=1)).ravel() + 1.0
+    pp.spatial_neighbors(adata)
+    return adata
+
+
+def counts(value: float) -> Callable:
+    def change(adata):
+        adata.X = adata.X.toarray()
+        adata.X[3, 4] = adata.X[5, 6] = value
+
+    return change
+
+
+def layer(value: float) -> Callable:
+    def change(adata):
+        adata.layers["counts"] = adata.X.toarray()
+        adata.layers["counts"][3, 4] = value
+
+    return change
+
+
+def edges(*pairs) -> Callable:
+    def change(adata):
+        graph = adata.obsp["spatial_connectivities"].tolil()
+        for i, j in pairs:
+            graph[i, j] = 1
+        adata.obsp["spatial_connectivities"] = graph.tocsr()
+
+    return change
+
+
+def set_item(attribute: str, key: str, value) -> Callable:
+    def change(adata):
+        getattr(adata, attribute)[key] = value(adata) if callable(value) else value
+
+    return change
+
+
+def delete(attribute: str, key: str) -> Callable:
+    def change(adata):
+        del getattr(adata, attribute)[key]
+
+    return change
+
+
+def two_slides(adata):
+    adata.obs["slide"] = np.where(np.arange(adata.n_obs) < 30, "first", "second")
+
+
+def same_place(adata):
+    adata.obsm["spatial"][7] = adata.obsm["spatial"][8]
+
+
+def nan_place(adata):
+    adata.obsm["spatial"][[7, 9], 0] = np.nan
+
+
+def duplicated(axis: str) -> Callable:
+    def change(adata):
+        names = np.array(getattr(adata, f"{axis}_names"))
+        names[1] = names[0]
+        setattr(adata, f"{axis}_names", names)
+
+    return change
+
+
+def nothing_known_of_a_gene(adata):
+    adata.layers["known"][:, [2, 5]] = False
+
+
+def nothing_known_of_lonely_spots(adata):
+    adata.layers["known"][[4, 8]] = False
+    graph = adata.obsp["spatial_connectivities"].tolil()
+    for spot in (4, 8):
+        graph[spot] = 0
+        graph[:, spot] = 0
+    adata.obsp["spatial_connectivities"] = graph.tocsr()
+
+
+def no_counts_at_all(adata):
+    adata.X = sparse.csr_matrix(adata.shape, dtype=np.float32)
+
+
+CASES = {
+    # name: (change, arguments of setup_anndata, error, parts of the message)
+    "NaN counts": (counts(np.nan), {}, ValueError, ["2 of 720 entries of adata.X", "NaN", "pp.observed_mask"]),
+    "infinite counts": (counts(np.inf), {}, ValueError, ["2 of 720", "adata.X", "infinite", "layer=..."]),
+    "negative counts": (counts(-1), {}, ValueError, ["2 of 720", "adata.X", "negative", "layer=..."]),
+    "fractions": (counts(0.5), {}, ValueError, ["2 of 720", "adata.X", "not whole numbers", "layer=..."]),
+    "bad layer": (layer(np.nan), {"layer": "counts"}, ValueError, ["1 of 720", "adata.layers['counts']", "NaN"]),
+    "no layer": (None, {"layer": "raw"}, KeyError, ["'raw' not found in adata.layers", "'counts'", "None for adata.X"]),
+    "empty X": (lambda adata: setattr(adata, "X", None), {}, ValueError, ["adata.X is empty", "layer=...", "'counts'"]),
+    "all zero": (no_counts_at_all, {}, ValueError, ["60 of 60 spots", "pp.spatial_neighbors"]),
+    "no mask": (
+        None,
+        {"mask_layer": "mask"},
+        KeyError,
+        ["'mask' not found in adata.layers", "'known'", "pp.observed_mask"],
+    ),
+    "text as mask": (
+        set_item("layers", "known", np.full((N_SPOTS, N_GENES), "yes")),
+        {"mask_layer": "known"},
+        ValueError,
+        ["adata.layers['known']", "bool"],
+    ),
+    "counts as mask": (
+        set_item("layers", "known", lambda adata: adata.X * 2),
+        {"mask_layer": "known"},
+        ValueError,
+        ["of 720 entries of adata.layers['known']", "neither 0 nor 1", "pp.observed_mask"],
+    ),
+    "genes never observed": (
+        nothing_known_of_a_gene,
+        {"mask_layer": "known"},
+        ValueError,
+        ["2 of 12 genes", "adata.layers['known']", "'gene_03'", "mask.any(axis=0)"],
+    ),
+    "spots that nothing predicts": (
+        nothing_known_of_lonely_spots,
+        {"mask_layer": "known"},
+        ValueError,
+        ["2 of 60 spots", "nothing predicts them", "pp.spatial_neighbors"],
+    ),
+    "no coordinates": (
+        delete("obsm", "spatial"),
+        {},
+        KeyError,
+        ["'spatial' not found in adata.obsm", "spatial_key=..."],
+    ),
+    "no such coordinates": (
+        None,
+        {"spatial_key": "pixels"},
+        KeyError,
+        ["'pixels' not found in adata.obsm", "available: 'spatial'"],
+    ),
+    "NaN coordinates": (nan_place, {}, ValueError, ["2 of 60 spots", "adata.obsm['spatial']", "drop those spots"]),
+    "one coordinate": (
+        set_item("obsm", "spatial", np.arange(60.0)[:, None]),
+        {},
+        ValueError,
+        ["adata.obsm['spatial']", "(60, 1)", "expected (60, 2)"],
+    ),
+    "shared coordinates": (
+        same_place,
+        {},
+        ValueError,
+        ["2 of 60 spots share", "adata.obsm['spatial']", "sample_key=..."],
+    ),
+    "no graph": (
+        None,
+        {"graph_key": "knn"},
+        KeyError,
+        ["'knn' not found in adata.obsp", "'spatial_connectivities'", "pp.spatial_neighbors"],
+    ),
+    "self loops": (
+        edges((3, 3), (9, 9)),
+        {},
+        ValueError,
+        ["2 spots are their own neighbours", "adata.obsp['spatial_connectivities']", "pp.spatial_neighbors"],
+    ),
+    "dense graph": (
+        set_item("obsp", "spatial_connectivities", np.ones((60, 60))),
+        {},
+        ValueError,
+        ["adata.obsp['spatial_connectivities']", "dense", "pp.spatial_neighbors"],
+    ),
+    "edges between slides": (
+        two_slides,
+        {"sample_key": "slide"},
+        ValueError,
+        ["edges", "different slides", "'slide'", "pp.spatial_neighbors(adata, sample_key='slide')"],
+    ),
+    "no slides": (
+        None,
+        {"sample_key": "slide"},
+        KeyError,
+        ["'slide' not found in adata.obs", "'sample'", "sample_key"],
+    ),
+    "spots without a slide": (
+        set_item("obs", "slide", [None, *["one"] * 59]),
+        {"sample_key": "slide"},
+        ValueError,
+        ["1 of 60 spots", "adata.obs['slide']", "give every spot a slide"],
+    ),
+    "same spot names": (duplicated("obs"), {}, ValueError, ["1 spot name", "adata.obs_names_make_unique()"]),
+    "same gene names": (duplicated("var"), {}, ValueError, ["1 gene name", "adata.var_names_make_unique()"]),
+    "no library sizes": (
+        None,
+        {"size_factor_key": "n_counts"},
+        KeyError,
+        ["'n_counts' not found in adata.obs", "'total'", "pp.select_genes"],
+    ),
+    "NaN library sizes": (
+        set_item("obs", "total", [np.nan, -1.0, np.inf, *[9e3] * 57]),
+        {"size_factor_key": "total"},
+        ValueError,
+        ["3 of 60 library sizes", "adata.obs['total']", "pp.select_genes"],
+    ),
+    "text as library sizes": (
+        set_item("obs", "total", ["many"] * 60),
+        {"size_factor_key": "total"},
+        ValueError,
+        ["adata.obs['total']", "not numeric"],
+    ),
+    "size factors around 1": (
+        set_item("obs", "total", 1.0),
+        {"size_factor_key": "total"},
+        ValueError,
+        ["of 60 library sizes in adata.obs['total'] are smaller than the counts", "pp.select_genes"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_setup_refuses(adata, case):
+    change, arguments, error, parts = CASES[case]
+    if change is not None:
+        change(adata)
+    with pytest.raises(error) as raised:
+        LGDiST.setup_anndata(adata, **arguments)
+    message = str(raised.value)
+    assert type(raised.value) is error
+    for part in parts:
+        assert part in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("shape", [(N_SPOTS, N_GENES - 1), (N_SPOTS - 1, N_GENES)])
+def test_mask_of_the_wrong_shape(adata, shape):
+    """AnnData refuses such a layer by itself; a stand-in that does not is refused here."""
+
+    class StandIn:
+        layers = {"known": np.ones(shape, dtype=bool)}
+        shape = adata.shape
+
+    with pytest.raises(ValueError, match=rf"adata.layers\['known'\] has shape \({shape[0]}, {shape[1]}\).*\(60, 12\)"):
+        get_mask(StandIn(), "known")
+
+
+def test_graph_of_the_wrong_size(adata, monkeypatch):
+    """AnnData refuses such a graph by itself; one that comes through is refused here."""
+    from lgdist_scvi.data import ObspField
+
+    class StandIn:
+        obsp = {"spatial_connectivities": sparse.csr_matrix((40, 40))}
+        obs = adata.obs
+        n_obs = adata.n_obs
+
+    with pytest.raises(
+        ValueError, match=r"has shape \(40, 40\), adata has 60 spots; build it with pp.spatial_neighbors"
+    ):
+        ObspField("spatial_connectivities", None).validate_field(StandIn())
+
+
+# ---- what looks bad and is fine
+
+
+def complete(adata, fit, **setup) -> np.ndarray:
+    values = fit(adata, 1, setup).get_completed_expression(return_numpy=True)
+    assert np.isfinite(values).all()
+    return values
+
+
+def test_no_graph_is_built(adata, fit):
+    del adata.obsp["spatial_connectivities"]
+    complete(adata, fit)
+    assert "spatial_connectivities" in adata.obsp
+
+
+def test_a_spot_without_counts_is_completed_from_its_neighbours(adata, fit):
+    dense = adata.X.toarray()
+    dense[[5, 6]] = 0
+    adata.X = dense
+    values = complete(adata, fit)
+    assert (values[[5, 6]] > 0).all()
+
+
+def test_a_spot_without_neighbours_is_completed_from_itself(adata, fit):
+    adata.obsm["spatial"][4] = [1e6, 1e6]
+    pp.spatial_neighbors(adata)
+    assert adata.obsp["spatial_connectivities"][4].nnz == 0
+    complete(adata, fit)
+
+
+@pytest.mark.parametrize("conditioning", ["spot+neighborhood", "neighborhood"])
+@pytest.mark.parametrize("n_spots", [1, 2, 5])
+def test_a_slide_with_fewer_spots_than_neighbours(fit, n_spots, conditioning):
+    adata = datasets.simulated_visium(n_spots=n_spots, n_genes=10, seed=0)
+    values = fit(adata, 1, conditioning=conditioning).get_completed_expression(return_numpy=True)
+    assert np.isfinite(values).all()
+
+
+def test_a_mask_of_zeros_and_ones(adata, fit):
+    adata.layers["known"] = sparse.csr_matrix(adata.layers["known"].astype(np.int8))
+    complete(adata, fit, mask_layer="known")
+
+
+def test_a_gene_without_a_count(adata, fit):
+    dense = adata.X.toarray()
+    dense[:, 3] = 0
+    adata.X = dense
+    values = complete(adata, fit)
+    # known to be zero everywhere: its rate is small
+    assert np.median(values[:, 3]) < np.median(values)
+
+
+def test_customary_slide_column_is_used_with_a_warning(fit):
+    adata = datasets.simulated_visium(n_spots=60, n_genes=N_GENES, n_samples=2, seed=0)
+    with pytest.warns(UserWarning, match=r"adata.obs\['sample'\] names 2 slides.*pass sample_key='sample'"):
+        LGDiST.setup_anndata(adata)
+    crossing = adata.obsp["spatial_connectivities"].tocoo()
+    samples = adata.obs["sample"].to_numpy()
+    assert (samples[crossing.row] == samples[crossing.col]).all()
+
+
+def test_setup_can_be_repeated(adata):
+    for arguments in ({}, {"mask_layer": "known"}, {"layer": "counts"}):
+        LGDiST.setup_anndata(adata, **arguments)
+        LGDiST(adata, n_hidden=16)
+
+
+# ---- construction, training, questions
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"gene_likelihood": "zinb"}, "gene_likelihood must be one of 'auto', 'nb', 'poisson', 'normal', got 'zinb'"),
+        ({"conditioning": "image"}, "conditioning must be one of"),
+        ({"n_hidden": 30, "n_heads": 4}, "n_hidden=30 must be a multiple of n_heads=4"),
+        ({"set_aside_fraction": 0.0}, "set_aside_fraction must lie between 0 and 0.5"),
+        ({"gene_likelihood": "normal"}, r"zeros are registered as data.*pp.observed_mask\(adata\).*mask_layer"),
+    ],
+)
+def test_constructor_refuses(adata, arguments, message):
+    LGDiST.setup_anndata(adata)
+    with pytest.raises(ValueError, match=message):
+        LGDiST(adata, **arguments)
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "poisson"])
+def test_counts_need_zeros(adata, likelihood):
+    pp.observed_mask(adata)
+    LGDiST.setup_anndata(adata, mask_layer="observed")
+    with pytest.raises(ValueError, match='mask calls every zero missing; use "normal" or "auto"'):
+        LGDiST(adata, gene_likelihood=likelihood)
+    assert LGDiST(adata).gene_likelihood_ == "normal"
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda model: model.get_completed_expression(),
+        lambda model: model.get_normalized_expression(),
+        lambda model: model.get_prediction_interval(0.9),
+        lambda model: model.get_latent_representation(),
+        lambda model: model.complete(),
+        lambda model: model.train(stage="diffusion"),
+    ],
+)
+def test_asking_before_training(adata, ask, snapshot):
+    LGDiST.setup_anndata(adata)
+    model = LGDiST(adata, n_hidden=16)
+    before = snapshot(adata)
+    with pytest.raises(ValueError, match=r"train\("):
+        ask(model)
+    assert snapshot(adata) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"stage": "denoiser"}, "stage must be one of 'all', 'vae', 'diffusion', got 'denoiser'"),
+        ({"validation_samples": ["A1"]}, "validation_samples needs slides; pass sample_key"),
+        ({"n_rounds": 2}, "second round.*mask_layer"),
+        ({"n_rounds": 3}, "n_rounds must be 1 or 2, got 3"),
+        ({"max_epochs": 0}, "max_epochs must be at least 1, got 0"),
+    ],
+)
+def test_train_refuses(adata, arguments, message):
+    LGDiST.setup_anndata(adata)
+    model = LGDiST(adata, n_hidden=16)
+    with pytest.raises(ValueError, match=message):
+        model.train(accelerator="cpu", **arguments)
+    assert not model.is_trained_
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (["third"], "unknown slides 'third'; available: 'first', 'second'"),
+        (["first", "second"], "names every slide; leave at least one"),
+    ],
+)
+def test_validation_slides(adata, samples, message):
+    two_slides(adata)
+    pp.spatial_neighbors(adata, sample_key="slide")
+    LGDiST.setup_anndata(adata, sample_key="slide")
+    with pytest.raises(ValueError, match=message):
+        LGDiST(adata, n_hidden=16).train(validation_samples=samples)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (
+            {"gene_list": ["Actb", "gene_x"]},
+            KeyError,
+            "2 of 2 genes are not registered.*'Actb', 'gene_x'.*available: 'gene_",
+        ),
+        ({"n_samples": 0}, ValueError, "n_samples must be at least 1, got 0"),
+        ({"observed": "all"}, ValueError, "observed must be 'keep' or 'model', got 'all'"),
+        ({"fill": "none"}, ValueError, "fill must be 'zeros' or 'masked', got 'none'"),
+        ({"estimand": "mean"}, ValueError, "estimand must be 'rate', 'captured' or None, got 'mean'"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        ({"indices": [0, 9999]}, ValueError, "indices reach beyond the .* spots"),
+        ({"indices": [True, False]}, ValueError, "indices is a mask of 2 values for .* spots"),
+        ({"indices": ["spot_1"]}, ValueError, "adata.obs_names.get_indexer"),
+    ],
+)
+def test_questions_refused(trained, arguments, error, message):
+    with pytest.raises(error, match=message):
+        trained.get_completed_expression(**arguments)
+    if "n_samples" not in arguments:
+        with pytest.raises(error, match=message):
+            trained.get_prediction_interval(0.9, **arguments)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda model: model.get_completed_expression(estimand="rate"),
+        lambda model: model.get_prediction_interval(0.9, estimand="rate"),
+        lambda model: model.complete(estimand="rate"),
+        lambda model: model.get_normalized_expression(),
+    ],
+)
+def test_captured_values_have_no_rate(captured, ask):
+    with pytest.raises(ValueError, match="estimand='rate' needs a model of counts.*ask for 'captured'"):
+        ask(captured)
+    assert "completed" not in captured.adata.layers

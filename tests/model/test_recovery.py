@@ -1,0 +1,67 @@
+"""On tissue whose rates are known, the model comes closer to them than the mean of neighbours."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from lgdist_scvi import datasets, pp
+
+
+@pytest.fixture(scope="module")
+def tissue():
+    adata = datasets.simulated_visium(n_spots=600, n_genes=100, seed=1)
+    pp.spatial_neighbors(adata)
+    return adata
+
+
+@pytest.fixture(scope="module")
+def model(fit, tissue):
+    return fit(tissue, 50, n_latent=16, n_hidden=64)
+
+
+def neighbor_mean(adata) -> np.ndarray:
+    """log1p of the mean CP10K of a spot and its neighbours."""
+    counts = adata.X.toarray().astype(float)
+    rate = counts / counts.sum(axis=1, keepdims=True) * 1e4
+    graph = adata.obsp["spatial_connectivities"] + sparse.eye(adata.n_obs)
+    return np.log1p((graph @ rate) / np.asarray(graph.sum(axis=1)))
+
+
+def error(adata, prediction) -> float:
+    return float(((np.log1p(adata.layers["rate"] * 1e4) - prediction) ** 2).mean())
+
+
+def test_rates_are_recovered_better_than_by_the_mean_of_neighbours(model, tissue):
+    predicted = model.get_completed_expression(observed="model", return_numpy=True)
+    ours, theirs = error(tissue, predicted), error(tissue, neighbor_mean(tissue))
+    measured = error(tissue, np.log1p(tissue.X.toarray() / tissue.X.sum(axis=1).A1[:, None] * 1e4))
+    assert theirs < measured  # averaging is a fair opponent
+    assert ours < 0.8 * theirs
+
+
+def test_of_every_kind_of_gene(model, tissue):
+    """With domains and programmes, and without any spatial structure."""
+    predicted = model.get_completed_expression(observed="model", return_numpy=True)
+    pattern = tissue.var["pattern"].astype(str)
+    for kind in ("programme", "domain", "none"):
+        genes = pattern.str.startswith(kind).to_numpy()
+        part = tissue[:, genes]
+        assert error(part, predicted[:, genes]) < error(part, neighbor_mean(tissue)[:, genes]), kind
+
+
+def test_completed_values_are_closer_to_the_truth_than_measured_ones(model, tissue):
+    """Filling zeros only already helps."""
+    completed = model.get_completed_expression(return_numpy=True)
+    counts = tissue.X.toarray()
+    measured = np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)
+    assert error(tissue, completed) < 0.7 * error(tissue, measured)
+
+
+def test_samples_spread_around_the_truth(model, tissue):
+    """The standard deviation is of the size of the error."""
+    predicted = model.get_completed_expression(observed="model", return_numpy=True)
+    _, spread = model.get_completed_expression(observed="model", return_std=True, return_numpy=True)
+    residual = np.sqrt(((np.log1p(tissue.layers["rate"] * 1e4) - predicted) ** 2).mean())
+    assert 0.2 * residual < np.sqrt((spread**2).mean()) < 3 * residual

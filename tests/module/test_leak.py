@@ -1,0 +1,128 @@
+"""Whatever is hidden is hidden before anything is encoded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+def posterior(module, tensors, hide, seed=0):
+    torch.manual_seed(seed)
+    inputs = module._get_inference_input(tensors, hide)
+    return inputs, module.inference(**inputs)["condition"]
+
+
+def parts(condition):
+    return {"tokens": condition.tokens, "mean": condition.mean, "log_variance": condition.log_variance}
+
+
+@pytest.mark.parametrize("hide", ["random", "set_aside", "nothing"])
+@pytest.mark.parametrize("part", ["tokens", "mean", "log_variance"])
+def test_gradient_of_the_condition_is_zero_at_hidden_entries_of_the_centre(build, likelihood, hide, part):
+    module, tensors = build(likelihood)
+    # counts that the data set has not blanked, so that a leak would show
+    tensors["X"] = (tensors["X"] + 1.0).requires_grad_()
+    inputs, condition = posterior(module, tensors, hide)
+    value = parts(condition)[part]
+    weights = torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
+    (gradient,) = torch.autograd.grad((value * weights).sum(), tensors["X"])
+    visible = inputs["centre"].visible > 0
+    masked = tensors["observed_mask"] == 0
+    assert not (visible & masked).any()
+    assert masked.any()
+    if hide != "nothing":
+        assert (~visible & ~masked).any(), "nothing but masked entries was hidden"
+    assert (gradient[~visible] == 0).all()
+    assert (gradient[visible] != 0).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("hide", ["random", "set_aside", "nothing"])
+def test_gradient_of_the_condition_is_zero_at_hidden_entries_of_the_neighbours(build, likelihood, conditioning, hide):
+    module, tensors = build(likelihood, conditioning)
+    tensors["neighbor_counts"] = (tensors["neighbor_counts"] + 1.0).requires_grad_()
+    inputs, condition = posterior(module, tensors, hide)
+    total = sum((value * torch.randn_like(value)).sum() for value in parts(condition).values())
+    (gradient,) = torch.autograd.grad(total, tensors["neighbor_counts"])
+    visible = inputs["neighbors"].visible > 0
+    assert not (visible & (tensors["neighbor_mask"] == 0)).any()
+    if hide != "nothing":  # what is set aside for validation is hidden in neighbours too
+        aside = module.set_aside(tensors["neighbor_spot"])
+        assert aside.any()
+        assert not (visible & aside).any()
+    assert (gradient[~visible] == 0).all()
+    assert (gradient[visible] != 0).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("hide", ["random", "set_aside", "nothing"])
+def test_neighbourhood_condition_does_not_look_at_the_centre(build, likelihood, hide):
+    module, tensors = build(likelihood, "neighborhood")
+    tensors["X"] = (tensors["X"] + 1.0).requires_grad_()
+    tensors["size_factor"] = tensors["size_factor"].clone().requires_grad_()
+    _, condition = posterior(module, tensors, hide)
+    total = sum((value * torch.randn_like(value)).sum() for value in parts(condition).values())
+    for gradient in torch.autograd.grad(total, [tensors["X"], tensors["size_factor"]], allow_unused=True):
+        assert gradient is None or (gradient == 0).all()
+
+
+def test_a_neighbour_does_not_see_the_centre(build):
+    """Tokens of neighbours are the same whatever the centre shows."""
+    module, tensors = build()
+    _, condition = posterior(module, tensors, "nothing")
+    changed = {**tensors, "X": tensors["X"].flip(0) + 3.0}
+    _, other = posterior(module, changed, "nothing")
+    n_neighbors = tensors["neighbor_valid"].shape[1]
+    assert torch.equal(condition.tokens[:, -n_neighbors:], other.tokens[:, -n_neighbors:])
+    assert not torch.equal(condition.mean, other.mean)
+
+
+@pytest.mark.parametrize("hide", ["random", "set_aside"])
+def test_the_denoiser_is_conditioned_on_visible_entries_only(build, likelihood, hide):
+    """The tokens that the diffusion trains on do not change, bit for bit, when hidden entries do."""
+    module, tensors = build(likelihood)
+    seen = []
+    handle = module.denoiser.register_forward_hook(lambda _, args, __: seen.append([arg.clone() for arg in args]))
+    torch.manual_seed(0)
+    visible = module._get_inference_input(tensors, hide)["centre"].visible > 0
+    changed = {**tensors, "X": torch.where(visible, tensors["X"], tensors["X"] + 5.0)}
+    for batch in (tensors, changed):
+        torch.manual_seed(0)
+        module.diffusion_loss(batch, hide)
+    handle.remove()
+    (noisy, timestep, tokens, valid), (other_noisy, other_timestep, other_tokens, other_valid) = seen
+    assert torch.equal(tokens, other_tokens)
+    assert torch.equal(valid, other_valid)
+    assert torch.equal(timestep, other_timestep)
+    # the target does know them: it is the posterior given everything that is known
+    assert not torch.equal(noisy, other_noisy)
+
+
+def test_training_neither_looks_at_nor_fits_what_is_set_aside(build, likelihood):
+    module, tensors = build(likelihood)
+    torch.manual_seed(0)
+    inputs = module._get_inference_input(tensors, "random")
+    aside = module.set_aside(tensors["spot"])
+    assert not ((inputs["centre"].visible > 0) & aside).any()
+    assert not ((inputs["score"] > 0) & aside).any()
+    validation = module._get_inference_input(tensors, "set_aside")
+    scored = validation["score"] > 0
+    assert torch.equal(scored, aside & (tensors["observed_mask"] > 0))
+    assert not (scored & (validation["centre"].visible > 0)).any()
+
+
+def test_masked_entries_are_never_scored(build, likelihood):
+    module, tensors = build(likelihood)
+    for hide in ("random", "set_aside"):
+        inputs = module._get_inference_input(tensors, hide)
+        assert (inputs["score"][tensors["observed_mask"] == 0] == 0).all()
+
+
+@pytest.mark.parametrize("hide", ["random", "set_aside"])
+def test_gradient_of_the_loss_is_zero_at_masked_entries(build, likelihood, hide):
+    module, tensors = build(likelihood)
+    tensors["X"] = (tensors["X"] + 1.0).requires_grad_()
+    torch.manual_seed(0)
+    _, _, output = module(tensors, get_inference_input_kwargs={"hide": hide})
+    (gradient,) = torch.autograd.grad(output.loss, tensors["X"])
+    masked = tensors["observed_mask"] == 0
+    assert (gradient[masked] == 0).all()
+    assert (gradient[~masked] != 0).any()

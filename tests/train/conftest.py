@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import scvi
+import torch
+
+from lgdist_scvi import LGDiST, datasets
+
+torch.set_num_threads(1)  # the networks of the tests are too small for more
+
+SIZES = {
+    "n_latent": 6,
+    "n_hidden": 24,
+    "n_layers": 1,
+    "n_heads": 2,
+    "n_denoiser_hidden": 16,
+    "n_denoiser_layers": 1,
+    "n_denoiser_heads": 2,
+    "n_timesteps": 50,
+}
+
+
+@pytest.fixture
+def untrained() -> Callable:
+    """Function that gives an untrained small model of a simulated slide."""
+    scvi.settings.seed = 0
+
+    def untrained(n_samples: int = 1, **kwargs) -> LGDiST:
+        adata = datasets.simulated_visium(n_spots=150, n_genes=30, n_samples=n_samples, seed=0)
+        LGDiST.setup_anndata(adata, sample_key="sample")
+        return LGDiST(adata, **{**SIZES, **kwargs})
+
+    yield untrained
+    scvi.settings.seed = None

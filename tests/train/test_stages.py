@@ -1,0 +1,270 @@
+"""Training in stages: history, early stopping, averaged weights, interruption."""
+
+from __future__ import annotations
+
+import signal
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from lgdist_scvi.train import EntrySplitter
+
+QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
+# one line of Lightning's advice per test is enough
+pytestmark = pytest.mark.filterwarnings("ignore:Found .* module\\(s\\) in eval mode")
+
+
+class Spy(Callback):
+    """Counts epochs, and records what is trained."""
+
+    def __init__(self) -> None:
+        self.epochs, self.training, self.requires_grad, self.rates = [], [], [], []
+
+    def on_train_batch_end(self, trainer, pl_module, *args) -> None:
+        module = pl_module.module
+        self.training.append((type(pl_module).__name__, module.vae.training, module.denoiser.training))
+        self.requires_grad.append(any(parameter.requires_grad for parameter in module.vae.parameters()))
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        self.epochs.append(type(pl_module).__name__)
+
+
+class Interrupt(Callback):
+    """Presses Ctrl-C."""
+
+    def __init__(self, plan: str, n_steps: int) -> None:
+        self.plan, self.n_steps = plan, n_steps
+
+    def on_train_batch_end(self, trainer, pl_module, *args) -> None:
+        if type(pl_module).__name__ == self.plan and trainer.global_step >= self.n_steps:
+            raise KeyboardInterrupt
+
+
+def is_usable(model) -> bool:
+    values = model.get_completed_expression(observed="model", return_numpy=True)
+    samples = model.get_completed_expression(n_samples=2, observed="model", return_mean=False)
+    lower, upper = model.get_prediction_interval(0.9, return_numpy=True)
+    return bool(np.isfinite(values).all() and np.isfinite(samples).all() and (lower <= upper).all())
+
+
+def test_history_is_kept_per_stage(untrained):
+    model = untrained()
+    model.train(max_epochs=4, **QUICK)
+    for stage in ("vae", "diffusion"):
+        for curve in ("train_loss", "validation_loss"):
+            frame = model.history_[f"{stage}/{curve}"]
+            assert len(frame) == 4
+            assert np.isfinite(frame.to_numpy(dtype=float)).all()
+    vae, diffusion = model.history_["vae/train_loss"], model.history_["diffusion/train_loss"]
+    assert not np.allclose(vae.to_numpy(dtype=float), diffusion.to_numpy(dtype=float))
+
+
+def test_training_lowers_the_validation_loss(untrained):
+    model = untrained()
+    model.train(max_epochs=40, early_stopping=False, **QUICK)
+    for stage in ("vae", "diffusion"):
+        loss = model.history_[f"{stage}/validation_loss"].to_numpy(dtype=float).ravel()
+        assert loss[-1] < loss[0]
+
+
+def test_stages_one_after_the_other(untrained):
+    """The VAE, then the diffusion, in two calls: a usable model, and both histories."""
+    model = untrained()
+    model.train(max_epochs=3, stage="vae", **QUICK)
+    assert not model.module.has_diffusion
+    assert "diffusion not trained" in repr(model)
+    assert is_usable(model)
+    mean = model.get_latent_representation()
+    weights = {key: value.clone() for key, value in model.module.vae.state_dict().items()}
+    model.train(max_epochs=3, stage="diffusion", **QUICK)
+    assert model.module.has_diffusion
+    assert is_usable(model)
+    assert {"vae/train_loss", "diffusion/train_loss"} <= set(model.history_)
+    # the second stage leaves the first alone
+    for key, value in model.module.vae.state_dict().items():
+        assert torch.equal(value, weights[key]), key
+    assert not np.array_equal(mean, model.get_latent_representation())
+
+
+def test_a_new_vae_makes_an_old_diffusion_invalid(untrained):
+    model = untrained()
+    model.train(max_epochs=2, **QUICK)
+    model.train(max_epochs=2, stage="vae", **QUICK)
+    assert not model.module.has_diffusion
+
+
+def test_modes_and_gradients_of_each_stage(untrained):
+    """A stage trains in training mode what it trains, and freezes the rest; afterwards everything is as before."""
+    model, spy = untrained(), Spy()
+    model.train(max_epochs=2, callbacks=[spy], **QUICK)
+    vae = [mode[1:] for mode in spy.training if mode[0] == "VAEPlan"]
+    diffusion = [mode[1:] for mode in spy.training if mode[0] == "DiffusionPlan"]
+    assert all(training for training, _ in vae)
+    assert all(mode == (False, True) for mode in diffusion)
+    assert all(spy.requires_grad[: len(vae)])
+    assert not any(spy.requires_grad[len(vae) :])
+    assert not model.module.training
+    assert all(parameter.requires_grad for parameter in model.module.parameters())
+
+
+def test_a_second_training_trains_in_training_mode(untrained):
+    model, spy = untrained(), Spy()
+    model.train(max_epochs=1, **QUICK)
+    model.get_completed_expression()  # switches to evaluation
+    model.train(max_epochs=1, stage="vae", callbacks=[spy], **QUICK)
+    assert all(mode[1] for mode in spy.training)
+
+
+def test_early_stopping(untrained):
+    """Nothing can be learnt at a learning rate of zero: training stops after some validations without improvement."""
+    model, spy = untrained(), Spy()
+    kwargs = {"early_stopping_patience": 2, "early_stopping_warmup_epochs": 0, "check_val_every_n_epoch": 1}
+    model.train(max_epochs=60, stage="vae", callbacks=[spy], plan_kwargs={"lr": 1e-12}, **kwargs, **QUICK)
+    assert 2 <= len(spy.epochs) < 10
+    model, spy = untrained(), Spy()
+    model.train(
+        max_epochs=12, stage="vae", callbacks=[spy], plan_kwargs={"lr": 1e-12}, early_stopping=False, **kwargs, **QUICK
+    )
+    assert len(spy.epochs) == 12
+
+
+def test_validation_loss_is_the_same_for_the_same_network(untrained):
+    """Noise and timesteps are seeded, so that early stopping does not follow chance."""
+    model = untrained()
+    model.train(max_epochs=1, **QUICK)
+    model.train(
+        max_epochs=4, stage="diffusion", ema_decay=None, plan_kwargs={"lr": 1e-12}, check_val_every_n_epoch=1,
+        early_stopping=False, **QUICK,
+    )  # fmt: skip
+    loss = model.history_["diffusion/validation_loss"].to_numpy(dtype=float).ravel()
+    # nothing but the scale of the residuals, measured anew, may differ between trainings
+    np.testing.assert_allclose(loss, loss[0], rtol=1e-5)
+
+
+def test_averaged_weights(untrained):
+    """The average differs from the last weights, and is nearer to the earlier ones with a slow decay."""
+    states = {}
+    for decay in (None, 0.5, 0.999):
+        model = untrained()
+        model.train(max_epochs=8, stage="vae", ema_decay=decay, early_stopping=False, **QUICK)
+        states[decay] = torch.cat([parameter.detach().flatten() for parameter in model.module.vae.parameters()])
+        assert is_usable(model)
+    start = untrained().module.vae
+    start = torch.cat([parameter.detach().flatten() for parameter in start.parameters()])
+    moved = {decay: (state - start).norm() for decay, state in states.items()}
+    assert 0 < moved[0.999] < moved[None]
+    assert not torch.equal(states[0.5], states[None])
+
+
+def test_buffers_survive_averaging(untrained):
+    model = untrained()
+    before = {key: value.clone() for key, value in model.module.vae.named_buffers()}
+    model.train(max_epochs=3, ema_decay=0.9, **QUICK)
+    for key, value in model.module.vae.named_buffers():
+        assert torch.equal(value, before[key]), key
+    assert (model.module.residual_scale > 0).all()
+    assert not torch.allclose(model.module.residual_scale, torch.ones_like(model.module.residual_scale))
+
+
+def test_the_callers_arguments_are_not_changed(untrained):
+    model = untrained()
+    callbacks, plan, splitter = [Spy()], {"lr": 1e-3}, {"num_workers": 0}
+    model.train(max_epochs=1, callbacks=callbacks, plan_kwargs=plan, datasplitter_kwargs=splitter, **QUICK)
+    assert len(callbacks) == 1
+    assert plan == {"lr": 1e-3}
+    assert splitter == {"num_workers": 0}
+
+
+def test_learning_rate_of_the_plan(untrained):
+    model, spy = untrained(), Spy()
+    model.train(max_epochs=4, stage="vae", callbacks=[spy], plan_kwargs={"lr": 0.0123}, early_stopping=False, **QUICK)
+    assert max(spy.rates) <= 0.0123 + 1e-9
+    assert max(spy.rates) > 0.006
+    assert spy.rates[-1] < 0.5 * max(spy.rates)
+
+
+# ---- interruption
+
+
+@pytest.mark.parametrize(
+    ("plan", "n_steps"), [("VAEPlan", 1), ("VAEPlan", 5), ("DiffusionPlan", 1), ("DiffusionPlan", 5)]
+)
+def test_an_interrupted_model_can_be_used(untrained, tmp_path, plan, n_steps):
+    model = untrained()
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.warns(UserWarning, match="interrupted in stage .*can be used"):
+        model.train(max_epochs=6, callbacks=[Interrupt(plan, n_steps)], **QUICK)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert model.is_trained_
+    assert is_usable(model)
+    model.complete(silent=True)
+    model.save(tmp_path / "model")
+    if plan == "VAEPlan":
+        assert not model.module.has_diffusion
+    else:
+        assert "vae/train_loss" in model.history_
+    assert all(parameter.requires_grad for parameter in model.module.parameters())
+    # and trained further
+    model.train(max_epochs=1, **QUICK)
+    assert model.module.has_diffusion
+    assert is_usable(model)
+
+
+def test_sigint_handling_is_restored_after_training(untrained):
+    handler = signal.getsignal(signal.SIGINT)
+    untrained().train(max_epochs=1, **QUICK)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_other_errors_come_through(untrained):
+    class Fail(Callback):
+        def on_train_batch_end(self, *args) -> None:
+            raise RuntimeError("out of memory")
+
+    model = untrained()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        model.train(max_epochs=2, callbacks=[Fail()], **QUICK)
+
+
+# ---- which spots are trained on
+
+
+def test_all_spots_are_trained_on_and_validate(untrained):
+    model = untrained()
+    splitter = EntrySplitter(model.adata_manager, batch_size=32)
+    np.testing.assert_array_equal(splitter.train_idx, np.arange(150))
+    np.testing.assert_array_equal(splitter.val_idx, np.arange(150))
+
+
+def test_validation_slides_are_not_trained_on(untrained):
+    model = untrained(n_samples=2)
+    samples = model.adata.obs["sample"].astype(str).to_numpy()
+    seen, validated = set(), set()
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            seen.update(samples[batch["spot"].numpy().ravel()])
+            seen.update(samples[batch["neighbor_spot"].numpy().ravel()])
+
+        def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+            validated.update(samples[batch["spot"].numpy().ravel()])
+
+    model.train(max_epochs=2, validation_samples=["slide_2"], callbacks=[Watch()], **QUICK)
+    assert seen == {"slide_1"}
+    assert validated == {"slide_2"}
+    assert is_usable(model)
+
+
+def test_the_last_small_batch_is_trained_on(untrained):
+    model = untrained()
+    seen = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            seen.extend(batch["spot"].numpy().ravel().tolist())
+
+    model.train(max_epochs=1, stage="vae", batch_size=149, callbacks=[Watch()], **QUICK)
+    assert sorted(seen) == list(range(150))
