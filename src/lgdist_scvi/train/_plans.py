@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import islice
 
 import lightning.pytorch as lightning
@@ -34,6 +35,9 @@ class StagePlan(lightning.LightningModule):
         self.network = network
         self.lr = lr
         self.weight_decay = weight_decay
+
+    def prepare(self, batches: Iterable[dict[str, torch.Tensor]]) -> None:
+        """Set what the stage needs to know of the data, before anything copies the module to average its weights."""
 
     def configure_optimizers(self) -> dict:
         optimizer = torch.optim.AdamW(
@@ -82,18 +86,23 @@ class DiffusionPlan(StagePlan):
     def __init__(self, module: LGDiSTModule, lr: float = 1e-3, weight_decay: float = 0.01):
         super().__init__(module, module.denoiser, lr, weight_decay)
 
+    def prepare(self, batches: Iterable[dict[str, torch.Tensor]]) -> None:
+        """Measure the scale of the residuals."""
+        self.module.eval()
+        device = self.module.residual_scale.device
+        moments = [
+            self.module.residual_moments({key: value.to(device) for key, value in batch.items()})
+            for batch in islice(batches, _N_SCALE_BATCHES)
+        ]
+        self.module.residual_scale.copy_(torch.stack(moments).mean(0).sqrt())
+        self.module.has_diffusion.fill_(True)
+
     def on_fit_start(self) -> None:
         self.module.vae.requires_grad_(False)
 
     def on_train_start(self) -> None:
         self.module.vae.eval()
         self.module.denoiser.train()
-        moments = [
-            self.module.residual_moments(self.transfer_batch_to_device(batch, self.device, 0))
-            for batch in islice(iter(self.trainer.train_dataloader), _N_SCALE_BATCHES)
-        ]
-        self.module.residual_scale.copy_(torch.stack(moments).mean(0).sqrt())
-        self.module.has_diffusion.fill_(True)
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         error, decoded = self.module.diffusion_loss(batch, "random")

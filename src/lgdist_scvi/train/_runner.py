@@ -137,6 +137,7 @@ def run_stage(
     handler = signal.getsignal(signal.SIGINT) if _in_main_thread() else None
     completed = True
     try:
+        plan.prepare(splitter.train_dataloader())
         TrainRunner(
             model, training_plan=plan, data_splitter=splitter, max_epochs=max_epochs, callbacks=callbacks, **trainer_kwargs
         )()
