@@ -119,10 +119,7 @@ def run_stage(
     best = KeepBest()
     callbacks = [*callbacks, best]
     if ema_decay is not None:
-        n_steps = max_epochs * int(np.ceil(splitter.n_train / splitter.data_loader_kwargs["batch_size"]))
-        callbacks.append(
-            EMAWeightAveraging(use_buffers=False, decay=ema_decay, update_starting_at_step=n_steps // 5)
-        )
+        callbacks.append(EMAWeightAveraging(use_buffers=False, decay=ema_decay))
     if trainer_kwargs.get("check_val_every_n_epoch") is None:
         trainer_kwargs["check_val_every_n_epoch"] = max(1, max_epochs // _N_VALIDATIONS)
     if trainer_kwargs.get("early_stopping"):
