@@ -64,7 +64,10 @@ def run(arguments: argparse.Namespace) -> pd.DataFrame:
                     row = {"file": name, "protocol": protocol, "seed": seed, "method": method, "seconds": seconds}
                     rows.append({**row, **given.score(prediction)})
                     headline = HEADLINE[protocol]
-                    print(f"{name} {protocol} seed {seed} {method}: {headline} {rows[-1][headline]:.4f} ({seconds:.0f} s)", flush=True)
+                    print(
+                        f"{name} {protocol} seed {seed} {method}: {headline} {rows[-1][headline]:.4f} ({seconds:.0f} s)",
+                        flush=True,
+                    )
     return pd.DataFrame(rows)
 
 

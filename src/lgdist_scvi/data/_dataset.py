@@ -201,8 +201,12 @@ def _reach_further(graph: sparse.csr_matrix, spots: np.ndarray, has_content: np.
                 found_spots += [spot] * len(useful)
                 break
             seen |= ring
-            ring = {int(n) for other in ring for n in graph.indices[graph.indptr[other] : graph.indptr[other + 1]]} - seen
-    return pd.DataFrame({"spot": np.asarray(found_spots, dtype=np.int64), "neighbor": np.asarray(found, dtype=np.int64)})
+            ring = {
+                int(n) for other in ring for n in graph.indices[graph.indptr[other] : graph.indptr[other + 1]]
+            } - seen
+    return pd.DataFrame(
+        {"spot": np.asarray(found_spots, dtype=np.int64), "neighbor": np.asarray(found, dtype=np.int64)}
+    )
 
 
 def _columns(adata: AnnData, genes: np.ndarray) -> np.ndarray | None:

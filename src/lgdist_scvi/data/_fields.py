@@ -30,7 +30,9 @@ def find_sample_key(adata: AnnData, sample_key: str | None) -> str | None:
     """Column of `adata.obs` that names the slides: `sample_key`, else the customary column if there are several slides."""
     if sample_key is not None:
         return sample_key
-    several = [column for column in _SAMPLE_COLUMNS if column in adata.obs and get_samples(adata, column).max(initial=0)]
+    several = [
+        column for column in _SAMPLE_COLUMNS if column in adata.obs and get_samples(adata, column).max(initial=0)
+    ]
     return several[0] if several else None
 
 

@@ -76,7 +76,9 @@ class CompletionMixin:
         _check_arguments(n_samples, observed, fill)
         target = self.adata if adata is None else adata
         if target.isbacked:
-            raise ValueError("layers cannot be added to an AnnData that is backed by a file; call adata.to_memory() first")
+            raise ValueError(
+                "layers cannot be added to an AnnData that is backed by a file; call adata.to_memory() first"
+            )
         _check_target(target, layer_added)
         adata, estimand, seed = self._prepare(adata), self._estimand(estimand), _seed(seed)
         shared = {
@@ -120,8 +122,16 @@ class CompletionMixin:
         return provenance, measured
 
     def _record(
-        self, adata: AnnData, layer_added: str, level: float | None, n_samples: int, observed: str, fill: str,
-        estimand: str, seed: int, n_steps: int | None,
+        self,
+        adata: AnnData,
+        layer_added: str,
+        level: float | None,
+        n_samples: int,
+        observed: str,
+        fill: str,
+        estimand: str,
+        seed: int,
+        n_steps: int | None,
     ) -> dict[str, Any]:
         """What is needed to repeat and to judge the completion; only types that h5ad can store."""
         setup = {key: value for key, value in self.registry_["setup_args"].items() if value is not None}

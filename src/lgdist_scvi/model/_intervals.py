@@ -28,7 +28,13 @@ class IntervalMixin:
     """Prediction intervals of :class:`~lgdist_scvi.LGDiST`."""
 
     def _predictive(
-        self, condition: Condition, centre: Spots, tensors: dict, estimand: Estimand, seed: int, n_samples: int,
+        self,
+        condition: Condition,
+        centre: Spots,
+        tensors: dict,
+        estimand: Estimand,
+        seed: int,
+        n_samples: int,
         n_steps: int | None = None,
     ) -> CountPredictive | NormalPredictive:
         """Distribution of the measured values of a batch."""

@@ -128,7 +128,14 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
         if adata is None:
             # load() fills in parameters and statistics
             ones = np.ones(n_genes, dtype=np.float32)
-            statistics = GeneStatistics(ones / n_genes, ones, ones, 1.0, np.zeros((n_genes, n_latent), np.float32), np.zeros(n_latent, np.float32))
+            statistics = GeneStatistics(
+                ones / n_genes,
+                ones,
+                ones,
+                1.0,
+                np.zeros((n_genes, n_latent), np.float32),
+                np.zeros(n_latent, np.float32),
+            )
         else:
             dataset = self.adata_manager.create_torch_dataset()
             gene_likelihood = resolve_likelihood(gene_likelihood, dataset, adata)
@@ -331,7 +338,9 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
             # a new VAE makes an old diffusion meaningless
             self.module.has_diffusion.fill_(False)
             self.module.first_round, self.n_rounds_ = None, 1
-        plans = [(name, plan) for name, plan in (("vae", VAEPlan), ("diffusion", DiffusionPlan)) if stage in ("all", name)]
+        plans = [
+            (name, plan) for name, plan in (("vae", VAEPlan), ("diffusion", DiffusionPlan)) if stage in ("all", name)
+        ]
         for index, (name, plan_class) in enumerate(plans * n_rounds):
             if index == len(plans):
                 self.module.begin_second_round()

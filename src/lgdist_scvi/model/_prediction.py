@@ -126,7 +126,13 @@ class PredictionMixin:
         return self.module.sample(condition, noise, n_steps)
 
     def _spread(
-        self, condition: Condition, centre: Spots, tensors: dict, estimand: Estimand, n_samples: int, seed: int,
+        self,
+        condition: Condition,
+        centre: Spots,
+        tensors: dict,
+        estimand: Estimand,
+        n_samples: int,
+        seed: int,
         n_steps: int | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and variance over samples of the expected value, in the units of :meth:`_expected`."""
@@ -249,7 +255,9 @@ class PredictionMixin:
         return (values, spread) if return_std else values
 
     @staticmethod
-    def _measured(tensors: dict, library: np.ndarray, fill: str, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _measured(
+        tensors: dict, library: np.ndarray, fill: str, positions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Which entries stay as measured, and their log1p(CP10K)."""
         counts = tensors[keys.COUNTS].cpu().numpy()
         known = tensors[keys.MASK].cpu().numpy() > 0
@@ -345,7 +353,10 @@ class PredictionMixin:
 
 def spot_noise(seed: int, spots: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
     """Standard normal noise that depends on the seed and each spot's row alone, (len(spots), *shape)."""
-    draws = [np.random.Generator(np.random.Philox(key=[seed, int(spot)])).standard_normal(shape, np.float32) for spot in spots]
+    draws = [
+        np.random.Generator(np.random.Philox(key=[seed, int(spot)])).standard_normal(shape, np.float32)
+        for spot in spots
+    ]
     return torch.from_numpy(np.stack(draws))
 
 
@@ -365,7 +376,9 @@ def _rows(adata: AnnData, indices: Sequence[int] | None) -> np.ndarray:
             raise ValueError(f"indices is a mask of {len(indices):,} values for {adata.n_obs:,} spots")
         return np.flatnonzero(indices)
     if indices.dtype.kind not in "iu" and len(indices):
-        raise ValueError("indices must be positions of spots or a bool mask; adata.obs_names.get_indexer(names) gives them")
+        raise ValueError(
+            "indices must be positions of spots or a bool mask; adata.obs_names.get_indexer(names) gives them"
+        )
     indices = indices.astype(np.int64)
     if len(indices) and (indices.min() < -adata.n_obs or indices.max() >= adata.n_obs):
         raise ValueError(f"indices reach beyond the {adata.n_obs:,} spots")

@@ -35,9 +35,7 @@ class DiTBlock(nn.Module):
         nn.init.zeros_(self.modulation[-1].weight)
         nn.init.zeros_(self.modulation[-1].bias)
 
-    def forward(
-        self, x: torch.Tensor, time: torch.Tensor, tokens: torch.Tensor, valid: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, time: torch.Tensor, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.modulation(time).chunk(6, dim=-1)
         modulated = self.norm_attention(x) * (1 + scale_a) + shift_a
         x = x + gate_a * self.attention(modulated, tokens, valid)

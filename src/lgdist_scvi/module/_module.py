@@ -206,9 +206,7 @@ class LGDiSTModule(BaseModuleClass):
         condition, score = inference_outputs["condition"], inference_outputs["score"]
         entries = self._reconstruction(tensors, generative_outputs["px"], inference_outputs["centre"])
         reconstruction = (entries * score).sum() / score.sum().clamp(min=1.0)
-        divergence = 0.5 * (
-            condition.mean**2 + condition.log_variance.exp() - 1.0 - condition.log_variance
-        ).sum(-1)
+        divergence = 0.5 * (condition.mean**2 + condition.log_variance.exp() - 1.0 - condition.log_variance).sum(-1)
         loss = reconstruction + self.kl_weight * divergence.mean() / n_genes
         return LossOutput(
             loss=loss, reconstruction_loss=reconstruction * n_obs, kl_local=divergence / n_genes, n_obs_minibatch=n_obs
@@ -242,7 +240,9 @@ class LGDiSTModule(BaseModuleClass):
             target = (known.sample(noise[0].movedim(1, 0)).movedim(0, 1) - condition.mean[:, None]) / scale
             timestep = self._timesteps(batch, generator, device)
             flat = (batch * self.n_draws, n_latent)
-            noisy, velocity = self.diffusion.training_pair(target.reshape(flat), noise[1].reshape(flat), timestep.flatten())
+            noisy, velocity = self.diffusion.training_pair(
+                target.reshape(flat), noise[1].reshape(flat), timestep.flatten()
+            )
         predicted = self.denoiser(noisy.view_as(target), timestep, condition.tokens, condition.valid)
         error = ((predicted - velocity.view_as(target)) ** 2).mean()
 

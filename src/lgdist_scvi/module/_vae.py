@@ -179,9 +179,7 @@ class NeighborhoodVAE(nn.Module):
         token = self.embed_value(standardised) + self.embed_visible(spots.visible)
         return token + self.embed_depth(self._depth(library, spots.visible))
 
-    def encode_neighbors(
-        self, neighbors: Spots, index: torch.Tensor, distance: torch.Tensor
-    ) -> torch.Tensor:
+    def encode_neighbors(self, neighbors: Spots, index: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:
         """Tokens of the neighbours of each centre, (batch, k, n_hidden).
 
         Parameters

@@ -136,7 +136,12 @@ def run_stage(
     try:
         plan.prepare(splitter.train_dataloader())
         TrainRunner(
-            model, training_plan=plan, data_splitter=splitter, max_epochs=max_epochs, callbacks=callbacks, **trainer_kwargs
+            model,
+            training_plan=plan,
+            data_splitter=splitter,
+            max_epochs=max_epochs,
+            callbacks=callbacks,
+            **trainer_kwargs,
         )()
     except (KeyboardInterrupt, SystemExit):
         # Lightning turns Ctrl-C into an exit and leaves further ones ignored
