@@ -131,7 +131,7 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
             statistics = GeneStatistics(
                 ones / n_genes,
                 ones,
-                ones,
+                ones.copy(),  # tensors share memory with arrays
                 1.0,
                 np.zeros((n_genes, n_latent), np.float32),
                 np.zeros(n_latent, np.float32),
