@@ -28,10 +28,14 @@ if TYPE_CHECKING:
 _SIMULATED = {"n_spots": 1000, "n_genes": 300}
 _MOST_GENES = 1024
 _FEWEST_COUNTS = 200  # of a spot; a tenth of the median where that is less
-_BASELINES = ("neighbor_mean", "soft_impute", "poisson_nmf")
+_BASELINES = {
+    "Poisson NMF": "poisson_nmf",
+    "soft-impute": "soft_impute",
+    "neighbor mean": "neighbor_mean",
+    "gene mean": "gene_mean",
+}
 _N_SHOWN = 4  # genes on the tissue
 _MOST_SLIDES = 6  # drawn
-_N_HELD_OUT_GENES = 50  # in the figure of held-out against predicted values
 _FILES = ("completed.h5ad", "scores.csv", "scores.md", "genes.csv", "training.png", "scores.png", "held_out.png")
 _FIGURE_OF_SLIDE = "completion*.png"
 
@@ -43,15 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         _quieten()
         try:
-            arguments.output = _output_folder(arguments)
+            output = _output_folder(arguments)
             adata, sample_key = _load(arguments)
             adata, size_factor_key = _choose(adata, sample_key)
             setup = {"sample_key": sample_key, "size_factor_key": size_factor_key}
             LGDiST.setup_anndata(adata, **setup)
             # beside the results, where there is room for them
-            folder = tempfile.TemporaryDirectory(
-                prefix=f".{arguments.output.name}-", dir=_ready(arguments.output.parent)
-            )
+            folder = tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=_ready(output.parent))
         except (KeyError, OSError, ValueError) as error:
             # str() of a KeyError quotes its message
             print(f"Error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             with folder as name:
                 files = _run(adata, setup, Path(name), arguments.max_epochs)
-                _publish(files, arguments.output)
+                _publish(files, output)
         except (KeyboardInterrupt, UserWarning):
             print("\nInterrupted; nothing was written.", file=sys.stderr)
             return 130
@@ -180,7 +182,7 @@ def _run(adata: AnnData, setup: dict[str, str | None], folder: Path, max_epochs:
     _say("Hiding half of the molecules of every spot, to score on them what is predicted from the other half.")
     task = _HeldOut(adata, setup["size_factor_key"])
     _say("Training on the visible half.")
-    table, genes, prediction = _score(task, setup, max_epochs)
+    table, genes, held_out_figure = _score(task, setup, max_epochs)
     _say("Scores on the hidden half:")
     report = _markdown(table)
     print(report, flush=True)
@@ -208,7 +210,7 @@ def _run(adata: AnnData, setup: dict[str, str | None], folder: Path, max_epochs:
     genes.to_csv(genes_csv)
     pl.training_history(model).savefig(training, dpi=150)
     pl.scores(table, ("d2", "pcc_gene"), highlight="LGDiST").savefig(scores, dpi=150)
-    task.figure(prediction).savefig(held_out, dpi=150)
+    held_out_figure.savefig(held_out, dpi=150)
     return files + _draw_tissue(adata, setup, folder)
 
 
@@ -232,7 +234,7 @@ class _HeldOut:
         self.known_rates = adata.layers.get("rate")
 
     def score(self, prediction: np.ndarray) -> dict[str, float]:
-        """Score a prediction of all entries, log1p(CP10K)."""
+        """Score predicted rates of all entries, log1p(CP10K)."""
         rate = np.expm1(prediction.astype(np.float64)) / COUNTS_PER
         everything = np.ones(prediction.shape, dtype=bool)
         scores = {
@@ -254,12 +256,9 @@ class _HeldOut:
             ]
         )
 
-    def figure(self, prediction: np.ndarray) -> Figure:
-        """Hidden against predicted values of the best measured genes."""
-        best = np.argsort(-self.gene_mean)[:_N_HELD_OUT_GENES]
-        mask = np.zeros(prediction.shape, dtype=bool)
-        mask[:, best] = True
-        return pl.held_out(self.values, prediction, mask, title=f"the {len(best)} best measured genes")
+    def figure(self, captured: np.ndarray) -> Figure:
+        """Draw captured values of the hidden half against their prediction."""
+        return pl.held_out(self.values, captured, self.values > 0, title="captured in the hidden half")
 
 
 def _train(adata: AnnData, setup: dict[str, str | None], max_epochs: int | None) -> LGDiST:
@@ -271,34 +270,25 @@ def _train(adata: AnnData, setup: dict[str, str | None], max_epochs: int | None)
 
 def _score(
     task: _HeldOut, setup: dict[str, str | None], max_epochs: int | None
-) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
-    """Scores of methods, skill by gene, and the model's prediction."""
-    table, predictions = {}, {}
-    for method in ("LGDiST", *_BASELINES, "gene_mean"):
+) -> tuple[pd.DataFrame, pd.DataFrame, Figure]:
+    """Scores of methods, skill by gene, and the model's predictions in a figure."""
+    start = time.perf_counter()
+    model = _train(task.given, setup, max_epochs)
+    prediction = model.get_completed_expression(observed="model", return_numpy=True)
+    table = {"LGDiST": {**task.score(prediction), "seconds": time.perf_counter() - start}}
+    figure = task.figure(model.get_completed_expression(observed="model", estimand="captured", return_numpy=True))
+    genes = pd.DataFrame({"moranI": task.given.var["moranI"], "deviance_explained": task.deviance_by_gene(prediction)})
+    genes["predictable"] = genes["deviance_explained"] > 0
+
+    print("Comparing with simpler methods.", flush=True)
+    for label, name in _BASELINES.items():
         start = time.perf_counter()
-        if method == "LGDiST":
-            model = _train(task.given, setup, max_epochs)
-            prediction = model.get_completed_expression(observed="model", return_numpy=True)
-            print("Comparing with simpler methods.", flush=True)
-        else:
-            baseline = getattr(metrics.baselines, method)
-            prediction = baseline(task.given, size_factor_key=task.size_factor_key)
-        seconds = time.perf_counter() - start
-        table[method] = {**task.score(prediction), "seconds": seconds}
-        predictions[method] = prediction
-    skill = task.deviance_by_gene(predictions["LGDiST"])
-    genes = pd.DataFrame(
-        {
-            "detected": np.diff(sparse.csc_matrix(task.given.layers["truth"]).indptr) / task.given.n_obs,
-            "moranI": task.given.var["moranI"],
-            "deviance_explained": skill,
-            "deviance_explained_neighbor_mean": task.deviance_by_gene(predictions["neighbor_mean"]),
-            "predictable": skill > 0,
-        },
-        index=task.given.var_names,
-    )
+        prediction = getattr(metrics.baselines, name)(task.given, size_factor_key=task.size_factor_key)
+        table[label] = {**task.score(prediction), "seconds": time.perf_counter() - start}
+        if name == "neighbor_mean":
+            genes["deviance_explained_neighbor_mean"] = task.deviance_by_gene(prediction)
     table = pd.DataFrame(table).T.rename_axis("method").sort_values("d2", ascending=False, kind="stable")
-    return table, genes.rename_axis("gene"), predictions["LGDiST"]
+    return table, genes.rename_axis("gene"), figure
 
 
 _HEADINGS = {
@@ -313,8 +303,8 @@ def _markdown(table: pd.DataFrame) -> str:
     lines = ["| method | " + " | ".join(_HEADINGS[column] for column in table.columns) + " |"]
     lines.append("|---" + "|---:" * table.shape[1] + "|")
     for method, row in table.iterrows():
-        cells = [f"{value:.0f}" if column == "seconds" else f"{value:.3f}" for column, value in row.items()]
-        lines.append(f"| {str(method).replace('_', ' ')} | " + " | ".join(cells) + " |")
+        cells = [f"{value:.0f}" if column == "seconds" else f"{value:z.3f}" for column, value in row.items()]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
     lines += [
         "",
         "Deviance explained: 0 predicts every gene's mean, 1 every count; sampling noise keeps all methods below 1.",
@@ -333,7 +323,7 @@ def _draw_tissue(adata: AnnData, setup: dict[str, str | None], folder: Path) -> 
     for place, slide in enumerate(slides):
         file = folder / _FIGURE_OF_SLIDE.replace("*", "" if slide is None else f"_{place + 1}")
         figure = pl.completion(adata, genes, **setup, sample=slide)
-        figure.savefig(file, dpi=150)
+        figure.savefig(file, dpi=120)
         files.append(file)
     print(f"Shown on the tissue: {list_names(genes)}.")
     return files

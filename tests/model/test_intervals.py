@@ -69,8 +69,9 @@ def test_intervals_cover_entries_that_were_held_out(fit, likelihood):
     for level in (0.5, 0.9):
         lower, upper = model.get_prediction_interval(level, return_numpy=True)
         inside = ((lower - 1e-5 <= truth) & (truth <= upper + 1e-5))[hidden].mean()
-        # counts are discrete: an interval that includes its ends covers more, above all where most are zero
-        assert level - 0.04 < inside < (level + 0.06 if likelihood == "normal" else 1.0), (level, inside)
+        # some 600 entries; counts are discrete: an interval that includes its ends covers more
+        slack = 4 * np.sqrt(level * (1 - level) / 600)
+        assert level - slack < inside < (level + slack if likelihood == "normal" else 1.0), (level, inside)
 
 
 def test_the_number_of_calibration_entries_is_kept(model):

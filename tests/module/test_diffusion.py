@@ -162,8 +162,8 @@ def test_denoiser_learns_one_batch():
         predict = lambda x, t: denoiser(x[:, None], t[:, None], tokens, valid)[:, 0]  # noqa: E731
         mean = diffusion.posterior_mean(predict, torch.zeros_like(data))
         sample = diffusion.sample(predict, torch.randn_like(data), 10)
-    assert ((mean - data) ** 2).mean() < 0.05 * data.var()
-    assert ((sample - data) ** 2).mean() < 0.05 * data.var()
+    assert ((mean - data) ** 2).mean() < 0.1 * data.var()
+    assert ((sample - data) ** 2).mean() < 0.1 * data.var()
 
 
 def test_untrained_denoiser_predicts_zero():

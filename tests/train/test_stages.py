@@ -84,8 +84,8 @@ def test_stages_one_after_the_other(untrained):
     assert is_usable(model)
     assert {"vae/train_loss", "diffusion/train_loss"} <= set(model.history_)
     # the second stage leaves the first alone
-    for key, value in model.module.vae.state_dict().items():
-        assert torch.equal(value, weights[key]), key
+    for key, value in model.module.vae.state_dict().items():  # up to the rounding of an average of equal weights
+        torch.testing.assert_close(value, weights[key], rtol=1e-5, atol=1e-7, msg=key)
     assert not np.array_equal(mean, model.get_latent_representation())
 
 

@@ -148,7 +148,7 @@ def scores(
         for place, value in zip(places, values, strict=True):
             if np.isfinite(value):
                 ax.annotate(
-                    f"{value:.3f}",
+                    f"{value:z.3f}",
                     (max(value, 0), place),
                     (6, 0),
                     textcoords="offset points",
