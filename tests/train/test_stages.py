@@ -144,6 +144,20 @@ def test_validation_loss_is_the_same_for_the_same_network(untrained):
     np.testing.assert_allclose(loss, loss[0], rtol=1e-5)
 
 
+def test_validation_sees_the_scale_that_training_uses(untrained):
+    """Weights are averaged from copies; none of them may be older than the scale of the residuals."""
+    model, scales = untrained(), []
+
+    class Watch(Callback):
+        def on_validation_batch_start(self, trainer, pl_module, *args) -> None:
+            scales.append(pl_module.module.residual_scale.clone())
+
+    model.train(max_epochs=3, stage="vae", **QUICK)
+    model.train(max_epochs=5, stage="diffusion", callbacks=[Watch()], check_val_every_n_epoch=1, **QUICK)
+    assert len(scales) >= 5
+    assert all(torch.equal(scale, model.module.residual_scale) for scale in scales)
+
+
 def test_averaged_weights(untrained):
     """The average differs from the last weights, and is nearer to the earlier ones with a slow decay."""
     states = {}
@@ -256,6 +270,14 @@ def test_validation_slides_are_not_trained_on(untrained):
     assert seen == {"slide_1"}
     assert validated == {"slide_2"}
     assert is_usable(model)
+
+
+@pytest.mark.parametrize("max_epochs", range(1, 13))
+def test_any_number_of_steps(untrained, max_epochs):
+    """The learning rate is scheduled over the number of steps, however few."""
+    model = untrained()
+    model.train(max_epochs=max_epochs, stage="vae", batch_size=150, early_stopping=False, **QUICK)
+    assert len(model.history_["vae/train_loss"]) == max_epochs
 
 
 def test_the_last_small_batch_is_trained_on(untrained):
