@@ -43,8 +43,9 @@ class StagePlan(lightning.LightningModule):
         optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=self.lr, weight_decay=self.weight_decay, betas=(0.9, 0.98), fused=True
         )
+        # a warm-up of exactly one step, as a tenth of 10 is, makes torch divide by zero
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.lr, total_steps=max(2, int(self.trainer.estimated_stepping_batches)), pct_start=0.1
+            optimizer, self.lr, total_steps=max(2, int(self.trainer.estimated_stepping_batches)), pct_start=0.11
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
