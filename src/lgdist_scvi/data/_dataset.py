@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -27,12 +27,9 @@ class NeighborhoodManager(AnnDataManager):
     fill
         Completed log1p(CP10K) of a first round, float16, (n_obs, n_genes), that stands in for missing entries of
         neighbours; ``None`` in the first round.
-    fill_source
-        The module that completed them.
     """
 
     fill: np.ndarray | None = None
-    fill_source: Any = None
 
     def create_torch_dataset(self, indices=None, data_and_attributes=None, load_sparse_tensor=False):
         """Create a :class:`NeighborhoodDataset`, restricted to `indices` if given.

@@ -338,13 +338,14 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
             # a new VAE makes an old diffusion meaningless
             self.module.has_diffusion.fill_(False)
             self.module.first_round, self.n_rounds_ = None, 1
+        self._complete_first_round(self.adata, "set_aside")
         plans = [
             (name, plan) for name, plan in (("vae", VAEPlan), ("diffusion", DiffusionPlan)) if stage in ("all", name)
         ]
         for index, (name, plan_class) in enumerate(plans * n_rounds):
             if index == len(plans):
                 self.module.begin_second_round()
-                self._complete_first_round(self.adata)
+                self._complete_first_round(self.adata, "set_aside")
                 self.n_rounds_ = 2
             completed = run_stage(
                 self,

@@ -54,20 +54,23 @@ class PredictionMixin:
         return adata
 
     @torch.inference_mode()
-    def _complete_first_round(self, adata: AnnData) -> None:
-        """After two rounds of training, let the first one complete what neighbours lack."""
+    def _complete_first_round(self, adata: AnnData, hide: Literal["nothing", "set_aside"] = "nothing") -> None:
+        """After two rounds of training, let the first one complete what neighbours lack.
+
+        For training, from what is not set aside: calibration must not know those entries by way of the neighbours.
+        """
         first = self.module.first_round
         manager = self.get_anndata_manager(adata, required=True)
-        if first is None or manager.fill_source is first:
-            return
         manager.fill = None
+        if first is None:
+            return
         fill = np.empty((adata.n_obs, len(first.vae.gene_rate)), dtype=np.float16)
         for place, tensors, _ in self._blocks(adata, np.arange(adata.n_obs), None, silent=True):
-            condition, centre = first.condition(tensors)
+            condition, centre = first.condition(tensors, hide)
             value = first.vae.decode(first.latent_mean(condition), centre)
             value = torch.log1p(value * COUNTS_PER) if first.vae.counts_are_modelled else value
             fill[place] = value.cpu().numpy()
-        manager.fill, manager.fill_source = fill, first
+        manager.fill = fill
 
     def _genes(self, gene_list: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
         """Positions among the registered genes, and names, in the caller's order."""

@@ -285,9 +285,9 @@ class LGDiSTModule(BaseModuleClass):
     # ---- inference
 
     @auto_move_data
-    def condition(self, tensors: dict[str, torch.Tensor]) -> tuple[Condition, Spots]:
-        """What all observed entries tell about each spot of the batch."""
-        inputs = self._get_inference_input(tensors)
+    def condition(self, tensors: dict[str, torch.Tensor], hide: Hide = "nothing") -> tuple[Condition, Spots]:
+        """What all observed entries, or those that are not hidden, tell about each spot of the batch."""
+        inputs = self._get_inference_input(tensors, hide)
         tokens = self.vae.encode_neighbors(inputs["neighbors"], inputs["neighbor_index"], inputs["distance"])
         return self.vae.encode(inputs["centre"], tokens, inputs["valid"]), inputs["centre"]
 
