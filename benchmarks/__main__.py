@@ -3,100 +3,92 @@
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import os
-import platform
-import time
-import warnings
-from datetime import date
-from importlib.metadata import version
+import tempfile
 from pathlib import Path
 
-import pandas as pd
+RESULTS = Path(__file__).parent / "results"
+QUICK = {
+    "files": ["human_breast_visium_subset"],
+    "protocols": ["entry", "thinning"],
+    "seeds": [0],
+    "methods": [
+        "gene_mean", "neighbor_mean", "adaptive_median", "knn", "ridge", "pca", "poisson_nmf", "soft_impute",
+        "masked_transformer", "lgdist_vae", "lgdist",
+    ],
+}  # fmt: skip
 
-FILES = ("human_dlpfc_151673", "mouse_muscle_Vis7B_5dpi", "human_breast_visium_subset", "her2st_A")
-HEADLINE = {"entry": "mse", "spot": "mse", "block": "mse", "thinning": "d2", "shallow": "d2"}
 
-
-def main() -> None:
-    from benchmarks._methods import METHODS
+def main(argv: list[str] | None = None) -> None:
+    from benchmarks._methods import ABLATIONS, METHODS, MODELS, PEERS
     from benchmarks._protocols import PROTOCOLS
+    from benchmarks._record import Results
+    from benchmarks._run import run
+    from benchmarks.report import print_report
 
+    cores = os.cpu_count() or 1
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of .h5ad files")
-    parser.add_argument("--files", nargs="+", default=list(FILES), help="file names without .h5ad")
-    parser.add_argument("--protocols", nargs="+", default=["entry", "thinning"], choices=PROTOCOLS)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--output", type=Path, help="JSON file for the results")
-    arguments = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="one small slide, two protocols, one seed: minutes")
+    parser.add_argument("--ablations", action="store_true", help="LGDiST without its parts, in the same table")
+    parser.add_argument(
+        "--files", nargs="+", help="names without .h5ad; default: all in the folder that are large enough"
+    )
+    parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, help="default: all")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: all but the ablations")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1")
+    parser.add_argument("--output", type=Path, help="file of results; default: benchmarks/results/{full,quick}.json")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that are there, if nothing has changed")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of results")
+    parser.add_argument(
+        "--workers", type=int, default=min(cores, 4), help="methods run at a time; default: %(default)s"
+    )
+    parser.add_argument("--threads", type=int, help="per method; default: the cores divided by the workers")
+    parser.add_argument("--time-limit", type=float, help="seconds after which a method is given up")
+    parser.add_argument("--no-spread", action="store_true", help="leave out the scores of samples and intervals")
+    arguments = parser.parse_args(argv)
+
     if not arguments.data.is_dir():
         parser.error(f"{arguments.data} is not a folder; name the folder of .h5ad files with --data")
-    rows = run(arguments)
-    print_tables(rows)
-    if arguments.output:
-        write(rows, arguments.output)
+    if arguments.workers < 1 or (arguments.threads is not None and arguments.threads < 1):
+        parser.error("--workers and --threads must be at least 1")
+    preset = QUICK if arguments.quick else {"protocols": list(PROTOCOLS), "seeds": [0, 1]}
+    files = arguments.files or preset.get("files") or sorted(path.stem for path in arguments.data.glob("*.h5ad"))
+    paths = {name: arguments.data / f"{name}.h5ad" for name in files}
+    missing = [name for name, path in paths.items() if not path.is_file()]
+    if missing or not paths:
+        parser.error(f"{arguments.data} holds no {', '.join(missing) or '*'}.h5ad")
+    methods = arguments.methods or preset.get("methods") or [*PEERS, *MODELS]
+    if arguments.ablations:
+        methods = list(dict.fromkeys([*methods, *ABLATIONS]))
+    output = arguments.output or RESULTS / ("quick.json" if arguments.quick else "full.json")
+    if output.exists() and not (arguments.resume or arguments.overwrite):
+        parser.error(f"{output} exists; pass --resume to go on with it, or --overwrite")
 
-
-def run(arguments: argparse.Namespace) -> pd.DataFrame:
-    """Run every method on every task, one after the other."""
-    import scvi
-    import torch
-
-    from benchmarks._methods import METHODS
-    from benchmarks._protocols import read, task
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
-    scvi.settings.verbosity = logging.ERROR
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-    rows = []
-    for name in arguments.files:
-        adata, sample_key = read(arguments.data / f"{name}.h5ad")
-        for protocol in arguments.protocols:
-            for seed in arguments.seeds:
-                for method in arguments.methods:
-                    given = task(adata, sample_key, protocol, seed)
-                    start = time.perf_counter()
-                    prediction = METHODS[method](given, seed)
-                    seconds = time.perf_counter() - start
-                    row = {"file": name, "protocol": protocol, "seed": seed, "method": method, "seconds": seconds}
-                    rows.append({**row, **given.score(prediction)})
-                    headline = HEADLINE[protocol]
-                    print(
-                        f"{name} {protocol} seed {seed} {method}: {headline} {rows[-1][headline]:.4f} ({seconds:.0f} s)",
-                        flush=True,
-                    )
-    return pd.DataFrame(rows)
-
-
-def print_tables(rows: pd.DataFrame) -> None:
-    """Print the mean over seeds of each protocol's score."""
-    for protocol, part in rows.groupby("protocol", sort=False):
-        headline = HEADLINE[protocol]
-        table = part.pivot_table(index="method", columns="file", values=headline, sort=False)
-        if "floor" in part and part["floor"].notna().any():
-            table.loc["Poisson floor"] = part.groupby("file")["floor"].mean()
-        print(f"\n{protocol}: {headline}, mean over seeds {sorted(part['seed'].unique())}")
-        print(table.to_string(float_format=lambda value: f"{value:.4f}"))
-
-
-def write(rows: pd.DataFrame, path: Path) -> None:
-    """Store results with what they were obtained with; an existing file is replaced at once."""
-    packages = ("lgdist-scvi", "scvi-tools", "torch", "scanpy", "squidpy", "anndata", "scikit-learn")
-    document = {
-        "date": date.today().isoformat(),
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "versions": {package: version(package) for package in packages},
-        "results": json.loads(rows.to_json(orient="records")),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(document, indent=1))
-    partial.replace(path)
+    threads = arguments.threads or max(1, cores // arguments.workers)
+    # for what reads it when imported, in the processes to come
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = str(threads)
+    results = Results(output, threads, arguments.workers, arguments.resume)
+    if results.dropped:
+        print(f"{results.dropped} rows of {output} failed or come from another version or code, and are run again")
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
+        run(
+            paths,
+            arguments.protocols or preset["protocols"],
+            arguments.seeds or preset["seeds"],
+            methods,
+            results,
+            Path(scratch),
+            threads,
+            arguments.workers,
+            arguments.time_limit,
+            spread=not arguments.no_spread,
+            say=lambda line: print(line, flush=True),
+        )
+    print_report(results.document)
+    print(
+        f"\nStored in {output}; python -m benchmarks.report {output} writes the tables and figures of the documentation."
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,108 @@
+"""What LGDiST says beyond one value: samples, their spread, and intervals, scored on hidden entries."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from benchmarks._protocols import Task
+from lgdist_scvi import metrics
+
+if TYPE_CHECKING:
+    from lgdist_scvi import LGDiST
+
+LEVELS = (0.5, 0.8, 0.9, 0.95)
+THIRDS = ("low", "middle", "high")
+_N_SAMPLES = 20
+_MAX_SPOTS = 1000  # drawn at random where more are scored: the scores are averages over entries
+_BLOCK = 256
+_TIE = 1e-5  # rounding of an interval's end; far below the step of a count
+
+
+def spread_scores(model: LGDiST, task: Task, seed: int) -> dict:
+    """Score samples of the measured values, and intervals for them.
+
+    A sample is a draw of the latent, decoded, with a draw of the likelihood's noise: what a measurement would show. Without
+    stage 2 the latent is drawn from the VAE's Gaussian posterior.
+
+    Returns
+    -------
+    - ``"crps"``, ``"energy"``: of the samples (:func:`~lgdist_scvi.metrics.crps`, ``energy_score``);
+    - ``"crps_latent"``, ``"energy_latent"``: of the decoded latents, without the noise;
+    - ``"variance_sample"``, ``"variance_latent"``, ``"variance_mean"``: variance over spots of one sample, of one decoded
+      latent, of the posterior mean, relative to the measured values: median over genes, and with ``"_within"`` the share of
+      the genes between 0.8 and 1.25;
+    - ``"coverage"``: records with `level`, `stratum` (all, and thirds of the scored genes by expression), `coverage`,
+      `width`, `n`.
+    """
+    spots = np.flatnonzero(task.scored.any(axis=1))
+    if len(spots) > _MAX_SPOTS:
+        spots = np.sort(np.random.default_rng(seed).choice(spots, _MAX_SPOTS, replace=False))
+    genes = np.flatnonzero(task.scored.any(axis=0))
+    chosen = np.ix_(spots, genes)
+    truth, scored = task.measured[chosen], np.asarray(task.scored[chosen])
+    latents, samples = _samples(model, task, spots, genes, seed)
+    arguments = {"indices": spots, "observed": "model", "estimand": task.estimand, "return_numpy": True}
+    mean = model.get_completed_expression(**arguments)[:, genes]
+    scores: dict = {"n_samples": _N_SAMPLES, "n_spots": len(spots), "n_genes": len(genes)}
+    for suffix, drawn in (("", samples), ("_latent", latents)):
+        scores[f"crps{suffix}"] = metrics.crps(drawn, truth, scored)
+        scores[f"energy{suffix}"] = metrics.energy_score(drawn, truth, scored)
+    for name, values in (("sample", samples[0]), ("latent", latents[0]), ("mean", mean)):
+        ratio = metrics.variance_ratio(truth, values, scored)
+        ratio = ratio[np.isfinite(ratio)]
+        scores[f"variance_{name}"] = float(np.median(ratio))
+        scores[f"variance_{name}_within"] = float(np.mean((ratio >= 0.8) & (ratio <= 1.25)))
+    strata = np.broadcast_to(_thirds(task, genes), truth.shape)
+    scores["coverage"] = []
+    for level in LEVELS:
+        lower, upper = (end[:, genes] for end in model.get_prediction_interval(level, seed=seed, **arguments))
+        table = metrics.interval_coverage(truth, lower - _TIE, upper + _TIE, scored, by=strata)
+        for stratum, record in table.iterrows():
+            name = stratum if stratum == "all" else THIRDS[int(stratum)]
+            record = {"coverage": float(record["coverage"]), "width": float(record["width"]), "n": int(record["n"])}
+            scores["coverage"].append({"level": level, "stratum": name, **record})
+    return scores
+
+
+def _thirds(task: Task, genes: np.ndarray) -> np.ndarray:
+    """Third of each scored gene by its visible counts, 0 (low) to 2, (genes,)."""
+    total = np.asarray(task.adata.X.sum(axis=0)).ravel()[genes]
+    rank = np.argsort(np.argsort(total, kind="stable"), kind="stable")
+    return (3 * rank) // len(genes)
+
+
+@torch.inference_mode()
+def _samples(
+    model: LGDiST, task: Task, spots: np.ndarray, genes: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decoded latents, and the same with the noise of a measurement: log1p(CP10K), (samples, spots, genes) each."""
+    likelihood = model.module.vae.likelihood
+    device = next(likelihood.parameters(), torch.empty(0)).device
+    generator = torch.Generator(device).manual_seed(seed)
+    latents = np.empty((_N_SAMPLES, len(spots), len(genes)), dtype=np.float32)
+    samples = np.empty_like(latents)
+    for start in range(0, len(spots), _BLOCK):
+        place = slice(start, start + _BLOCK)
+        expected = model.get_completed_expression(
+            indices=spots[place],
+            n_samples=_N_SAMPLES,
+            return_mean=False,
+            observed="model",
+            estimand=task.estimand,
+            seed=seed,
+            return_numpy=True,
+        )
+        latents[:, place] = expected[..., genes]
+        per_count = 1e4 / np.maximum(task.library[spots[place], None], 1.0)
+        if task.estimand == "rate":
+            mean = torch.from_numpy(np.expm1(expected) / per_count).float().to(device)
+            counts = likelihood.sample(mean, generator=generator).cpu().numpy()
+            noisy = np.log1p(counts * per_count)
+        else:
+            drawn = likelihood.sample(torch.from_numpy(expected).to(device), generator=generator).cpu().numpy()
+            noisy = np.maximum(drawn, np.log1p(per_count))  # a captured value is at least that of one count
+        samples[:, place] = noisy[..., genes]
+    return latents, samples

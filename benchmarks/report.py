@@ -1,0 +1,351 @@
+"""Tables and figures of a file of results: ``python -m benchmarks.report results.json``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from benchmarks._methods import METHODS, PEERS
+from benchmarks._protocols import GIVEN, PROTOCOLS
+from benchmarks._record import REPOSITORY, read
+
+BEGIN, END = "<!-- begin: written by python -m benchmarks.report -->", "<!-- end -->"
+TITLES = {
+    "entry": "Entry hold-out",
+    "spot": "Hidden spots",
+    "block": "Hidden blocks",
+    "thinning": "Thinning, half of the molecules given",
+    "shallow": "Thinning, a tenth of the molecules given",
+}
+LABELS = {
+    "pca": "PCA",
+    "knn": "kNN in PCA space",
+    "poisson_nmf": "Poisson NMF",
+    "soft_impute": "soft-impute",
+    "scvi": "scVI",
+    "lgdist_vae": "LGDiST, VAE alone",
+    "lgdist": "LGDiST",
+    "lgdist_no_context": "LGDiST, no context genes",
+    "lgdist_wide_latent": "LGDiST, latent of 256",
+    "lgdist_no_neighbors": "LGDiST, no neighbours",
+    "lgdist_centre_hidden": "LGDiST, centre hidden",
+    "lgdist_two_rounds": "LGDiST, two rounds",
+}
+FILES = {
+    "human_dlpfc_151673": "cortex 151673",
+    "human_dlpfc_151675": "cortex 151675",
+    "mouse_muscle_Vis7B_5dpi": "muscle",
+    "human_breast_visium_subset": "breast",
+    "mouse_hippocampus_slideseqv2_subset": "hippocampus",
+    "mouse_embryo_cytassist": "embryo",
+    "her2st_A": "HER2ST A",
+    "her2st_C": "HER2ST C",
+}
+
+
+def label(method: str) -> str:
+    """Name of a method in tables and figures."""
+    return LABELS.get(method, method.replace("_", " "))
+
+
+def frame(document: dict) -> pd.DataFrame:
+    """Rows of the methods that came to an end, in the order of the registry; one column per score."""
+    rows = pd.DataFrame([row for row in document["results"] if "failed" not in row])
+    if rows.empty:
+        return pd.DataFrame(columns=["file", "protocol", "seed", "method", "seconds", "memory_mib", "spread"])
+    rows["method"] = pd.Categorical(rows["method"], categories=list(METHODS), ordered=True)
+    if "spread" not in rows:
+        rows["spread"] = None
+    return rows.sort_values(["method", "seed"], kind="stable")
+
+
+def headline(rows: pd.DataFrame, protocol: str) -> pd.DataFrame:
+    """MSE or D2 of each method (rows) on each file, mean over seeds; methods failing on a file are NaN there."""
+    name = "d2" if protocol in GIVEN else "mse"
+    part = rows[rows["protocol"] == protocol]
+    return part.pivot_table(index="method", columns="file", values=name, observed=True, sort=False).sort_index()
+
+
+def summary(rows: pd.DataFrame, protocol: str) -> pd.DataFrame:
+    """Scores of each method, mean over files and seeds."""
+    part = rows[rows["protocol"] == protocol]
+    names = ["d2", "log_likelihood"] if protocol in GIVEN else ["mse", "excess", "mae", "pcc_gene", "pcc_spot"]
+    by_file = part.groupby(["method", "file"], observed=True)[names].mean()
+    return by_file.groupby("method", observed=True).mean()
+
+
+def against_peers(rows: pd.DataFrame, protocol: str, method: str = "lgdist") -> pd.DataFrame | None:
+    """LGDiST and the best peer on each file: excess MSE or D2, with the peer's name."""
+    part = rows[rows["protocol"] == protocol]
+    name = "d2" if protocol in GIVEN else "excess"
+    if not len(part) or name not in part:
+        return None
+    table = part.pivot_table(index="method", columns="file", values=name, observed=True, sort=False)
+    peers = table[table.index.isin(list(PEERS))]
+    if method not in table.index or not len(peers):
+        return None
+    best = peers.idxmax() if protocol in GIVEN else peers.idxmin()
+    result = pd.DataFrame({"lgdist": table.loc[method], "peer": best.astype(str)})
+    result["best_peer"] = [peers.loc[peer, file] for file, peer in best.items()]
+    return result.dropna()
+
+
+def diffusion(rows: pd.DataFrame) -> pd.DataFrame:
+    """Scores of samples by protocol and method, mean over files and seeds."""
+    records = [
+        {"protocol": row["protocol"], "method": row["method"], **_numbers(row["spread"])}
+        for _, row in rows.iterrows()
+        if isinstance(row["spread"], dict)
+    ]
+    if not records:
+        return pd.DataFrame()
+    return pd.DataFrame(records).groupby(["protocol", "method"], observed=True, sort=False).mean(numeric_only=True)
+
+
+def _numbers(spread: dict) -> dict[str, float]:
+    return {name: value for name, value in spread.items() if isinstance(value, int | float)}
+
+
+def coverage(rows: pd.DataFrame) -> pd.DataFrame:
+    """Coverage of intervals: protocol, method, file, level, stratum, coverage, width; mean over seeds."""
+    records = [
+        {"protocol": row["protocol"], "method": row["method"], "file": row["file"], **record}
+        for _, row in rows.iterrows()
+        if isinstance(row["spread"], dict)
+        for record in row["spread"]["coverage"]
+    ]
+    if not records:
+        return pd.DataFrame()
+    keys = ["protocol", "method", "file", "level", "stratum"]
+    return pd.DataFrame(records).groupby(keys, observed=True, sort=False)[["coverage", "width"]].mean().reset_index()
+
+
+def cost(rows: pd.DataFrame) -> pd.DataFrame:
+    """Seconds and peak memory (MiB) of each method."""
+    by_method = rows.groupby("method", observed=True)
+    return pd.DataFrame(
+        {
+            "seconds": by_method["seconds"].median(),
+            "most_seconds": by_method["seconds"].max(),
+            "memory_mib": by_method["memory_mib"].median(),
+            "most_memory_mib": by_method["memory_mib"].max(),
+        }
+    )
+
+
+# ---- Markdown
+
+
+def _cell(value: float, best: bool = False, digits: int = 3) -> str:
+    if pd.isna(value):
+        return "–"
+    text = f"{value:.{digits}f}"
+    if digits and abs(value) < 1:
+        text = text.replace("0.", ".", 1)
+    return f"**{text}**" if best else text
+
+
+def markdown_table(
+    table: pd.DataFrame, first: str = "", best: dict[str, str] | None = None, digits: dict[str, int] | None = None
+) -> str:
+    """Render a table; the best value of a column (``"min"`` or ``"max"``) is bold."""
+    lines = [f"| {first} | " + " | ".join(map(str, table.columns)) + " |"]
+    lines.append("|---|" + "---:|" * len(table.columns))
+    digits = digits or {}
+    winners = {}
+    for column, rule in (best or {}).items():
+        rounded = table[column].round(digits.get(column, 3))
+        winners[column] = rounded == (rounded.min() if rule == "min" else rounded.max())
+    for place, (name, row) in enumerate(table.iterrows()):
+        cells = [
+            value
+            if isinstance(value, str)
+            else _cell(value, column in winners and bool(winners[column].iloc[place]), digits.get(column, 3))
+            for column, value in row.items()
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _named(table: pd.DataFrame) -> pd.DataFrame:
+    return table.rename(index=label, columns=lambda name: FILES.get(name, name))
+
+
+def protocol_section(rows: pd.DataFrame, protocol: str) -> str:
+    """Tables of one protocol."""
+    table = _named(headline(rows, protocol))
+    thinning = protocol in GIVEN
+    best = dict.fromkeys(table.columns, "max" if thinning else "min")
+    text = markdown_table(table, "D2, higher is better" if thinning else "MSE, lower is better", best)
+    if not thinning:
+        floor = rows[rows["protocol"] == protocol].groupby("file")["floor"].mean().rename(index=FILES)
+        text += "\n| *Poisson floor* | " + " | ".join(f"*{_cell(floor[name])}*" for name in table.columns) + " |"
+    names = {
+        "mse": "MSE", "excess": "excess MSE", "mae": "MAE", "pcc_gene": "PCC per gene", "pcc_spot": "PCC per spot",
+        "d2": "D2", "log_likelihood": "log-likelihood per entry",
+    }  # fmt: skip
+    means = summary(rows, protocol).rename(index=label, columns=names)
+    rules = {name: "min" if name in ("MSE", "excess MSE", "MAE") else "max" for name in means.columns}
+    digits = {"log-likelihood per entry": 4}
+    text += "\n\nMeans over the slides on which a method came to an end:\n\n"
+    text += markdown_table(means, "", rules, digits)
+    found = against_peers(rows, protocol)
+    if found is not None and len(found):
+        text += "\n\n" + verdict(found, protocol)
+    return f"### {TITLES[protocol]}\n\n{text}\n"
+
+
+def verdict(found: pd.DataFrame, protocol: str) -> str:
+    """Say in a sentence how LGDiST compares with the best peer of each file."""
+    n = len(found)
+    if protocol in GIVEN:
+        gain = found["lgdist"] - found["best_peer"]
+        least = gain.idxmin()
+        return (
+            f"Against the best peer of each slide, LGDiST explains {gain.mean():+.3f} of the deviance on average; it is ahead on "
+            f"{int((gain > 0).sum())} of {n}. Least gain: {gain.min():+.3f} on {FILES.get(least, least)} "
+            f"(against {label(found.loc[least, 'peer'])})."
+        )
+    ratio = found["lgdist"] / found["best_peer"]
+    worst = ratio.idxmax()
+    mean = float(np.exp(np.log(ratio[ratio > 0]).mean())) if (ratio > 0).any() else float("nan")
+    return (
+        f"LGDiST leaves {mean:.2f} times the excess MSE of the best peer of each slide (geometric mean); it is ahead on "
+        f"{int((ratio < 1).sum())} of {n}. Worst: {ratio.max():.2f} times on {FILES.get(worst, worst)} "
+        f"(against {label(found.loc[worst, 'peer'])})."
+    )
+
+
+def spread_section(rows: pd.DataFrame) -> str:
+    """What the diffusion adds, and the coverage of intervals."""
+    parts = []
+    table = diffusion(rows)
+    if len(table):
+        table = table.reset_index()
+        shown = table[["crps", "energy", "variance_sample", "variance_sample_within", "variance_mean"]].copy()
+        shown.columns = [
+            "CRPS", "energy score", "variance ratio of a sample", "genes within 0.8–1.25", "variance ratio of the mean"
+        ]  # fmt: skip
+        shown.index = [f"{TITLES[p]}: {label(m)}" for p, m in zip(table["protocol"], table["method"], strict=True)]
+        parts.append("### Samples\n\n" + markdown_table(shown, "", digits={"energy score": 3}))
+    table = coverage(rows)
+    if len(table):
+        mean = table.groupby(["protocol", "method", "level", "stratum"], observed=True, sort=False)["coverage"].mean()
+        wide = mean.unstack("stratum")[["all", "low", "middle", "high"]].reset_index()
+        width = table[table["stratum"] == "all"].groupby(["protocol", "method", "level"], observed=True)["width"].mean()
+        shown = wide[["all", "low", "middle", "high"]].copy()
+        shown["width"] = [
+            width[p, m, q] for p, m, q in zip(wide["protocol"], wide["method"], wide["level"], strict=True)
+        ]
+        shown.insert(0, "level", [f"{level:.0%}" for level in wide["level"]])
+        shown.index = [f"{TITLES[p]}: {label(m)}" for p, m in zip(wide["protocol"], wide["method"], strict=True)]
+        shown.columns = ["level", "all", "low third", "middle third", "high third", "width"]
+        parts.append("### Coverage of intervals\n\n" + markdown_table(shown))
+    return "\n\n".join(parts)
+
+
+def cost_section(rows: pd.DataFrame) -> str:
+    """Time and memory."""
+    table = cost(rows).rename(index=label)
+    table[["memory_mib", "most_memory_mib"]] /= 1024
+    table.columns = ["seconds, median", "seconds, most", "peak memory in GiB, median", "most"]
+    digits = dict(zip(table.columns, (0, 0, 2, 2), strict=True))
+    return "### Time and memory\n\n" + markdown_table(table, "", digits=digits)
+
+
+def provenance(document: dict) -> str:
+    """What the results were obtained with, what was left out, and what failed."""
+    rows = document["results"]
+    dates = sorted({row["date"] for row in rows})
+    seeds = sorted({row["seed"] for row in rows})
+    used = ", ".join(f"{name} {number}" for name, number in document["versions"].items())
+    days = " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "no date"
+    text = (
+        f"{days}; seeds {', '.join(map(str, seeds))}; {document['machine']}, {document['cores']} cores, "
+        f"{document['methods_at_a_time']} methods at a time with {document['threads_per_method']} threads each; {used}."
+    )
+    if document.get("left_out"):
+        lines = [
+            f"- {FILES.get(r['file'], r['file'])}, {TITLES[r['protocol']]}: {r['reason']}" for r in document["left_out"]
+        ]
+        text += "\n\nLeft out by the rule of size:\n\n" + "\n".join(lines)
+    failed = [row for row in rows if "failed" in row]
+    if failed:
+        lines = [
+            f"- {label(r['method'])}, {FILES.get(r['file'], r['file'])}, {TITLES[r['protocol']]}, seed {r['seed']}: {r['failed']}"
+            for r in failed
+        ]
+        text += "\n\nFailed:\n\n" + "\n".join(lines)
+    return text
+
+
+def markdown(document: dict, figures: dict[str, str] | None = None) -> str:
+    """All tables of a file of results.
+
+    Parameters
+    ----------
+    figures
+        Paths of the figures by name (``"scores"``, ``"coverage"``, ``"cost"``), as the page links them.
+    """
+    rows, figures = frame(document), figures or {}
+    links = {
+        "scores": "Scores of all methods. Left: what is left of the gene means' excess over the Poisson floor (0: nothing but "
+        "sampling noise). Right: deviance explained. One dot per slide, the bar is their mean.",
+        "coverage": "Coverage of prediction intervals on hidden entries against their level; mean over slides, the band from the "
+        "lowest to the highest slide.",
+        "cost": "Seconds per slide: median, and range over slides and protocols.",
+    }
+    pictures = {name: f"![{links[name]}]({path})\n\n*{links[name]}*" for name, path in figures.items()}
+    parts = [provenance(document), pictures.get("scores", "")]
+    parts += [protocol_section(rows, p) for p in PROTOCOLS if (rows["protocol"] == p).any()]
+    parts += [spread_section(rows), pictures.get("coverage", ""), cost_section(rows), pictures.get("cost", "")]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def print_report(document: dict) -> None:
+    """Print the tables."""
+    print("\n" + markdown(document))
+
+
+def write_page(page: Path, text: str) -> None:
+    """Put the tables between the marks of a page, or make a page of them.
+
+    Raises
+    ------
+    ValueError
+        If the page is there and has no marks.
+    """
+    if not page.exists():
+        page.write_text(f"# Benchmarks\n\n{BEGIN}\n\n{text}\n{END}\n")
+        return
+    old = page.read_text()
+    if BEGIN not in old or END not in old.split(BEGIN, 1)[1]:
+        raise ValueError(f"{page} has no marks {BEGIN!r} and {END!r} to write between")
+    before, rest = old.split(BEGIN, 1)
+    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.split(END, 1)[1]}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    from benchmarks._figures import draw
+
+    parser = argparse.ArgumentParser(prog="benchmarks.report", description=__doc__)
+    parser.add_argument("results", type=Path, help="file of results")
+    parser.add_argument("--page", type=Path, default=REPOSITORY / "docs" / "benchmarks.md", help="default: %(default)s")
+    parser.add_argument("--print", action="store_true", help="print the tables, write nothing")
+    arguments = parser.parse_args(argv)
+    document = read(arguments.results)
+    if arguments.print:
+        print_report(document)
+        return
+    folder = arguments.page.parent / "_static" / "benchmarks"
+    paths = draw(document, folder)
+    links = {name: path.relative_to(arguments.page.parent).as_posix() for name, path in paths.items()}
+    write_page(arguments.page, markdown(document, links))
+    print(f"Wrote {arguments.page} and {len(paths)} figures in {folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from benchmarks import _methods
+from benchmarks._methods import ABLATIONS, METHODS
+from benchmarks._protocols import task
+from benchmarks._spread import LEVELS, spread_scores
+from benchmarks._transformer import masked_transformer
+
+SMALL = {"n_hidden": 32, "n_latent": 8, "n_denoiser_hidden": 32}
+
+
+@pytest.mark.parametrize(("protocol", "score", "sign"), [("entry", "mse", -1), ("thinning", "d2", 1)])
+def test_transformer_beats_the_gene_mean(tissue, protocol, score, sign):
+    given = task(tissue, None, protocol, 0)
+    prediction = masked_transformer(given.adata, given.mask_layer, given.size_factor_key, seed=0, n_steps=150)
+    mean, _ = METHODS["gene_mean"].run(given, 0)
+    assert np.isfinite(prediction).all()
+    assert sign * given.score(prediction)[score] > sign * given.score(mean)[score] + 0.02
+
+
+def test_transformer_does_not_look_behind_the_mask(tissue):
+    given = task(tissue, None, "entry", 0)
+    arguments = {"mask_layer": "observed", "size_factor_key": "total_counts", "n_steps": 3}
+    before = masked_transformer(given.adata, **arguments)
+    counts = given.adata.X.toarray()
+    counts[~given.adata.layers["observed"]] = 1000
+    given.adata.X = counts
+    assert np.array_equal(masked_transformer(given.adata, **arguments), before)
+
+
+def test_transformer_answers_for_spots_without_neighbors(tissue):
+    given = task(tissue, None, "block", 0)
+    given.adata.obsp["spatial_connectivities"] *= 0
+    given.adata.obsp["spatial_connectivities"].eliminate_zeros()
+    prediction = masked_transformer(given.adata, given.mask_layer, given.size_factor_key, n_steps=3)
+    assert np.isfinite(prediction).all()
+
+
+def test_scvi_answers_in_the_units_of_the_task(tissue, monkeypatch):
+    import scvi
+
+    train = scvi.model.SCVI.train
+    monkeypatch.setattr(scvi.model.SCVI, "train", lambda self, **kw: train(self, **{**kw, "max_epochs": 40}))
+    given = task(tissue, None, "thinning", 0)
+    prediction, _ = METHODS["scvi"].run(given, 0)
+    assert np.allclose(np.expm1(prediction).sum(axis=1), 1e4, rtol=1e-3)
+    assert given.score(prediction)["d2"] > -0.1
+
+
+@pytest.mark.parametrize("method", ["lgdist_vae", "lgdist", *ABLATIONS])
+def test_lgdist_and_its_ablations_run(tissue, monkeypatch, method):
+    trained = _methods.trained
+
+    def small(task, seed, stage="all", train_kwargs=None, **kwargs):
+        sizes = {**SMALL, **kwargs}
+        return trained(task, seed, stage, {**(train_kwargs or {}), "max_epochs": 1}, **sizes)
+
+    monkeypatch.setattr(_methods, "trained", small)
+    given = task(tissue, None, "entry", 0)
+    prediction, model = METHODS[method].run(given, 0)
+    assert np.isfinite(prediction[given.scored]).all()
+    assert np.isfinite(given.score(prediction)["mse"])
+    if method == "lgdist_no_neighbors":
+        assert model.summary_stats["n_edges"] == 0
+
+
+@pytest.mark.parametrize("protocol", ["entry", "spot", "shallow"])
+def test_samples_and_intervals_are_scored(tissue, protocol):
+    given = task(tissue, None, protocol, 0)
+    model = _methods.trained(given, 0, train_kwargs={"max_epochs": 2}, **SMALL)
+    scores = spread_scores(model, given, 0)
+    assert 0 < scores["crps"] < scores["energy"]
+    # a latent has no noise of measurement, a mean has no spread at all
+    assert scores["variance_mean"] < scores["variance_sample"]
+    assert scores["variance_latent"] < scores["variance_sample"]
+    assert len(scores["coverage"]) == 4 * len(LEVELS)
+    whole = {record["level"]: record for record in scores["coverage"] if record["stratum"] == "all"}
+    assert whole[0.5]["coverage"] < whole[0.95]["coverage"] <= 1
+    assert whole[0.9]["coverage"] > 0.6
+    assert sum(r["n"] for r in scores["coverage"] if r["level"] == 0.5) == 2 * whole[0.5]["n"]
