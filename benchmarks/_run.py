@@ -43,7 +43,6 @@ def prepare(source: Path, target: Path, protocols: Iterable[str]) -> dict[str, s
 
     adata, sample_key = read(source)
     adata.uns["benchmark_sample_key"] = sample_key or ""
-    adata.uns.pop("source", None)
     adata.write_h5ad(target)
     return {protocol: too_small(adata, protocol) for protocol in protocols}
 
@@ -209,7 +208,7 @@ def run(
 
     todo: list[Job] = []
     calls = ((name, prepare, (path, scratch / f"{name}.h5ad", protocols)) for name, path in files.items())
-    left_out = {name: (state, answer) for name, state, answer in in_processes(calls)}
+    left_out = {name: (state, answer) for name, state, answer in in_processes(calls, workers)}
     for name in files:
         state, answer = left_out[name]
         for protocol in protocols:

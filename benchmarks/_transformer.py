@@ -18,8 +18,8 @@ _SET_ASIDE = 0.05  # entries that training never sees; they choose the step at w
 _VISIBLE_WEIGHT = 0.1  # of an entry that the network sees, against 1 for a hidden one
 _HIDDEN_SPOTS = 0.1  # share of the spots, in training, of which everything is hidden
 _FEW_MOLECULES = 1000  # per spot: below, more is hidden in training, so that the network relies on no single entry
-_VALIDATE_EVERY = 100
-_VALIDATION_SPOTS = 1024
+_VALIDATE_EVERY = 50
+_VALIDATION_SPOTS = 512
 
 
 class MaskedTransformer(nn.Module):
@@ -131,6 +131,7 @@ def masked_transformer(
     n_steps: int = 1500,
     batch_size: int = 128,
     lr: float = 1e-3,
+    n_hidden: int = 256,
 ) -> np.ndarray:
     """Train on a slide and predict every entry of it.
 
@@ -159,14 +160,20 @@ def masked_transformer(
     hide_up_to = 0.95 if few else 0.7
     set_aside = slide.known * (torch.rand_like(slide.known) < _SET_ASIDE)
     known = slide.known - set_aside
-    network = MaskedTransformer(slide.n_genes).to(device)
+    network = MaskedTransformer(slide.n_genes, n_hidden).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=n_steps, pct_start=0.1)
 
     with_entries = np.flatnonzero((known.sum(1) > 0).cpu().numpy())
     validation = rng.permutation(with_entries)[:_VALIDATION_SPOTS]
     lowest, best = np.inf, None
-    for step in range(n_steps):
+    for step in range(n_steps + 1):
+        if step % _VALIDATE_EVERY == 0 or step == n_steps:
+            error = _validation_loss(network, slide, validation, known, set_aside)
+            if error < lowest:
+                lowest, best = error, {name: value.clone() for name, value in network.state_dict().items()}
+        if step == n_steps:
+            break
         network.train()
         spots = rng.choice(with_entries, min(batch_size, len(with_entries)), replace=False)
         part = torch.rand(len(spots), 1, device=device) * hide_up_to
@@ -180,10 +187,6 @@ def masked_transformer(
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if (step + 1) % _VALIDATE_EVERY == 0 or step + 1 == n_steps:
-            error = _validation_loss(network, slide, validation, known, set_aside)
-            if error < lowest:
-                lowest, best = error, {name: value.clone() for name, value in network.state_dict().items()}
     if best is not None:
         network.load_state_dict(best)
     return _predict(network, slide)

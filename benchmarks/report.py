@@ -46,6 +46,9 @@ FILES = {
 }
 
 
+_SCORES = {"mse", "mae", "pcc_gene", "pcc_spot", "floor", "excess", "d2", "log_likelihood", "seconds", "memory_mib"}
+
+
 def label(method: str) -> str:
     """Name of a method in tables and figures."""
     return LABELS.get(method, method.replace("_", " "))
@@ -59,6 +62,8 @@ def frame(document: dict) -> pd.DataFrame:
     rows["method"] = pd.Categorical(rows["method"], categories=list(METHODS), ordered=True)
     if "spread" not in rows:
         rows["spread"] = None
+    for name in set(rows.columns) & _SCORES:
+        rows[name] = pd.to_numeric(rows[name])  # null is NaN
     return rows.sort_values(["method", "seed"], kind="stable")
 
 
@@ -84,11 +89,11 @@ def against_peers(rows: pd.DataFrame, protocol: str, method: str = "lgdist") -> 
     if not len(part) or name not in part:
         return None
     table = part.pivot_table(index="method", columns="file", values=name, observed=True, sort=False)
-    peers = table[table.index.isin(list(PEERS))]
-    if method not in table.index or not len(peers):
+    peers = table[table.index.isin(list(PEERS))].dropna(axis=1, how="all")
+    if method not in table.index or peers.empty:
         return None
     best = peers.idxmax() if protocol in GIVEN else peers.idxmin()
-    result = pd.DataFrame({"lgdist": table.loc[method], "peer": best.astype(str)})
+    result = pd.DataFrame({"lgdist": table.loc[method, peers.columns], "peer": best.astype(str)})
     result["best_peer"] = [peers.loc[peer, file] for file, peer in best.items()]
     return result.dropna()
 

@@ -69,11 +69,11 @@ def test_tables_say_what_the_rows_say(document):
 def test_a_page_is_written_between_its_marks(document, tmp_path, capsys):
     results, page = tmp_path / "r.json", tmp_path / "benchmarks.md"
     results.write_text(json.dumps(document))
-    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    page.write_text(f"before\n{report.BEGIN}\nstale\n{report.END}\nafter\n")
     for _ in range(2):
         report.main([str(results), "--page", str(page)])
     text = page.read_text()
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text
     assert text.count("### Entry hold-out") == 1
     for name in ("scores", "coverage", "cost"):
         assert f"_static/benchmarks/{name}.svg" in text

@@ -17,7 +17,7 @@ def folder(tmp_path_factory):
     """Two slides: one that is large enough, and one that is not."""
     folder = tmp_path_factory.mktemp("data")
     for name, n_spots in (("large", 620), ("small", 60)):
-        adata = lgdist_scvi.datasets.simulated_visium(n_spots=n_spots, n_genes=90, seed=0)
+        adata = lgdist_scvi.datasets.simulated_visium(n_spots=n_spots, n_genes=400, seed=0)
         adata.X = adata.X * 6  # what is tested here is not the noise
         del adata.layers["rate"]
         adata.write_h5ad(folder / f"{name}.h5ad")
@@ -77,11 +77,11 @@ def test_one_failure_stops_no_other():
         ("slow", time.sleep, (300,)),
         ("fine", abs, (-1,)),
     ]
-    outcomes = {tag: (state, answer) for tag, state, answer in in_processes(calls, workers=4, time_limit=25)}
+    outcomes = {tag: (state, answer) for tag, state, answer in in_processes(calls, workers=4, time_limit=5)}
     assert outcomes["fine"] == ("done", 1)
     assert outcomes["error"] == ("failed", "ValueError: invalid literal for int() with base 10: 'x'")
     assert outcomes["ended"] == ("failed", "its process ended without an answer (exit code 3)")
-    assert outcomes["slow"] == ("failed", "took longer than the limit of 25 s")
+    assert outcomes["slow"] == ("failed", "took longer than the limit of 5 s")
 
 
 def test_results_of_other_versions_are_dropped(tmp_path):
