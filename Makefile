@@ -38,7 +38,7 @@ docs: $(VENV)/.installed-docs ## build the documentation into docs/_build/html, 
 	DOCS_OFFLINE=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "Open docs/_build/html/index.html"
 
-bench: $(VENV)/.installed ## score all methods on hidden counts of all slides in ../shared/data (most of a day on two cores); goes on where it stopped
+bench: $(VENV)/.installed ## score all methods on hidden counts of all slides in ../shared/data (about half a day on two cores); goes on where it stopped
 	$(BIN)/python -m benchmarks --resume $(ARGS)
 
 bench-quick: $(VENV)/.installed ## the same on one small slide, in minutes; ARGS="--help" lists the options of both

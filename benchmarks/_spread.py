@@ -18,6 +18,7 @@ THIRDS = ("low", "middle", "high")
 _N_SAMPLES = 20
 _MAX_SPOTS = 1000  # drawn at random where more are scored: the scores are averages over entries
 _BLOCK = 256
+_FAR = 20.0  # beyond any log1p(CP10K), which ends at 9.2
 _TIE = 1e-5  # rounding of an interval's end; far below the step of a count
 
 
@@ -35,7 +36,8 @@ def spread_scores(model: LGDiST, task: Task, seed: int) -> dict:
       latent, of the posterior mean, relative to the measured values: median over genes, and with ``"_within"`` the share of
       the genes between 0.8 and 1.25;
     - ``"coverage"``: records with `level`, `stratum` (all, and thirds of the scored genes by expression), `coverage`,
-      `width`, `n`.
+      `width`, `n`, and `endless`, the share of all intervals of this level that reach to infinity (counted as 20 wide on
+      that side).
     """
     spots = np.flatnonzero(task.scored.any(axis=1))
     if len(spots) > _MAX_SPOTS:
@@ -59,10 +61,14 @@ def spread_scores(model: LGDiST, task: Task, seed: int) -> dict:
     scores["coverage"] = []
     for level in LEVELS:
         lower, upper = (end[:, genes] for end in model.get_prediction_interval(level, seed=seed, **arguments))
+        endless = float(np.mean(~np.isfinite(lower[scored]) | ~np.isfinite(upper[scored])))
+        # an end at infinity contains everything, and would make any mean width infinite
+        lower, upper = np.maximum(lower, -_FAR), np.minimum(upper, _FAR)
         table = metrics.interval_coverage(truth, lower - _TIE, upper + _TIE, scored, by=strata)
         for stratum, record in table.iterrows():
             name = stratum if stratum == "all" else THIRDS[int(stratum)]
             record = {"coverage": float(record["coverage"]), "width": float(record["width"]), "n": int(record["n"])}
+            record["endless"] = endless
             scores["coverage"].append({"level": level, "stratum": name, **record})
     return scores
 

@@ -16,7 +16,7 @@ def test_transformer_beats_the_gene_mean(tissue, protocol, score, sign):
     tissue.X = tissue.X * 3  # what a poor slide cannot teach is not the question
     tissue.obs["total_counts"] *= 3
     given = task(tissue, None, protocol, 0)
-    prediction = masked_transformer(given.adata, given.mask_layer, given.size_factor_key, n_steps=200, n_hidden=32)
+    prediction = masked_transformer(given.adata, given.mask_layer, given.size_factor_key, n_steps=100, n_hidden=32)
     mean, _ = METHODS["gene_mean"].run(given, 0)
     assert np.isfinite(prediction).all()
     assert sign * given.score(prediction)[score] > sign * given.score(mean)[score] + 0.02

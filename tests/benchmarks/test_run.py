@@ -77,11 +77,11 @@ def test_one_failure_stops_no_other():
         ("slow", time.sleep, (300,)),
         ("fine", abs, (-1,)),
     ]
-    outcomes = {tag: (state, answer) for tag, state, answer in in_processes(calls, workers=4, time_limit=5)}
+    outcomes = {tag: (state, answer) for tag, state, answer in in_processes(calls, workers=4, time_limit=3)}
     assert outcomes["fine"] == ("done", 1)
     assert outcomes["error"] == ("failed", "ValueError: invalid literal for int() with base 10: 'x'")
     assert outcomes["ended"] == ("failed", "its process ended without an answer (exit code 3)")
-    assert outcomes["slow"] == ("failed", "took longer than the limit of 5 s")
+    assert outcomes["slow"] == ("failed", "took longer than the limit of 3 s")
 
 
 def test_results_of_other_versions_are_dropped(tmp_path):
