@@ -270,7 +270,7 @@ def provenance(document: dict) -> str:
     days = " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "no date"
     text = (
         f"{days}; seeds {', '.join(map(str, seeds))}; {document['machine']}, {document['cores']} cores, "
-        f"{document['methods_at_a_time']} methods at a time with {document['threads_per_method']} threads each; {used}."
+        f"methods at a time: {document['methods_at_a_time']}, threads of each: {document['threads_per_method']}; {used}."
     )
     if document.get("left_out"):
         lines = [
