@@ -68,15 +68,13 @@ def _scores(rows: pd.DataFrame) -> Figure | None:
     protocols = [p for p in PROTOCOLS if (rows["protocol"] == p).any()]
     if not protocols:
         return None
-    n_methods = rows["method"].nunique()
-    figure, axes = plt.subplots(
-        1,
-        len(protocols),
-        figsize=(0.9 + 2.9 * len(protocols), 0.7 + 0.27 * n_methods),
-        squeeze=False,
-        layout="constrained",
-    )
-    for axis, protocol in zip(axes[0], protocols, strict=True):
+    n_columns = min(3, len(protocols))
+    n_rows = -(-len(protocols) // n_columns)
+    size = (0.4 + 3.3 * n_columns, n_rows * (0.8 + 0.24 * rows["method"].nunique()))
+    figure, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(protocols) :]:
+        axis.set_axis_off()
+    for axis, protocol in zip(axes.flat, protocols, strict=False):
         table = relative_scores(rows, protocol)
         table = table.loc[table.mean(axis=1).sort_values(ascending=protocol in GIVEN).index]
         lowest = -0.25 if protocol in GIVEN else 0.0
@@ -85,7 +83,9 @@ def _scores(rows: pd.DataFrame) -> Figure | None:
             axis.scatter(values, np.full(len(values), place), s=14, color=_color(method), alpha=0.65, linewidths=0)
             axis.plot([values.mean()] * 2, [place - 0.3, place + 0.3], color=_color(method), linewidth=2)
         axis.set_yticks(range(len(table)), [label(method) for method in table.index])
-        axis.set_title(TITLES[protocol], fontsize=8.5)
+        axis.set_title(TITLES[protocol].replace(" of the molecules", ""), fontsize=8.5)
+        if protocol not in GIVEN:
+            axis.set_xlim(left=0)
         axis.set_xlabel("deviance explained, D2" if protocol in GIVEN else "excess MSE / the gene mean's")
         axis.set_ylim(-0.6, len(table) - 0.4)
     return figure

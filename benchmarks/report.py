@@ -21,6 +21,7 @@ TITLES = {
     "shallow": "Thinning, a tenth of the molecules given",
 }
 LABELS = {
+    "neighbor_mean": "neighbour mean",
     "pca": "PCA",
     "knn": "kNN in PCA space",
     "poisson_nmf": "Poisson NMF",
@@ -147,7 +148,7 @@ def cost(rows: pd.DataFrame) -> pd.DataFrame:
 def _cell(value: float, best: bool = False, digits: int = 3) -> str:
     if pd.isna(value):
         return "–"
-    text = f"{value:.{digits}f}"
+    text = f"{value:z.{digits}f}"
     if digits and abs(value) < 1:
         text = text.replace("0.", ".", 1)
     return f"**{text}**" if best else text
@@ -297,8 +298,8 @@ def markdown(document: dict, figures: dict[str, str] | None = None) -> str:
     """
     rows, figures = frame(document), figures or {}
     links = {
-        "scores": "Scores of all methods. Left: what is left of the gene means' excess over the Poisson floor (0: nothing but "
-        "sampling noise). Right: deviance explained. One dot per slide, the bar is their mean.",
+        "scores": "Scores of all methods. Hold-outs: what a method leaves of the gene means' excess over the Poisson floor (0: nothing "
+        "but sampling noise). Thinning: deviance explained. One dot per slide, the bar is their mean.",
         "coverage": "Coverage of prediction intervals on hidden entries against their level; mean over slides, the band from the "
         "lowest to the highest slide.",
         "cost": "Seconds per slide: median, and range over slides and protocols.",
