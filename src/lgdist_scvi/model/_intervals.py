@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 
 from lgdist_scvi.data import _keys as keys
+from lgdist_scvi.model._conformal import Deviations, calibrate, reach
 from lgdist_scvi.model._prediction import Estimand, _check_arguments, _rows, _seed
-from lgdist_scvi.model._predictive import CountPredictive, NormalPredictive, conformal_levels
+from lgdist_scvi.model._predictive import CountPredictive, NormalPredictive
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from lgdist_scvi.module._vae import Condition, Spots
 
-_LEVELS = np.linspace(0.0, 1.0, 201)
-_N_STRATA = 3  # thirds of genes by mean expression
 _N_SAMPLES = 25
-_N_CALIBRATION_SPOTS = 2048
+_N_SPOTS, _N_OTHER_SPOTS = 2048, 512  # that calibrate, chosen at random
+_SHARE_OF_OTHERS, _N_SAMPLES_OF_OTHERS = 0.3, 8
 
 
 class IntervalMixin:
@@ -55,36 +55,63 @@ class IntervalMixin:
             mean.cpu().numpy(), (variance + noise).cpu().numpy(), library.cpu().numpy(), captured=estimand == "captured"
         )
 
-    @torch.inference_mode()
     def _calibrate(self) -> None:
-        """Learn, per stratum of genes, at which nominal level an interval must be drawn to keep its promise."""
+        """Learn how far out intervals must reach, per stratum of genes, to cover as often as they say."""
         self.module.eval()
-        dataset = self.adata_manager.create_torch_dataset()
         rng = np.random.default_rng(0)
-        spots = np.sort(rng.permutation(len(dataset))[:_N_CALIBRATION_SPOTS])
-        strata = expression_strata(self.module.vae.gene_rate.cpu().numpy())
-        estimands = ("rate", "captured") if self.module.vae.counts_are_modelled else ("captured",)
-        ranks: dict[tuple[str, int], list[np.ndarray]] = {(e, s): [] for e in estimands for s in range(_N_STRATA)}
-        for _, tensors, _ in self._blocks(self.adata, spots, None, silent=True):
-            inputs = self.module._get_inference_input(tensors, "set_aside")
-            tokens = self.module.vae.encode_neighbors(inputs["neighbors"], inputs["neighbor_index"], inputs["distance"])
-            condition = self.module.vae.encode(inputs["centre"], tokens, inputs["valid"])
-            counts = tensors[keys.COUNTS].cpu().numpy()
-            scored = (inputs["score"] > 0).cpu().numpy()
+        spots = rng.permutation(self.adata.n_obs)[:_N_SPOTS]
+        some = np.sort(spots[:_N_OTHER_SPOTS])
+        rate = self.module.vae.gene_rate.cpu().numpy()
+        unknown, _ = self._deviations(np.sort(spots), rng, "set_aside")
+        _, known = self._deviations(some, rng, "known")
+        self.calibration_ = calibrate(unknown, known, rate)
+        self.calibration_["hidden_spots"] = calibrate(*self._deviations(some, rng, "spot"), rate)
+
+    @torch.inference_mode()
+    def _deviations(
+        self, spots: np.ndarray, rng: np.random.Generator, hide: Literal["set_aside", "known", "spot"]
+    ) -> tuple[Deviations, Deviations]:
+        """How far out entries lie that are hidden for the purpose: of those set aside in training, and of others.
+
+        They are hidden as users hide entries, from the mask and from the library, while everything else that is known is
+        visible: then their predictions are what users get.
+
+        Parameters
+        ----------
+        spots
+            Rows of the spots.
+        rng
+            Chooses entries.
+        hide
+            ``"set_aside"``: what was set aside; ``"known"``: a part of the rest; ``"spot"``: all of each spot, of which what
+            was set aside and a part of the rest are looked at.
+        """
+        vae = self.module.vae
+        estimands = ("rate", "captured") if vae.counts_are_modelled else ("captured",)
+        # what captured values of a hidden spot are relative to can only be a library that the user knows
+        keep_library = hide == "spot" and not (vae.counts_are_modelled or vae.closed)
+        unknown, known = ({estimand: [] for estimand in estimands} for _ in range(2))
+        for place, tensors, _ in self._blocks(self.adata, spots, None, silent=True):
+            observed = tensors[keys.MASK].cpu().numpy() > 0
+            aside = self.module.set_aside(tensors[keys.SPOT]).cpu().numpy()
+            others = observed & ~aside & (rng.random(aside.shape) < _SHARE_OF_OTHERS)
+            aside &= observed
+            hidden = {"set_aside": aside, "known": others, "spot": observed}[hide]
+            shown = _without(tensors, torch.from_numpy(hidden).to(self.module.device), keep_library)
+            counts = _relative_to(tensors, shown, vae.typical_library).cpu().numpy()
+            condition, centre = self.module.condition(shown)
+            n_samples = _N_SAMPLES_OF_OTHERS if hide == "known" else _N_SAMPLES
+            predictive = self._predictive(condition, centre, shown, estimands[0], 0, n_samples)
             for estimand in estimands:
-                entries = scored & (counts > 0) if estimand == "captured" else scored
-                predictive = self._predictive(condition, inputs["centre"], tensors, estimand, 0, _N_SAMPLES)
-                rank = predictive.mid_rank(counts, rng.random(counts.shape))
-                for stratum in range(_N_STRATA):
-                    ranks[estimand, stratum].append(rank[entries & (strata == stratum)])
-        pooled = {key: np.concatenate(parts) for key, parts in ranks.items()}
-        self.calibration_ = {
-            "strata": strata,
-            "levels": {
-                e: np.stack([conformal_levels(pooled[e, s], _LEVELS) for s in range(_N_STRATA)]) for e in estimands
-            },
-            "n_entries": {e: [len(pooled[e, s]) for s in range(_N_STRATA)] for e in estimands},
-        }
+                # both estimands of a count model look at the same counts
+                deviation = (predictive if estimand == estimands[0] else predictive.given_captured()).deviation(counts)
+                for entries, kept in ((aside & hidden, unknown), (others & hidden, known)):
+                    rows, genes = np.nonzero(entries & (counts > 0) if estimand == "captured" else entries)
+                    kept[estimand].append((deviation[rows, genes], genes, place[rows]))
+        return tuple(
+            {estimand: tuple(map(np.concatenate, zip(*parts, strict=True))) for estimand, parts in kept.items()}
+            for kept in (unknown, known)
+        )
 
     @torch.inference_mode()
     def get_prediction_interval(
@@ -105,10 +132,20 @@ class IntervalMixin:
     ) -> tuple[Any, Any]:
         """Give an interval that holds the measured value of an entry with probability `level`.
 
-        The interval covers what a measurement would show, noise included; it is drawn from latent samples and the
-        likelihood's noise, at a level that covered as promised on the entries that training set aside (split conformal
-        prediction, per third of the genes by expression). Counts are discrete: an interval includes both of its ends, so
-        that its coverage is `level` or somewhat more.
+        The interval covers what a measurement would show, noise included. Its centre and shape come from latent samples and
+        the likelihood's noise. How far it reaches is calibrated on the entries that training set aside: split conformal
+        prediction with the finite-sample correction, in up to five strata of each third of the genes by expression, so that
+        it covers at `level` however well the model is trained. `calibration_["n_entries"]` says how many entries of each
+        third calibrated it, and `calibration_["coverage"]` which share of them intervals cover that the entries of other
+        spots calibrate. Spots of which nothing is visible have a calibration of their own.
+
+        What holds is coverage of entries hidden like those: at random, on the slides of the training. Where an entry's own
+        value was visible, its interval is about a second measurement as deep as the first.
+
+        Counts are discrete. Both ends are values that a count can take, and belong to the interval; the narrowest interval is
+        a single value, the median; no random noise breaks ties. Coverage over the entries of a stratum is `level`, and more
+        only where the median alone covers more, as it does in sparse genes. With ``estimand="captured"`` coverage is that of
+        positive counts, and intervals start at one count or above.
 
         Parameters
         ----------
@@ -138,28 +175,40 @@ class IntervalMixin:
         rows, seed = _rows(adata, indices), _seed(seed)
         lower = np.empty((len(rows), len(names)), dtype=np.float32)
         upper = np.empty_like(lower)
-        drawn = self._drawn_level(level, estimand)
+        by_entry = reach(self.calibration_, estimand, level)
+        by_spot = reach(self.calibration_["hidden_spots"], estimand, level)
         for place, tensors, library in self._blocks(adata, rows, batch_size, silent):
             condition, centre = self.module.condition(tensors)
             predictive = self._predictive(condition, centre, tensors, estimand, seed, n_samples, n_steps)
             kept, measured = self._measured(tensors, library, fill, positions)
             kept &= observed == "keep"
-            for end, sign in ((lower, -1.0), (upper, 1.0)):
-                quantile = predictive.quantile(0.5 + sign * 0.5 * drawn)[:, positions]
-                end[place] = np.where(kept, measured, quantile)
+            seen = (tensors[keys.MASK] > 0).any(dim=1, keepdim=True).cpu().numpy()
+            ends = predictive.of_genes(positions).interval(np.where(seen, by_entry, by_spot)[:, positions])
+            for end, values in zip((lower, upper), ends, strict=True):
+                end[place] = np.where(kept, measured, values)
         if return_numpy:
             return lower, upper
         index = adata.obs_names[rows]
         return tuple(pd.DataFrame(end, index=index, columns=names) for end in (lower, upper))
 
-    def _drawn_level(self, level: float, estimand: Estimand) -> np.ndarray:
-        """Nominal level of each gene's intervals, (n_genes,)."""
-        table = self.calibration_["levels"][estimand]
-        per_stratum = np.array([np.interp(level, _LEVELS, row) for row in table])
-        return per_stratum[self.calibration_["strata"]]
+
+def _without(tensors: dict[str, torch.Tensor], hidden: torch.Tensor, keep_library: bool) -> dict[str, torch.Tensor]:
+    """A batch as it would be if these entries of its spots were missing, (batch, n_genes)."""
+    left = (~hidden).float()
+    lost = 0.0 if keep_library else (tensors[keys.COUNTS] * hidden).sum(dim=1, keepdim=True)
+    return {
+        **tensors,
+        keys.COUNTS: tensors[keys.COUNTS] * left,
+        keys.MASK: tensors[keys.MASK] * left,
+        keys.LIBRARY: (tensors[keys.LIBRARY] - lost).clamp(min=0.0),
+    }
 
 
-def expression_strata(rate: np.ndarray) -> np.ndarray:
-    """Third (0, 1, 2) that each gene belongs to by mean expression, (n_genes,)."""
-    order = np.argsort(np.argsort(rate, kind="stable"), kind="stable")
-    return order * _N_STRATA // len(rate)
+def _relative_to(
+    tensors: dict[str, torch.Tensor], shown: dict[str, torch.Tensor], typical: torch.Tensor
+) -> torch.Tensor:
+    """Counts of a batch in the library that they are predicted in: the typical one where no other is left."""
+    counts, library = tensors[keys.COUNTS], tensors[keys.LIBRARY]
+    nothing_left = (shown[keys.LIBRARY] == 0) & (library > 0)
+    brought = torch.round(counts * typical / library.clamp(min=1.0)).clamp(min=1.0) * (counts > 0)
+    return torch.where(nothing_left, brought, counts)

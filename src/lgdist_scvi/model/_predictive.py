@@ -2,33 +2,85 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 from scipy import stats
+from scipy.special import ndtr, ndtri
 
 from lgdist_scvi._expression import COUNTS_PER
 
 _SMALLEST_THETA, _LARGEST_THETA = 1e-3, 1e8
+_SMALLEST_TAIL = 1e-30  # probabilities beyond are not told apart
+_LARGEST_LOG = 40.0  # of a count; keeps exp finite
+_ROUNDING = 2e-6  # relative, of a value: one at an end is inside however it was rounded
+_TAIL_ROUNDING = 1e-9  # relative
 
 
 @dataclass
-class CountPredictive:
-    """Negative binomial with the mean and variance of the mixture over latents; in log1p(CP10K).
+class _Predictive(ABC):
+    """Distribution of counts, looked at through central intervals.
 
     Attributes
     ----------
     mean, variance
-        Of the count, (n, n_genes).
+        (n, n_genes)
     library
         Library size in counts, (n, 1).
-    captured
-        Whether the count is known to be positive.
     """
 
     mean: np.ndarray
     variance: np.ndarray
     library: np.ndarray
+
+    def of_genes(self, positions: np.ndarray) -> Self:
+        """The same for some of the genes."""
+        return replace(self, mean=self.mean[:, positions], variance=self.variance[:, positions])
+
+    @abstractmethod
+    def at_most(self, counts: np.ndarray) -> np.ndarray:
+        """Probability of these counts or less."""
+
+    @abstractmethod
+    def at_least(self, counts: np.ndarray) -> np.ndarray:
+        """Probability of these counts or more."""
+
+    @abstractmethod
+    def ends(self, tail: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Smallest and largest count outside which `tail` or less lies on either side."""
+
+    def deviation(self, counts: np.ndarray) -> np.ndarray:
+        """How far out counts lie: the half-width of the narrowest central interval that holds them.
+
+        In standard deviations of a normal distribution with the same tail probability, whatever the distribution; 0 for its
+        median. No uniform noise breaks ties: :meth:`interval` of a count's deviation includes the count, and that of
+        anything smaller does not.
+        """
+        tail = np.minimum(self.at_most(counts), self.at_least(counts))
+        return -ndtri(np.clip(tail, _SMALLEST_TAIL, 0.5))
+
+    def interval(self, deviation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper end, log1p(CP10K), float32, of the counts that lie within `deviation` of the median."""
+        tail = np.clip(ndtr(-deviation) * (1 - _TAIL_ROUNDING), _SMALLEST_TAIL, 0.5)
+        lower, upper = self.ends(np.broadcast_to(tail, self.mean.shape))
+        scale = COUNTS_PER / self.library
+        lower, upper = np.log1p(lower * scale) * (1 - _ROUNDING), np.log1p(upper * scale) * (1 + _ROUNDING)
+        return lower.astype(np.float32), upper.astype(np.float32)
+
+
+@dataclass
+class CountPredictive(_Predictive):
+    """Negative binomial with the mean and variance, in counts, of the mixture over latents.
+
+    Attributes
+    ----------
+    captured
+        Whether the count is known to be positive.
+    """
+
     captured: bool
 
     def __post_init__(self) -> None:
@@ -37,65 +89,54 @@ class CountPredictive:
         theta = np.clip(mean**2 / np.maximum(extra, 1e-300), _SMALLEST_THETA, _LARGEST_THETA)
         self._counts = stats.nbinom(theta, theta / (theta + mean))
         self._nothing = self._counts.pmf(0) if self.captured else 0.0
+        self._something = np.maximum(self._counts.sf(0), 1e-300) if self.captured else 1.0
 
-    def quantile(self, probability: np.ndarray) -> np.ndarray:
-        """Smallest value whose cumulative probability reaches `probability`, log1p(CP10K)."""
-        counts = self._counts.ppf(np.clip(self._nothing + probability * (1 - self._nothing), 0.0, 1 - 1e-12))
-        if self.captured:
-            counts = np.maximum(counts, 1.0)
-        return np.log1p(counts / self.library * COUNTS_PER)
+    def given_captured(self) -> CountPredictive:
+        """The same counts, known to be positive."""
+        return replace(self, captured=True)
 
-    def mid_rank(self, counts: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        """Randomised probability integral transform of counts: uniform if the distribution is right."""
-        below = self._counts.cdf(counts - 1)
-        rank = below + uniform * self._counts.pmf(counts)
-        return np.clip((rank - self._nothing) / np.maximum(1 - self._nothing, 1e-12), 0.0, 1.0)
+    def at_most(self, counts: np.ndarray) -> np.ndarray:
+        return (self._counts.cdf(counts) - self._nothing) / self._something
+
+    def at_least(self, counts: np.ndarray) -> np.ndarray:
+        return self._counts.sf(counts - 1) / self._something
+
+    def ends(self, tail: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with warnings.catch_warnings():
+            # far out in an extreme distribution, scipy gives the last count that it tried, and says so
+            warnings.simplefilter("ignore", RuntimeWarning)
+            lower = self._counts.ppf(np.minimum(self._nothing + tail * self._something, 1.0 - 1e-16))
+            upper = self._counts.isf(tail * self._something)
+        least = float(self.captured)
+        lower = np.maximum(lower, least)
+        return lower, np.maximum(upper, lower)
 
 
 @dataclass
-class NormalPredictive:
-    """Gaussian in log1p(CP10K).
+class NormalPredictive(_Predictive):
+    """Gaussian in log1p(CP10K) of a captured value, rounded to whole counts, at least 1; mean and variance in log1p(CP10K).
 
-    Attributes
-    ----------
-    mean, variance
-        Of the value, (n, n_genes).
-    library
-        Library size in counts, (n, 1).
+    A measured value is that of a count: the ends of an interval are values that a count can take.
     """
 
-    mean: np.ndarray
-    variance: np.ndarray
-    library: np.ndarray
+    def __post_init__(self) -> None:
+        self._deviation = np.sqrt(self.variance.astype(np.float64))
+        self._mean = self.mean.astype(np.float64)
 
-    def quantile(self, probability: np.ndarray) -> np.ndarray:
-        """Value whose cumulative probability is `probability`, log1p(CP10K); a captured value is at least one count's."""
-        value = stats.norm.ppf(probability, self.mean, np.sqrt(self.variance))
-        return np.maximum(value, np.log1p(COUNTS_PER / self.library))
+    def _standardised(self, counts: np.ndarray) -> np.ndarray:
+        return (np.log1p(np.maximum(counts, 0.5) / self.library * COUNTS_PER) - self._mean) / self._deviation
 
-    def mid_rank(self, counts: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        """Probability integral transform of counts; `uniform` is not needed."""
-        values = np.log1p(counts / self.library * COUNTS_PER)
-        return stats.norm.cdf(values, self.mean, np.sqrt(self.variance))
+    def at_most(self, counts: np.ndarray) -> np.ndarray:
+        return ndtr(self._standardised(counts + 0.5))
 
+    def at_least(self, counts: np.ndarray) -> np.ndarray:
+        return np.where(counts > 1, ndtr(-self._standardised(counts - 0.5)), 1.0)
 
-def conformal_levels(rank: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Levels at which central intervals must be drawn to cover at the levels asked for (split conformal prediction).
-
-    Parameters
-    ----------
-    rank
-        Probability integral transforms of entries that were set aside, (n,).
-    levels
-        Levels asked for, between 0 and 1.
-
-    Returns
-    -------
-    The finite-sample quantiles of ``|2 rank - 1|`` at `levels` (Vovk et al. 2005), capped at 1.
-    """
-    n = len(rank)
-    if n == 0:
-        return np.asarray(levels, dtype=np.float64)
-    score = np.sort(np.abs(2 * rank - 1))
-    position = np.ceil((n + 1) * np.asarray(levels)).astype(int) - 1
-    return np.where(position < n, score[np.clip(position, 0, n - 1)], 1.0)
+    def ends(self, tail: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        half_width = -ndtri(tail) * self._deviation
+        lower, upper = (
+            np.expm1(np.minimum(self._mean + sign * half_width, _LARGEST_LOG)) * self.library / COUNTS_PER
+            for sign in (-1.0, 1.0)
+        )
+        lower = np.maximum(np.ceil(lower - 0.5), 1.0)
+        return lower, np.maximum(np.floor(upper + 0.5), lower)

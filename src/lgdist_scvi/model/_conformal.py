@@ -1,0 +1,121 @@
+"""Split conformal calibration: how far out an interval must reach to cover as often as it says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Deviations = dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""Per estimand, of hidden entries: how far out they lie in their predictive distribution, genes and spots, (n,) each."""
+
+LEVELS = np.linspace(0.0, 1.0, 201)
+REPORTED_LEVELS = (0.5, 0.8, 0.9, 0.95)
+N_THIRDS = 3
+_MAX_STRATA_PER_THIRD = 5
+_ENTRIES_PER_STRATUM = 500
+_PSEUDO_ENTRIES = 5  # of its stratum, in the scale of a gene
+_SMALLEST_SCALE = 1e-3
+_UNBOUNDED = 1e6  # standard deviations
+
+
+def expression_strata(rate: np.ndarray, n_strata: int = N_THIRDS) -> np.ndarray:
+    """Stratum (0, 1, ...) that each gene belongs to by mean expression, of about equal numbers of genes, (n_genes,)."""
+    order = np.argsort(np.argsort(rate, kind="stable"), kind="stable")
+    return order * n_strata // len(rate)
+
+
+def nested_strata(rate: np.ndarray, n_entries: int) -> np.ndarray:
+    """Parts of the thirds by mean expression, as fine as the number of entries that calibrate allows, (n_genes,)."""
+    per_third = n_entries // (N_THIRDS * _ENTRIES_PER_STRATUM)
+    per_third = int(np.clip(per_third, 1, min(_MAX_STRATA_PER_THIRD, max(1, len(rate) // N_THIRDS))))
+    return expression_strata(rate, N_THIRDS * per_third)
+
+
+def gene_scale(deviation: np.ndarray, gene: np.ndarray, stratum: np.ndarray) -> np.ndarray:
+    """Mean deviation of each gene's entries, drawn to that of its stratum where entries are few, (n_genes,)."""
+    n_genes, n_strata = len(stratum), int(stratum.max()) + 1
+    total, n = np.bincount(gene, deviation, n_genes), np.bincount(gene, minlength=n_genes)
+    in_stratum = np.bincount(stratum, total, n_strata) / np.maximum(np.bincount(stratum, n, n_strata), 1)
+    in_stratum = np.where(in_stratum > 0, in_stratum, 1.0)
+    scale = (total + _PSEUDO_ENTRIES * in_stratum[stratum]) / (n + _PSEUDO_ENTRIES)
+    return np.maximum(scale, _SMALLEST_SCALE)
+
+
+def conformal_quantiles(score: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Smallest score that covers a new entry with the probability asked for (Vovk et al. 2005).
+
+    Parameters
+    ----------
+    score
+        Scores of entries that are exchangeable with it, (n,).
+    levels
+        Between 0 and 1.
+
+    Returns
+    -------
+    The ``ceil((n + 1) level)``-th smallest score; a bound beyond any where there are too few entries for the level.
+    """
+    n = len(score)
+    if n == 0:
+        return np.where(np.asarray(levels) > 0, _UNBOUNDED, 0.0)
+    # rounding must not turn a whole number into the next one
+    position = np.ceil((n + 1) * np.asarray(levels) - 1e-9).astype(int) - 1
+    return np.where(position < n, np.sort(score)[np.clip(position, 0, n - 1)], _UNBOUNDED)
+
+
+def _thresholds(score: np.ndarray, stratum: np.ndarray, n_strata: int) -> np.ndarray:
+    """Conformal quantiles at `LEVELS` in each stratum, (n_strata, n_levels)."""
+    return np.stack([conformal_quantiles(score[stratum == s], LEVELS) for s in range(n_strata)])
+
+
+def calibrate(unknown: Deviations, known: Deviations, rate: np.ndarray) -> dict[str, Any]:
+    """Calibrate intervals of all levels from one set of entries.
+
+    Parameters
+    ----------
+    unknown
+        Entries that training never saw.
+    known
+        Entries that training did see. They only say how genes compare with each other.
+    rate
+        Mean expression of the genes, (n_genes,).
+
+    Returns
+    -------
+    - `n_entries`: per estimand, number of entries that calibrate, in each third of the genes by expression;
+    - `coverage`: per estimand, coverage of each half of the spots by intervals that the other half calibrates, at
+      `REPORTED_LEVELS` (rows), over all genes and in each third (columns);
+    - `stratum`, `scale`, `thresholds`: per estimand, what :func:`reach` needs.
+    """
+    third = expression_strata(rate)
+    result: dict[str, Any] = {key: {} for key in ("n_entries", "coverage", "stratum", "scale", "thresholds")}
+    for estimand, (deviation, gene, spot) in unknown.items():
+        stratum = nested_strata(rate, len(gene))
+        scale = gene_scale(*known[estimand][:2], stratum)
+        score, of_entry, n_strata = deviation / scale[gene], stratum[gene], int(stratum.max()) + 1
+        result["n_entries"][estimand] = np.bincount(third[gene], minlength=N_THIRDS).tolist()
+        result["stratum"][estimand], result["scale"][estimand] = stratum, scale
+        result["thresholds"][estimand] = _thresholds(score, of_entry, n_strata)
+
+        inside = np.zeros((len(REPORTED_LEVELS), len(gene)), dtype=bool)
+        for half in (spot % 2 == 0, spot % 2 == 1):
+            table = _thresholds(score[half], of_entry[half], n_strata)
+            limits = np.stack([_at_level(table, level) for level in REPORTED_LEVELS])
+            inside[:, ~half] = score[~half] <= limits[:, of_entry[~half]]
+        groups = [np.ones(len(gene), dtype=bool), *(third[gene] == t for t in range(N_THIRDS))]
+        result["coverage"][estimand] = np.stack(
+            [inside[:, g].mean(axis=1) if g.any() else np.full(len(inside), np.nan) for g in groups], axis=1
+        )
+    return result
+
+
+def reach(calibration: dict[str, Any], estimand: str, level: float) -> np.ndarray:
+    """Deviation up to which each gene's intervals reach at a level, (n_genes,)."""
+    limits = _at_level(calibration["thresholds"][estimand], level)
+    return limits[calibration["stratum"][estimand]] * calibration["scale"][estimand]
+
+
+def _at_level(table: np.ndarray, level: float) -> np.ndarray:
+    """Conformal quantile of each stratum at one level, (n_strata,)."""
+    return np.array([np.interp(level, LEVELS, row) for row in table])
