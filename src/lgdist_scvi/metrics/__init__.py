@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lgdist_scvi.metrics import baselines
 from lgdist_scvi.metrics._completion import completion_scores, variance_ratio
+from lgdist_scvi.metrics._harm import do_no_harm
 from lgdist_scvi.metrics._poisson import poisson_deviance_explained, poisson_floor, poisson_log_likelihood
 from lgdist_scvi.metrics._uncertainty import crps, energy_score, interval_coverage
 
@@ -11,6 +12,7 @@ __all__ = [
     "baselines",
     "completion_scores",
     "crps",
+    "do_no_harm",
     "energy_score",
     "interval_coverage",
     "poisson_deviance_explained",
