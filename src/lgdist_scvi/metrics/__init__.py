@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from lgdist_scvi.metrics import baselines
 from lgdist_scvi.metrics._completion import completion_scores, variance_ratio
+from lgdist_scvi.metrics._controls import negative_controls
 from lgdist_scvi.metrics._harm import do_no_harm
 from lgdist_scvi.metrics._poisson import poisson_deviance_explained, poisson_floor, poisson_log_likelihood
+from lgdist_scvi.metrics._skill import skill_per_gene
 from lgdist_scvi.metrics._uncertainty import crps, energy_score, interval_coverage
 
 __all__ = [
@@ -15,8 +17,10 @@ __all__ = [
     "do_no_harm",
     "energy_score",
     "interval_coverage",
+    "negative_controls",
     "poisson_deviance_explained",
     "poisson_floor",
     "poisson_log_likelihood",
+    "skill_per_gene",
     "variance_ratio",
 ]

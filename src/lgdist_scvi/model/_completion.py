@@ -1,26 +1,31 @@
-"""Writing a completed layer with its uncertainty and its provenance."""
+"""Writing a completed layer with its uncertainty, its skill and its provenance."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import pandas as pd
+from scvi import settings
 
-import lgdist_scvi
 from lgdist_scvi._checks import get_counts
 from lgdist_scvi._expression import log1p_cp10k
 from lgdist_scvi.data import _keys as keys
+from lgdist_scvi.metrics._skill import MIN_ENTRIES, skill_per_gene
 from lgdist_scvi.model._prediction import Estimand, _check_arguments, _seed
+from lgdist_scvi.model._record import RecordMixin
+from lgdist_scvi.model._skill import SkillMixin
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-MEASURED, FILLED_ZERO, FILLED_MISSING, REPLACED = 0, 1, 2, 3
+_BLOCK = 2048  # spots held dense at a time
+MEASURED, FILLED_ZERO, FILLED_MISSING, REPLACED, LEFT_MISSING = 0, 1, 2, 3, 4
 
 
-class CompletionMixin:
+class CompletionMixin(SkillMixin, RecordMixin):
     """Completion of an AnnData by :class:`~lgdist_scvi.LGDiST`."""
 
     def complete(
@@ -31,6 +36,7 @@ class CompletionMixin:
         n_samples: int = 25,
         observed: Literal["keep", "model"] = "keep",
         fill: Literal["zeros", "masked"] = "zeros",
+        genes: Literal["all", "skilled"] | Sequence[str] = "all",
         estimand: Estimand | None = None,
         seed: int | None = None,
         n_steps: int | None = None,
@@ -49,6 +55,10 @@ class CompletionMixin:
             Level of the prediction intervals; ``None`` leaves them out.
         n_samples
             Latent samples for the standard deviation and the intervals. The completed values are the posterior mean.
+        genes
+            Genes to complete: ``"all"`` registered ones; ``"skilled"``: those that the model predicts better than cheap
+            baselines on entries set aside in training (:func:`lgdist_scvi.metrics.skill_per_gene`); or their names. The
+            others keep their measured values, and 0 where nothing was measured.
         observed, fill, estimand, seed, n_steps, batch_size
             As in :meth:`get_completed_expression`.
         silent
@@ -62,8 +72,12 @@ class CompletionMixin:
         - ``layers[layer_added + "_std"]``: standard deviation of the filled entries, 0 elsewhere;
         - ``layers[layer_added + "_lower"]``, ``"_upper"``: prediction interval of the measured value;
         - ``layers[layer_added + "_provenance"]``, uint8: 0 measured, 1 filled zero, 2 filled missing entry, 3 measured value
-          replaced by the model's (only with ``observed="model"``);
-        - ``uns[layer_added]``: version, arguments, seed, genes, and the coverage of the intervals on set-aside entries.
+          replaced by the model's (only with ``observed="model"``), 4 missing and not filled (only with `genes`);
+        - ``var[layer_added + "_skill"]``, ``"_skilled"``: skill on set-aside entries of the training data, and whether there
+          is any, as :func:`lgdist_scvi.metrics.skill_per_gene` gives them; NaN and False for genes that are not registered.
+          A warning tells how many genes are completed without;
+        - ``uns[layer_added]``: versions, arguments, seeds, hashes of data and weights, genes, and the number of entries that
+          calibrated the intervals: what :meth:`repeat_completion` needs.
 
         Genes that are not registered keep their measured values. Nothing is written if anything fails.
 
@@ -72,6 +86,8 @@ class CompletionMixin:
         ValueError
             If the model is not trained, an argument is out of range, the data are backed by a file, or a layer that no
             completion wrote has one of the names.
+        KeyError
+            If a gene is not registered.
         """
         _check_arguments(n_samples, observed, fill)
         target = self.adata if adata is None else adata
@@ -80,85 +96,78 @@ class CompletionMixin:
                 "layers cannot be added to an AnnData that is backed by a file; call adata.to_memory() first"
             )
         _check_target(target, layer_added)
-        adata, estimand, seed = self._prepare(adata), self._estimand(estimand), _seed(seed)
+        estimand, seed = self._estimand(estimand), _seed(seed)
+        skill = skill_per_gene(self, estimand)
+        adata = self._prepare(adata)
+        chosen = self._chosen(genes, skill)
+        arguments = {
+            "level": level, "n_samples": n_samples, "observed": observed, "fill": fill, "estimand": estimand,
+            "genes": genes if isinstance(genes, str) else list(chosen), "seed": seed, "n_steps": n_steps,
+            "batch_size": batch_size,
+        }  # fmt: skip
         shared = {
-            "adata": adata, "observed": observed, "fill": fill, "estimand": estimand, "seed": seed, "n_steps": n_steps,
-            "batch_size": batch_size, "return_numpy": True, "silent": silent,
+            "adata": adata, "gene_list": chosen, "observed": observed, "fill": fill, "estimand": estimand, "seed": seed,
+            "n_steps": n_steps, "batch_size": batch_size, "return_numpy": True, "silent": silent,
         }  # fmt: skip
         layers = {layer_added: self.get_completed_expression(**shared)}
         _, layers[f"{layer_added}_std"] = self.get_completed_expression(**shared, n_samples=n_samples, return_std=True)
         if level is not None:
             ends = self.get_prediction_interval(level, **shared, n_samples=n_samples)
             layers[f"{layer_added}_lower"], layers[f"{layer_added}_upper"] = ends
-        provenance, measured = self._provenance(adata, observed, fill)
-        layers[f"{layer_added}_provenance"] = provenance
+        layers[f"{layer_added}_provenance"] = self._provenance(adata, observed, fill, chosen)
 
-        positions = adata.var_names.get_indexer(self.get_var_names_registered())
+        positions = adata.var_names.get_indexer(chosen)
         if adata.n_vars > len(positions):
-            layers = {name: _spread_columns(name, block, positions, measured) for name, block in layers.items()}
+            others = self._others(adata, chosen)
+            layers = {name: _spread_columns(name, block, positions, *others) for name, block in layers.items()}
         elif not np.array_equal(positions, np.arange(len(positions))):
             layers = {name: block[:, np.argsort(positions)] for name, block in layers.items()}
-        record = self._record(adata, layer_added, level, n_samples, observed, fill, estimand, seed, n_steps)
+        record = self._record(adata, arguments, chosen)
         for name, block in layers.items():
             target.layers[name] = block
+        for column, missing in (("skill", np.nan), ("skilled", False)):
+            target.var[f"{layer_added}_{column}"] = skill[column].reindex(target.var_names, fill_value=missing)
         target.uns[layer_added] = record
+        _warn_of_no_skill(skill.loc[chosen], layer_added)
 
-    def _provenance(self, adata: AnnData, observed: str, fill: str) -> tuple[np.ndarray, np.ndarray]:
-        """Where each registered value comes from, and the measured log1p(CP10K) of every gene of `adata`."""
+    def _chosen(self, genes: str | Sequence[str], skill: pd.DataFrame) -> np.ndarray:
+        """Names of the genes to complete, in the order of registration."""
+        if isinstance(genes, str) and genes == "all":
+            return skill.index.to_numpy()
+        if isinstance(genes, str) and genes == "skilled":
+            return skill.index[skill["skilled"]].to_numpy()
+        positions, _ = self._genes(genes)
+        return skill.index[np.unique(positions)].to_numpy()
+
+    def _provenance(self, adata: AnnData, observed: str, fill: str, chosen: np.ndarray) -> np.ndarray:
+        """Where each value of the chosen genes comes from, uint8."""
         dataset = self.get_anndata_manager(adata, required=True).create_torch_dataset()
-        provenance = np.empty(dataset.counts.shape, dtype=np.uint8)
-        for start in range(0, len(dataset), 2048):
-            spots = np.arange(start, min(start + 2048, len(dataset)))
-            counts, known, _ = dataset.rows(spots)
+        positions, _ = self._genes(chosen)
+        provenance = np.empty((len(dataset), len(positions)), dtype=np.uint8)
+        for start in range(0, len(dataset), _BLOCK):
+            spots = np.arange(start, min(start + _BLOCK, len(dataset)))
+            counts, known = (block[:, positions] for block in dataset.rows(spots)[:2])
             kept = (known > 0) & ((counts > 0) | (fill == "masked"))
             filled = np.where(known > 0, FILLED_ZERO, FILLED_MISSING)
             if observed == "model":
                 filled, kept = np.where((known > 0) & (counts > 0), REPLACED, filled), np.zeros_like(kept)
             provenance[spots] = np.where(kept, MEASURED, filled)
-        measured = None
-        if adata.n_vars > provenance.shape[1]:
-            layer = self.get_anndata_manager(adata).data_registry[keys.COUNTS].attr_key
-            measured = log1p_cp10k(get_counts(adata, layer), dataset.library)
-        return provenance, measured
+        return provenance
 
-    def _record(
-        self,
-        adata: AnnData,
-        layer_added: str,
-        level: float | None,
-        n_samples: int,
-        observed: str,
-        fill: str,
-        estimand: str,
-        seed: int,
-        n_steps: int | None,
-    ) -> dict[str, Any]:
-        """What is needed to repeat and to judge the completion; only types that h5ad can store."""
-        setup = {key: value for key, value in self.registry_["setup_args"].items() if value is not None}
-        record = {
-            "version": lgdist_scvi.__version__,
-            "scvi_tools_version": version("scvi-tools"),
-            "torch_version": version("torch"),
-            "scale": "log1p(CP10K)",
-            "observed": observed,
-            "fill": fill,
-            "estimand": estimand,
-            "seed": seed,
-            "n_samples": n_samples,
-            "n_steps": n_steps or 0,
-            "genes": self.get_var_names_registered().astype(str),
-            "gene_likelihood": self.gene_likelihood_,
-            "mask": setup.get("mask_layer", "every entry is data"),
-            "setup": setup,
-            "model": {key: value for key, value in self.init_params_["non_kwargs"].items() if value is not None},
-            "provenance": np.array(["measured", "filled zero", "filled missing entry", "measured, replaced"]),
-        }
-        if self.training_seed_ is not None:
-            record["training_seed"] = int(self.training_seed_)
-        if level is not None:
-            record["level"] = level
-            record["n_calibration_entries"] = np.array(self.calibration_["n_entries"][estimand])
-        return record
+    def _others(self, adata: AnnData, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Measured log1p(CP10K) of every gene of `adata`, and which entries of genes not chosen are missing."""
+        manager = self.get_anndata_manager(adata, required=True)
+        dataset = manager.create_torch_dataset()
+        measured = log1p_cp10k(get_counts(adata, manager.data_registry[keys.COUNTS].attr_key), dataset.library)
+        missing = np.zeros(adata.shape, dtype=bool)
+        left, names = np.setdiff1d(np.arange(len(dataset.genes)), self._genes(chosen)[0]), dataset.genes
+        columns = adata.var_names.get_indexer(names[left])
+        for start in range(0, len(dataset), _BLOCK):
+            spots = np.arange(start, min(start + _BLOCK, len(dataset)))
+            missing[spots[:, None], columns] = dataset.rows(spots)[1][:, left] == 0
+        # what a mask hides is not known, whatever the counts say
+        measured[missing] = 0
+        return measured, missing
 
 
 def _check_target(adata: AnnData, layer_added: str) -> None:
@@ -168,14 +177,41 @@ def _check_target(adata: AnnData, layer_added: str) -> None:
         return
     names = [layer_added + suffix for suffix in ("", "_std", "_lower", "_upper", "_provenance")]
     taken = [f"adata.layers[{name!r}]" for name in names if name in adata.layers]
+    columns = [f"{layer_added}_{what}" for what in ("skill", "skilled")]
+    taken += [f"adata.var[{name!r}]" for name in columns if name in adata.var]
     taken += [f"adata.uns[{layer_added!r}]"] * (record is not None)
     if taken:
         raise ValueError(f"{', '.join(taken)} would be written over; choose another layer_added, or delete it first")
 
 
-def _spread_columns(name: str, block: np.ndarray, positions: np.ndarray, measured: np.ndarray) -> np.ndarray:
-    """Put registered genes in their places among all genes of the data."""
-    is_value = not name.endswith(("_std", "_provenance"))
-    out = measured.astype(block.dtype) if is_value else np.zeros(measured.shape, dtype=block.dtype)
+def _spread_columns(
+    name: str, block: np.ndarray, positions: np.ndarray, measured: np.ndarray, missing: np.ndarray
+) -> np.ndarray:
+    """Put completed genes in their places among all genes of the data."""
+    if name.endswith("_provenance"):
+        out = np.where(missing, np.uint8(LEFT_MISSING), np.uint8(MEASURED))
+    else:
+        out = np.zeros_like(measured) if name.endswith("_std") else measured.copy()
     out[:, positions] = block
     return out
+
+
+def _warn_of_no_skill(skill: pd.DataFrame, layer_added: str) -> None:
+    n_unskilled = int((~skill["skilled"]).sum())
+    if not len(skill):
+        warnings.warn(
+            "No gene shows clear skill over cheap baselines on entries set aside in training, so that nothing was completed; train "
+            "longer, or name the genes to complete.",
+            UserWarning,
+            stacklevel=settings.warnings_stacklevel + 1,
+        )
+    if n_unskilled:
+        n_few = int((skill["n"] < MIN_ENTRIES).sum())
+        few = f", {n_few:,} of them with fewer than {MIN_ENTRIES} such entries to tell" if n_few else ""
+        warnings.warn(
+            f"{n_unskilled:,} of {len(skill):,} completed genes show no clear skill over cheap baselines on entries set aside in "
+            f"training{few}; adata.var['{layer_added}_skilled'] names the others, and complete(genes=\"skilled\") leaves "
+            "these as measured.",
+            UserWarning,
+            stacklevel=settings.warnings_stacklevel + 1,
+        )

@@ -1,0 +1,252 @@
+"""What must be known to repeat a completion, written down and read again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scvi import settings
+
+import lgdist_scvi
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from lgdist_scvi.data import NeighborhoodDataset
+
+_BLOCK = 2048  # spots held dense at a time
+_LEGEND = ("measured", "filled zero", "filled missing entry", "measured, replaced", "missing, not filled")
+
+
+class RecordMixin:
+    """Record of how a layer was completed, and its repetition."""
+
+    random_state_: np.ndarray | None = None  # when the model was made
+    training_: tuple = ()  # calls of train
+    training_data_: str = ""  # hash of the data
+
+    @classmethod
+    def repeat_completion(
+        cls,
+        adata: AnnData,
+        layer: str = "completed",
+        layer_added: str = "repeated",
+        trained_on: AnnData | None = None,
+        silent: bool = False,
+    ) -> Any:
+        """Train a model and complete again as :attr:`uns` says a layer was made, to compare with it.
+
+        On the same machine, with the same versions and number of threads, on a CPU, the layers agree bit by bit.
+
+        Parameters
+        ----------
+        adata
+            Data with ``layers[layer]`` and its record ``uns[layer]``, such as a file written after :meth:`complete`.
+        layer
+            The completion to repeat.
+        layer_added
+            Where to write its repetition.
+        trained_on
+            The data that the model was trained on, if they are not `adata`.
+        silent
+            Whether to hide the progress bars.
+
+        Returns
+        -------
+        The model, trained as the recorded one was.
+
+        Raises
+        ------
+        KeyError
+            If there is no record.
+        ValueError
+            If the data are not those recorded, or training was interrupted by hand.
+        """
+        record = adata.uns.get(layer)
+        if not (isinstance(record, Mapping) and "recipe" in record):
+            raise KeyError(f"adata.uns[{layer!r}] holds no record of a completion; model.complete(adata) writes one")
+        recipe = json.loads(record["recipe"])
+        # copies: torch crashes on a state whose memory is not aligned as its own
+        states = [torch.tensor(state, dtype=torch.uint8) for state in record["random_state"]]
+        _check_recipe(recipe, layer)
+        source, before = adata if trained_on is None else trained_on, settings.seed
+        cls.setup_anndata(source, **recipe["setup"])
+        with torch.random.fork_rng(devices=[]):
+            try:
+                torch.set_rng_state(states[0])
+                model = cls(source, **recipe["model"])
+                _check_data(model, source, record["training_data"], layer)
+                for call, state in zip(recipe["training"], states[1:], strict=True):
+                    settings.seed = call["seed"]
+                    torch.set_rng_state(state)
+                    arguments = call["arguments"] | ({"enable_progress_bar": False} if silent else {})
+                    model.train(**arguments)
+            finally:
+                settings.seed = before
+        if weights_fingerprint(model.module) != record["weights"]:
+            warnings.warn(
+                f"The model trained again differs from the recorded one in bits, so that layers[{layer_added!r}] agrees with "
+                f"layers[{layer!r}] only about; expected with other versions, threads or devices "
+                f"({_environment(record)} recorded, {_environment(_versions())} now), and with callbacks that change the "
+                "training.",
+                UserWarning,
+                stacklevel=settings.warnings_stacklevel,
+            )
+        _check_data(model, model._prepare(adata), record["data"], layer)
+        model.complete(adata, layer_added, **recipe["completion"], silent=silent)
+        return model
+
+    def _record(self, adata: AnnData, arguments: dict[str, Any], chosen: np.ndarray) -> dict[str, Any]:
+        """What is needed to repeat and to judge the completion; only types that h5ad can store."""
+        setup = {key: value for key, value in self.registry_["setup_args"].items() if value is not None}
+        model = self.init_params_["non_kwargs"]
+        level, estimand = arguments["level"], arguments["estimand"]
+        record = {
+            **_versions(),
+            "scale": "log1p(CP10K)",
+            **{key: arguments[key] for key in ("observed", "fill", "estimand", "seed", "n_samples")},
+            "n_steps": arguments["n_steps"] or 0,
+            "genes": chosen.astype(str),
+            "registered_genes": self.get_var_names_registered().astype(str),
+            "gene_likelihood": self.gene_likelihood_,
+            "mask": setup.get("mask_layer", "every entry is data"),
+            "setup": setup,
+            "model": {key: value for key, value in model.items() if value is not None},
+            "provenance": np.array(_LEGEND),
+            "n_obs": adata.n_obs,
+            "data": data_fingerprint(self.get_anndata_manager(adata, required=True).create_torch_dataset()),
+            "weights": weights_fingerprint(self.module),
+        }
+        if self.training_seed_ is not None:
+            record["training_seed"] = int(self.training_seed_)
+        if level is not None:
+            record["level"] = level
+            record["n_calibration_entries"] = np.array(self.calibration_["n_entries"][estimand])
+        if self.training_:  # not known of models that were saved before it was kept
+            calls = [{key: value for key, value in call.items() if key != "random_state"} for call in self.training_]
+            recipe = {"setup": setup, "model": model, "training": calls, "completion": arguments}
+            record["recipe"] = to_json(recipe)
+            record["random_state"] = np.stack([self.random_state_, *(call["random_state"] for call in self.training_)])
+            record["training_data"] = self.training_data_
+        return record
+
+    def _remember_training(self, call: dict[str, Any], completed: bool) -> None:
+        """Keep what :func:`~lgdist_scvi.model._record.training_call` gave, and measure the skill while the data are there."""
+        self.training_ = [*self.training_, call | {"interrupted": not completed}]
+        self.training_data_ = data_fingerprint(self.adata_manager.create_torch_dataset())
+        self.skill_table()
+
+
+def _versions() -> dict[str, Any]:
+    return {
+        "version": lgdist_scvi.__version__,
+        "scvi_tools_version": version("scvi-tools"),
+        "torch_version": version("torch"),
+        "n_threads": torch.get_num_threads(),
+    }
+
+
+def _environment(record: Mapping[str, Any]) -> str:
+    return (
+        f"lgdist-scvi {record['version']}, scvi-tools {record['scvi_tools_version']}, torch {record['torch_version']}, "
+        f"{record['n_threads']} threads"
+    )
+
+
+def _check_recipe(recipe: Mapping[str, Any], layer: str) -> None:
+    if any(call["interrupted"] for call in recipe["training"]):
+        raise ValueError(
+            f"the training behind layers[{layer!r}] was interrupted by hand and cannot be repeated; keep its model "
+            "with model.save(...)"
+        )
+
+
+def _check_data(model: Any, adata: AnnData, recorded: str, layer: str) -> None:
+    """Refuse data that are not those of the record."""
+    if data_fingerprint(model.get_anndata_manager(adata, required=True).create_torch_dataset()) != recorded:
+        raise ValueError(
+            f"the data ({adata.n_obs:,} spots) are not those behind layers[{layer!r}]: their counts, mask, library sizes or graph "
+            "differ; if the model was trained on other data than it completed, pass them as trained_on"
+        )
+
+
+def random_state() -> np.ndarray:
+    """State of torch's global generator, from which networks are initialised and trained, uint8."""
+    return torch.get_rng_state().numpy().copy()
+
+
+def training_call(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Record a call of `train` before it starts.
+
+    Parameters
+    ----------
+    arguments
+        `locals()` at its first line.
+
+    Returns
+    -------
+    The arguments that can be written down, the names of those that cannot (callbacks, loggers), and the random state.
+    """
+    given = {name: value for name, value in arguments.items() if name not in ("self", "trainer_kwargs", "__class__")}
+    given |= arguments.get("trainer_kwargs", {})
+    kept, left_out = {}, []
+    for name, value in given.items():
+        try:
+            kept[name] = json.loads(to_json(value))
+        except TypeError:
+            left_out.append(name)
+    return {
+        "arguments": kept,
+        "left_out": left_out,
+        "seed": None if settings.seed is None else int(settings.seed),
+        "random_state": random_state(),
+    }
+
+
+def to_json(value: Any) -> str:
+    """Write down numbers, texts, lists and mappings, numpy's included.
+
+    Raises
+    ------
+    TypeError
+        If something else is among them.
+    """
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, np.ndarray | np.generic):
+            return item.tolist()
+        raise TypeError(f"{type(item).__name__} cannot be written down")
+
+    return json.dumps(value, default=plain)
+
+
+def data_fingerprint(dataset: NeighborhoodDataset) -> str:
+    """Hash of everything that a model sees of its data: genes, known counts, libraries, neighbours and distances.
+
+    It does not depend on the storage format of the counts, nor on the values of masked entries.
+    """
+    digest = hashlib.sha256("\n".join(map(str, dataset.genes)).encode())
+    for start in range(0, len(dataset), _BLOCK):
+        spots = np.arange(start, min(start + _BLOCK, len(dataset)))
+        counts, known, _ = dataset.rows(spots)
+        positions = np.flatnonzero(counts)
+        for part in (positions, counts.ravel()[positions], np.packbits(known > 0), dataset.library[spots]):
+            digest.update(np.ascontiguousarray(part).tobytes())
+    for part in (dataset.neighbors, dataset.distances):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
+
+
+def weights_fingerprint(module: torch.nn.Module) -> str:
+    """Hash of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
