@@ -8,6 +8,7 @@ from lgdist_scvi import LGDiST, datasets
 from lgdist_scvi.data import gene_statistics, set_aside_patterns
 
 N_COMPONENTS = 4
+N_FACTORS = 3
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def masked():
 def summarise(adata, patterns, closed=True):
     LGDiST.setup_anndata(adata, mask_layer="known")
     dataset = LGDiST._get_most_recent_anndata_manager(adata, required=True).create_torch_dataset()
-    return gene_statistics(dataset, patterns, closed, N_COMPONENTS)
+    return gene_statistics(dataset, patterns, closed, N_COMPONENTS, N_FACTORS, zeros_are_data=True)
 
 
 def test_statistics_of_known_entries_that_are_not_set_aside(masked):
@@ -50,7 +51,7 @@ def test_hidden_and_set_aside_counts_do_not_enter(masked):
     counts[~masked.layers["known"]] = 77
     masked.X = sparse.csr_matrix(counts)
     second = summarise(masked, patterns)
-    for name in ("rate", "value_mean", "value_scale", "loadings", "signal"):
+    for name in ("rate", "value_mean", "value_scale", "loadings", "signal", "factors", "factor_noise"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name), err_msg=name)
     assert first.typical_library == second.typical_library
 
@@ -62,7 +63,8 @@ def test_a_gene_without_counts_keeps_a_positive_rate(masked):
     statistics = summarise(masked, set_aside_patterns(12, 0.05, seed=0))
     assert 0 < statistics.rate[4] < 0.1 * np.median(statistics.rate)
     assert all(
-        np.isfinite(getattr(statistics, name)).all() for name in ("rate", "value_mean", "value_scale", "loadings")
+        np.isfinite(getattr(statistics, name)).all()
+        for name in ("rate", "value_mean", "value_scale", "loadings", "factors")
     )
     assert (statistics.value_scale > 0).all()
 
@@ -71,7 +73,7 @@ def test_open_rates_are_shares_of_the_library(masked):
     masked.obs["total"] = 1e4
     LGDiST.setup_anndata(masked, size_factor_key="total")
     dataset = LGDiST._get_most_recent_anndata_manager(masked, required=True).create_torch_dataset()
-    statistics = gene_statistics(dataset, set_aside_patterns(12, 0.01, seed=0), False, N_COMPONENTS)
+    statistics = gene_statistics(dataset, set_aside_patterns(12, 0.01, seed=0), False, N_COMPONENTS, N_FACTORS, zeros_are_data=True)
     share = masked.X.toarray().sum(axis=0) / (1e4 * masked.n_obs)
     np.testing.assert_allclose(statistics.rate, share, rtol=0.1, atol=0.2 / (1e4 * masked.n_obs))
     assert statistics.rate.sum() < 0.5

@@ -87,7 +87,7 @@ def test_without_spatial_structure_nothing_about_a_hidden_centre_can_be_read(fit
     dataset = model.adata_manager.create_torch_dataset()
     batch = {key: torch.from_numpy(np.array(value)) for key, value in dataset[np.arange(n_spots)].items()}
     with torch.no_grad():
-        condition, _ = model.module.condition(batch)
+        condition = model.module.condition(batch)
     tokens = (condition.tokens * condition.valid[..., None]).flatten(1).numpy()
     posterior = torch.cat([condition.mean, condition.log_variance], dim=1).numpy()
     values = np.log1p(counts)

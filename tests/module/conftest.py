@@ -12,6 +12,7 @@ torch.set_num_threads(1)  # the networks of the tests are too small for more
 
 SIZES = {
     "n_latent": 8,
+    "n_factors": 4,
     "n_hidden": 32,
     "n_layers": 2,
     "n_heads": 2,
@@ -44,7 +45,11 @@ def build() -> Callable:
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.3 / parameter.shape[1] ** 0.5 * 2)
         batch = model.adata_manager.create_torch_dataset()[np.arange(n_spots)]
-        return module, {key: torch.from_numpy(np.array(value)) for key, value in batch.items()}
+        tensors = {key: torch.from_numpy(np.array(value)) for key, value in batch.items()}
+        module.fit_linear([tensors], torch.Generator().manual_seed(0))
+        module.vae.linear_weight.fill_(0.5)
+        module.vae.linear_weight_hidden.fill_(0.3)
+        return module, tensors
 
     return build
 

@@ -8,7 +8,7 @@ import torch
 
 def mean_latent(module, tensors):
     with torch.no_grad():
-        condition, _ = module.condition(tensors)
+        condition = module.condition(tensors)
         module.has_diffusion.fill_(True)
         return {"posterior": condition.mean, "latent": module.latent_mean(condition)}
 

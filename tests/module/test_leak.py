@@ -8,16 +8,20 @@ import torch
 
 def posterior(module, tensors, hide, seed=0):
     torch.manual_seed(seed)
-    inputs = module._get_inference_input(tensors, hide)
+    # as the diffusion sees it: the VAE's own training also splits visible counts at random, which has no gradient
+    inputs = module._get_inference_input(tensors, hide, autoencode=False)
     return inputs, module.inference(**inputs)["condition"]
 
 
+PARTS = ("tokens", "mean", "log_variance", "linear")
+
+
 def parts(condition):
-    return {"tokens": condition.tokens, "mean": condition.mean, "log_variance": condition.log_variance}
+    return {name: getattr(condition, name) for name in PARTS}
 
 
 @pytest.mark.parametrize("hide", ["random", "set_aside", "nothing"])
-@pytest.mark.parametrize("part", ["tokens", "mean", "log_variance"])
+@pytest.mark.parametrize("part", PARTS)
 def test_gradient_of_the_condition_is_zero_at_hidden_entries_of_the_centre(build, likelihood, hide, part):
     module, tensors = build(likelihood)
     # counts that the data set has not blanked, so that a leak would show
@@ -57,7 +61,7 @@ def test_neighbourhood_condition_does_not_look_at_the_centre(build, likelihood):
     """Of the spot itself, at most its library size is known, which says what a single count is worth."""
     module, tensors = build(likelihood, "neighborhood")
     tensors["X"] = (tensors["X"] + 1.0).requires_grad_()
-    condition, _ = module.condition(tensors)
+    condition = module.condition(tensors)
     total = sum((value * torch.randn_like(value)).sum() for value in parts(condition).values())
     (gradient,) = torch.autograd.grad(total, tensors["X"], allow_unused=True)
     assert gradient is None or (gradient == 0).all()
@@ -110,6 +114,35 @@ def test_training_neither_looks_at_nor_fits_what_is_set_aside(build, likelihood)
     scored = validation["score"] > 0
     assert torch.equal(scored, aside & (tensors["observed_mask"] > 0))
     assert not (scored & (validation["centre"].visible > 0)).any()
+
+
+def test_visible_counts_are_split(build):
+    """What is looked at is not what is fitted; hidden counts are fitted whole and not looked at."""
+    module, tensors = build()
+    inputs = module._get_inference_input(tensors, "random")
+    centre, visible = inputs["centre"], inputs["centre"].visible > 0
+    assert torch.equal((centre.counts + inputs["target"])[visible], tensors["X"][visible])
+    assert torch.equal(inputs["target"][~visible], tensors["X"][~visible])
+    assert (centre.counts[visible] > 0).any()
+    assert (inputs["target"][visible] > 0).any()
+    share = inputs["share"]
+    assert (share[~visible] == 1).all()
+    # the fitted part is the share of the exposure that it claims
+    claimed, fitted = (share * tensors["X"])[visible].sum(), inputs["target"][visible].sum()
+    torch.testing.assert_close(fitted, claimed, rtol=0.1, atol=0.0)
+
+
+def test_hidden_counts_do_not_enter_the_split(build):
+    module, tensors = build()
+    torch.manual_seed(0)
+    inputs = module._get_inference_input(tensors, "random")
+    hidden = inputs["centre"].visible == 0
+    condition = module.inference(**inputs)["condition"]
+    centre = inputs["centre"]
+    centre.counts = torch.where(hidden, centre.counts + 7.0, centre.counts)
+    changed = module.inference(**inputs)["condition"]
+    for name, value in parts(condition).items():
+        assert torch.equal(value, parts(changed)[name]), name
 
 
 def test_masked_entries_are_never_scored(build, likelihood):

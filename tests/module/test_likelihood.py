@@ -45,7 +45,7 @@ def test_negative_binomial_variance():
 
 
 def test_normal_log_likelihood_up_to_a_constant():
-    likelihood = NormalLikelihood(3)
+    likelihood = NormalLikelihood(torch.ones(3))
     likelihood.log_sigma.data = torch.tensor([-1.0, 0.0, 0.7])
     values, mean = torch.randn(50, 3), torch.randn(50, 3)
     ours = likelihood.negative_log_likelihood(values, mean).detach().numpy()
@@ -94,7 +94,7 @@ def test_moments_of_sampled_counts(theta, mean):
 
 
 def test_moments_of_sampled_values():
-    likelihood = NormalLikelihood(1)
+    likelihood = NormalLikelihood(torch.ones(1))
     likelihood.log_sigma.data.fill_(np.log(0.4))
     with torch.no_grad():
         sample = likelihood.sample(torch.full((100_000, 1), 2.0), torch.Generator().manual_seed(0))
@@ -104,7 +104,7 @@ def test_moments_of_sampled_values():
 
 @pytest.mark.parametrize("kind", ["nb", "poisson", "normal"])
 def test_sampling_depends_on_its_generator_alone(kind):
-    likelihood = NormalLikelihood(4) if kind == "normal" else CountLikelihood(4, kind == "nb")
+    likelihood = NormalLikelihood(torch.ones(4)) if kind == "normal" else CountLikelihood(4, kind == "nb")
     mean = torch.full((20, 4), 3.0)
     draws = []
     for global_seed in (0, 1):
@@ -142,7 +142,7 @@ def test_poisson_loss_and_gradient_are_finite_at_extremes(count, mean):
 
 @pytest.mark.parametrize("log_sigma", [-50.0, 50.0])
 def test_normal_loss_and_gradient_are_finite_at_extremes(log_sigma):
-    likelihood = NormalLikelihood(1)
+    likelihood = NormalLikelihood(torch.ones(1))
     likelihood.log_sigma.data.fill_(log_sigma)
     mean = torch.tensor([[-30.0]], requires_grad=True)
     loss = likelihood.negative_log_likelihood(torch.tensor([[9.2]]), mean)

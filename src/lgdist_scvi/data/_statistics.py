@@ -9,11 +9,13 @@ from sklearn.utils.extmath import randomized_svd
 
 from lgdist_scvi._expression import log1p_cp10k
 from lgdist_scvi.data._dataset import NeighborhoodDataset
+from lgdist_scvi.data._factors import fit_factors
 
 _N_PATTERNS = 1021  # prime, so that patterns do not line up with the rows of an array
 _STREAM = 5
 _BLOCK = 2048  # spots held dense at a time
-_SVD_SPOTS = 4096
+_FACTOR_SPOTS = 4096
+_FACTOR_ENTRIES = 16_000_000  # held dense for principal axes and factors
 
 
 @dataclass
@@ -33,6 +35,8 @@ class GeneStatistics:
         (n_genes, n_components).
     signal
         Share of each score's variance that is not noise, float32, (n_components,).
+    factors, factor_noise
+        Loadings, (n_genes, n_factors), and variance of the noise, (n_genes,), of a factor analysis; float32.
     """
 
     rate: np.ndarray
@@ -41,6 +45,8 @@ class GeneStatistics:
     typical_library: float
     loadings: np.ndarray
     signal: np.ndarray
+    factors: np.ndarray
+    factor_noise: np.ndarray
 
 
 def set_aside_patterns(n_genes: int, fraction: float, seed: int) -> np.ndarray:
@@ -53,7 +59,12 @@ def set_aside_patterns(n_genes: int, fraction: float, seed: int) -> np.ndarray:
 
 
 def gene_statistics(
-    dataset: NeighborhoodDataset, set_aside: np.ndarray, closed: bool, n_components: int
+    dataset: NeighborhoodDataset,
+    set_aside: np.ndarray,
+    closed: bool,
+    n_components: int,
+    n_factors: int,
+    zeros_are_data: bool,
 ) -> GeneStatistics:
     """Summarise the known entries of a data set that are not set aside.
 
@@ -67,6 +78,10 @@ def gene_statistics(
         Whether the genes make up the library, so that their rates sum to 1.
     n_components
         Number of principal axes.
+    n_factors
+        Number of factors.
+    zeros_are_data
+        Whether the factor analysis is one of counts (Pearson residuals) or of captured values (standardised).
     """
     n_genes = set_aside.shape[1]
     counts_sum, library_sum, n_known, value_sum, square_sum = np.zeros((5, n_genes))
@@ -87,31 +102,40 @@ def gene_statistics(
     if closed:
         rate /= rate.sum()
     scale = np.sqrt(np.maximum(square_sum / n_known - mean**2, 1e-2))
-    loadings, signal = _loadings(dataset, set_aside, mean, scale, n_components)
+    typical_library = float(np.median(dataset.library[dataset.has_content])) if dataset.has_content.any() else 1.0
+
+    spots = np.flatnonzero(dataset.has_content)
+    n_dense = max(min(_FACTOR_ENTRIES // n_genes, _FACTOR_SPOTS), 2)
+    spots = np.sort(np.random.default_rng(0).permutation(spots)[:n_dense])
+    counts, known, library = dataset.rows(spots)
+    known *= ~set_aside[spots % len(set_aside)]
+    values = (log1p_cp10k(counts, library[:, 0]) - mean.astype(np.float32)) / scale.astype(np.float32) * known
+    loadings, signal = _loadings(values, n_components)
+    weights = known
+    if zeros_are_data:
+        expected = library * rate.astype(np.float32)
+        values = (counts - expected) / np.sqrt(np.maximum(expected, 1e-12)) * known
+        weights = known * np.sqrt(library / typical_library)
+    factors, factor_noise = fit_factors(values, weights, n_factors, fit_noise=not zeros_are_data)
     return GeneStatistics(
         rate=rate.astype(np.float32),
         value_mean=mean.astype(np.float32),
         value_scale=scale.astype(np.float32),
+        typical_library=typical_library,
         loadings=loadings,
         signal=signal,
-        typical_library=float(np.median(dataset.library[dataset.has_content])) if dataset.has_content.any() else 1.0,
+        factors=factors,
+        factor_noise=factor_noise,
     )
 
 
-def _loadings(
-    dataset: NeighborhoodDataset, set_aside: np.ndarray, mean: np.ndarray, scale: np.ndarray, n_components: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Principal axes of what is known of some spots; what is not known counts as the gene's mean."""
-    rng = np.random.default_rng(0)
-    spots = np.sort(rng.permutation(np.flatnonzero(dataset.has_content))[:_SVD_SPOTS])
-    counts, known, library = dataset.rows(spots)
-    known *= ~set_aside[spots % len(set_aside)]
-    values = (log1p_cp10k(counts, library[:, 0]) - mean.astype(np.float32)) / scale.astype(np.float32) * known
+def _loadings(values: np.ndarray, n_components: int) -> tuple[np.ndarray, np.ndarray]:
+    """Principal axes of standardised values; what is not known counts as the gene's mean."""
     rank = min(n_components + 1, *values.shape)
     _, singular, axes = randomized_svd(values, rank, n_iter=4, random_state=0)
     n_kept = min(n_components, rank)
     loadings = np.zeros((values.shape[1], n_components), dtype=np.float32)
-    loadings[:, :n_kept] = (axes[:n_kept] * singular[:n_kept, None] / np.sqrt(len(spots))).T
+    loadings[:, :n_kept] = (axes[:n_kept] * singular[:n_kept, None] / np.sqrt(len(values))).T
     # what even the last component explains is taken for noise
     signal = np.zeros(n_components, dtype=np.float32)
     signal[:n_kept] = 1.0 - (singular[-1] / np.maximum(singular[:n_kept], 1e-12)) ** 2

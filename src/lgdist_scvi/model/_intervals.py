@@ -17,7 +17,7 @@ from lgdist_scvi.model._predictive import CountPredictive, NormalPredictive
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from lgdist_scvi.module._vae import Condition, Spots
+    from lgdist_scvi.module._vae import Condition
 
 _N_SAMPLES = 25
 _N_SPOTS, _N_OTHER_SPOTS = 2048, 512  # that calibrate, chosen at random
@@ -30,7 +30,6 @@ class IntervalMixin:
     def _predictive(
         self,
         condition: Condition,
-        centre: Spots,
         tensors: dict,
         estimand: Estimand,
         seed: int,
@@ -42,10 +41,10 @@ class IntervalMixin:
         library = tensors[keys.LIBRARY]
         library = torch.where(library > 0, library, vae.typical_library)
         if not vae.counts_are_modelled:
-            mean, variance = self._spread(condition, centre, tensors, "captured", n_samples, seed, n_steps)
+            mean, variance = self._spread(condition, tensors, "captured", n_samples, seed, n_steps)
             variance = variance + vae.likelihood.sigma**2
             return NormalPredictive(mean.cpu().numpy(), variance.cpu().numpy(), library.cpu().numpy())
-        mean, variance = self._spread(condition, centre, tensors, "rate", n_samples, seed, n_steps)
+        mean, variance = self._spread(condition, tensors, "rate", n_samples, seed, n_steps)
         per_count = library / 1e4
         mean, variance = mean * per_count, variance * per_count**2
         noise = mean
@@ -99,9 +98,9 @@ class IntervalMixin:
             hidden = {"set_aside": aside, "known": others, "spot": observed}[hide]
             shown = _without(tensors, torch.from_numpy(hidden).to(self.module.device), keep_library)
             counts = _relative_to(tensors, shown, vae.typical_library).cpu().numpy()
-            condition, centre = self.module.condition(shown)
+            condition = self.module.condition(shown)
             n_samples = _N_SAMPLES_OF_OTHERS if hide == "known" else _N_SAMPLES
-            predictive = self._predictive(condition, centre, shown, estimands[0], 0, n_samples)
+            predictive = self._predictive(condition, shown, estimands[0], 0, n_samples)
             for estimand in estimands:
                 # both estimands of a count model look at the same counts
                 deviation = (predictive if estimand == estimands[0] else predictive.given_captured()).deviation(counts)
@@ -178,8 +177,8 @@ class IntervalMixin:
         by_entry = reach(self.calibration_, estimand, level)
         by_spot = reach(self.calibration_["hidden_spots"], estimand, level)
         for place, tensors, library in self._blocks(adata, rows, batch_size, silent):
-            condition, centre = self.module.condition(tensors)
-            predictive = self._predictive(condition, centre, tensors, estimand, seed, n_samples, n_steps)
+            condition = self.module.condition(tensors)
+            predictive = self._predictive(condition, tensors, estimand, seed, n_samples, n_steps)
             kept, measured = self._measured(tensors, library, fill, positions)
             kept &= observed == "keep"
             seen = (tensors[keys.MASK] > 0).any(dim=1, keepdim=True).cpu().numpy()

@@ -57,6 +57,8 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
         its neighbours only, as in the paper.
     n_latent, n_hidden, n_layers, n_heads, dropout_rate
         Sizes of the neighbourhood VAE.
+    n_factors
+        Number of factors of the linear expert, a factor analysis whose prediction is averaged with the network's.
     n_denoiser_hidden, n_denoiser_layers, n_denoiser_heads, n_timesteps
         Sizes of the denoiser, and the number of noise steps it is trained with.
     hide_up_to
@@ -64,7 +66,9 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
     hide_spot
         Share of the spots, in training, of which everything is hidden.
     visible_weight
-        Weight of visible entries in the reconstruction, against 1 for hidden ones.
+        Weight of visible captured values in the reconstruction, against 1 for hidden ones.
+    keep_at_least
+        In training, visible counts are thinned to a share, uniform between this and 1, and the rest is fitted.
     set_aside_fraction
         Share of the entries that training never sees; validation scores them.
     n_draws
@@ -97,6 +101,7 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
         gene_likelihood: Literal["auto", "nb", "poisson", "normal"] = "auto",
         conditioning: Literal["spot+neighborhood", "neighborhood"] = "spot+neighborhood",
         n_latent: int = 64,
+        n_factors: int = 32,
         n_hidden: int = 256,
         n_layers: int = 2,
         n_heads: int = 4,
@@ -108,6 +113,7 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
         hide_up_to: float = 0.9,
         hide_spot: float = 0.05,
         visible_weight: float = 0.1,
+        keep_at_least: float = 0.3,
         set_aside_fraction: float = 0.05,
         n_draws: int = 4,
         decoded_weight: float = 0.1,
@@ -135,11 +141,15 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
                 1.0,
                 np.zeros((n_genes, n_latent), np.float32),
                 np.zeros(n_latent, np.float32),
+                np.zeros((n_genes, n_factors), np.float32),
+                ones.copy(),
             )
         else:
             dataset = self.adata_manager.create_torch_dataset()
             gene_likelihood = resolve_likelihood(gene_likelihood, dataset, adata)
-            statistics = gene_statistics(dataset, patterns, closed, n_latent)
+            statistics = gene_statistics(
+                dataset, patterns, closed, n_latent, n_factors, zeros_are_data=gene_likelihood != "normal"
+            )
         vae = NeighborhoodVAE(
             gene_rate=torch.from_numpy(statistics.rate),
             value_mean=torch.from_numpy(statistics.value_mean),
@@ -147,6 +157,8 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
             typical_library=statistics.typical_library,
             loadings=torch.from_numpy(statistics.loadings),
             signal=torch.from_numpy(statistics.signal),
+            factors=torch.from_numpy(statistics.factors),
+            factor_noise=torch.from_numpy(statistics.factor_noise),
             likelihood=gene_likelihood,
             closed=closed,
             n_latent=n_latent,
@@ -167,6 +179,7 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
             hide_up_to=hide_up_to,
             hide_spot=hide_spot,
             visible_weight=visible_weight,
+            keep_at_least=keep_at_least,
             n_draws=n_draws,
             decoded_weight=decoded_weight,
             kl_weight=kl_weight,

@@ -17,7 +17,7 @@ from lgdist_scvi.data import _keys as keys
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from lgdist_scvi.module._vae import Condition, Spots
+    from lgdist_scvi.module._vae import Condition
 
 _BATCH_SIZE = 512
 _SAMPLER_STEPS = 10
@@ -66,8 +66,8 @@ class PredictionMixin:
             return
         fill = np.empty((adata.n_obs, len(first.vae.gene_rate)), dtype=np.float16)
         for place, tensors, _ in self._blocks(adata, np.arange(adata.n_obs), None, silent=True):
-            condition, centre = first.condition(tensors, hide)
-            value = first.vae.decode(first.latent_mean(condition), centre)
+            condition = first.condition(tensors, hide)
+            value = first.vae.decode(first.latent_mean(condition), condition)
             value = torch.log1p(value * COUNTS_PER) if first.vae.counts_are_modelled else value
             fill[place] = value.cpu().numpy()
         manager.fill = fill
@@ -131,7 +131,6 @@ class PredictionMixin:
     def _spread(
         self,
         condition: Condition,
-        centre: Spots,
         tensors: dict,
         estimand: Estimand,
         n_samples: int,
@@ -142,7 +141,7 @@ class PredictionMixin:
         latents = self._latents(condition, tensors[keys.SPOT].cpu().numpy().ravel(), n_samples, seed, n_steps)
         mean = square = 0.0
         for sample in range(n_samples):
-            value = self._expected(self.module.vae.decode(latents[:, sample], centre), tensors, estimand)
+            value = self._expected(self.module.vae.decode(latents[:, sample], condition), tensors, estimand)
             delta = value - mean
             mean = mean + delta / (sample + 1)
             square = square + delta * (value - mean)
@@ -224,14 +223,14 @@ class PredictionMixin:
         spread = np.zeros((len(rows), len(names)), dtype=np.float32) if return_std else None
 
         for place, tensors, library in self._blocks(adata, rows, batch_size, silent):
-            condition, centre = self.module.condition(tensors)
-            decode = lambda z, centre=centre, tensors=tensors: self._expected(  # noqa: E731
-                self.module.vae.decode(z, centre), tensors, estimand
+            condition = self.module.condition(tensors)
+            decode = lambda z, condition=condition, tensors=tensors: self._expected(  # noqa: E731
+                self.module.vae.decode(z, condition), tensors, estimand
             )
             spots = tensors[keys.SPOT].cpu().numpy().ravel()
             if n_samples > 1 and return_mean or return_std:
                 n_spread = n_samples if n_samples > 1 else _SAMPLES_FOR_SPREAD
-                mean, variance = self._spread(condition, centre, tensors, estimand, n_spread, seed, n_steps)
+                mean, variance = self._spread(condition, tensors, estimand, n_spread, seed, n_steps)
             if by_sample or not return_mean:
                 latents = self._latents(condition, spots, n_samples, seed, n_steps)
                 block = torch.stack([decode(latents[:, sample]) for sample in range(n_samples)])
@@ -305,12 +304,12 @@ class PredictionMixin:
         by_sample = n_samples > 1 and not return_mean
         values = np.empty(((n_samples,) if by_sample else ()) + (len(rows), len(names)), dtype=np.float32)
         for place, tensors, _ in self._blocks(adata, rows, batch_size, silent):
-            condition, centre = self.module.condition(tensors)
+            condition = self.module.condition(tensors)
             if n_samples == 1 and return_mean:
-                block = self.module.vae.decode(self.module.latent_mean(condition), centre)
+                block = self.module.vae.decode(self.module.latent_mean(condition), condition)
             else:
                 latents = self._latents(condition, tensors[keys.SPOT].cpu().numpy().ravel(), n_samples, seed, None)
-                block = torch.stack([self.module.vae.decode(latents[:, sample], centre) for sample in range(n_samples)])
+                block = torch.stack([self.module.vae.decode(latents[:, sample], condition) for sample in range(n_samples)])
                 block = block if by_sample else block.mean(0)
             factor = tensors[keys.LIBRARY] if library_size == "latent" else library_size
             values[..., place, :] = (block * factor).cpu().numpy()[..., positions]
@@ -345,7 +344,7 @@ class PredictionMixin:
         rows, seed = _rows(adata, indices), _seed(seed)
         latent = np.empty((len(rows), self.module.n_latent), dtype=np.float32)
         for place, tensors, _ in self._blocks(adata, rows, batch_size, silent):
-            condition, _ = self.module.condition(tensors)
+            condition = self.module.condition(tensors)
             if give_mean:
                 block = self.module.latent_mean(condition)
             else:

@@ -101,11 +101,19 @@ class CountLikelihood(nn.Module):
 
 
 class NormalLikelihood(nn.Module):
-    """Gaussian log1p(CP10K) values with one standard deviation per gene."""
+    """Gaussian log1p(CP10K) values with one standard deviation per gene.
 
-    def __init__(self, n_genes: int):
+    Parameters
+    ----------
+    scale
+        Standard deviation of the observed values of each gene in log1p(CP10K), (n_genes,).
+    """
+
+    def __init__(self, scale: torch.Tensor):
         super().__init__()
-        self.log_sigma = nn.Parameter(torch.zeros(n_genes))
+        # one for all genes: completed values are judged on log1p(CP10K), whatever the gene
+        self.register_buffer("scale", scale.square().mean().sqrt())
+        self.log_sigma = nn.Parameter(torch.log(0.7 * scale))
 
     @property
     def sigma(self) -> torch.Tensor:
@@ -113,8 +121,13 @@ class NormalLikelihood(nn.Module):
         return self.log_sigma.clamp(-5.0, 3.0).exp()
 
     def training_loss(self, values: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-        """What training minimises: the negative log-likelihood."""
-        return self.negative_log_likelihood(values, mean)
+        """What training minimises, entrywise; both (batch, n_genes).
+
+        Squared error for the mean, so that it does not depend on how far the noise has been learnt; the likelihood at
+        that mean for the noise.
+        """
+        noise = self.negative_log_likelihood(values, mean.detach())
+        return 0.5 * ((values - mean) / self.scale) ** 2 + noise - noise.detach()
 
     def negative_log_likelihood(self, values: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
         """Entrywise, in nats, up to a constant; all (batch, n_genes)."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -10,9 +12,13 @@ from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 
 from lgdist_scvi.module._denoiser import Denoiser
 from lgdist_scvi.module._diffusion import GaussianDiffusion
-from lgdist_scvi.module._vae import Condition, NeighborhoodVAE, Spots
+from lgdist_scvi.module._vae import Around, Condition, NeighborhoodVAE, Spots
 
-Hide = Literal["random", "set_aside", "nothing"]
+Hide = Literal["random", "set_aside", "split", "nothing"]
+
+_N_HIDE_GROUPS = 8
+_HIDDEN_FOR_NEIGHBORS = 0.1
+_LINEAR_WEIGHTS = [step / 10 for step in range(11)]
 
 
 class LGDiSTModule(BaseModuleClass):
@@ -38,7 +44,9 @@ class LGDiSTModule(BaseModuleClass):
     hide_spot
         Share of the spots, in training, of which everything is hidden.
     visible_weight
-        Weight of entries that are fitted while visible, against 1 for hidden ones.
+        Weight of captured values that are fitted while visible, against 1 for hidden ones. Counts are split instead.
+    keep_at_least
+        In training, the visible counts of a spot are thinned to a share, uniform between this and 1; the rest is fitted.
     n_draws
         Noise draws per condition in a step of the diffusion's training.
     decoded_weight
@@ -62,6 +70,7 @@ class LGDiSTModule(BaseModuleClass):
         hide_up_to: float,
         hide_spot: float,
         visible_weight: float,
+        keep_at_least: float,
         n_draws: int,
         decoded_weight: float,
         kl_weight: float,
@@ -77,6 +86,7 @@ class LGDiSTModule(BaseModuleClass):
         self.hide_spot = hide_spot if own_entries else max(hide_spot, 0.5)
         self.own_entries = own_entries
         self.visible_weight = visible_weight
+        self.keep_at_least = keep_at_least
         self.n_draws = n_draws
         self.decoded_weight = decoded_weight
         self.kl_weight = kl_weight
@@ -103,9 +113,13 @@ class LGDiSTModule(BaseModuleClass):
 
     def _hidden(self, shape: torch.Size, device: torch.device, generator: torch.Generator | None) -> torch.Tensor:
         """Draw the entries that a step hides, (batch, n_genes), bool."""
-        draws = torch.rand(2, shape[0], 1, device=device, generator=generator)
-        share = torch.where(draws[1] < self.hide_spot, 1.0, draws[0] * self.hide_up_to)
-        return torch.rand(shape, device=device, generator=generator) < share
+        n_obs, n_genes = shape
+        whole = torch.rand(n_obs, 1, device=device, generator=generator) < self.hide_spot
+        share = self.hide_up_to * torch.rand(n_obs, 1, device=device, generator=generator)
+        # groups of genes are hidden to different degrees: that one gene is hidden says nothing about another
+        group = torch.randint(_N_HIDE_GROUPS, (n_genes,), device=device, generator=generator)
+        share = share * torch.rand(n_obs, _N_HIDE_GROUPS, device=device, generator=generator)[:, group]
+        return torch.rand(shape, device=device, generator=generator) < torch.where(whole, 1.0, share)
 
     def _get_inference_input(
         self,
@@ -122,6 +136,7 @@ class LGDiSTModule(BaseModuleClass):
         """
         counts, observed = tensors["X"], tensors["observed_mask"].bool()
         neighbors_visible = tensors["neighbor_mask"]
+        target, share = counts, 1.0
         if hide == "nothing":
             known, visible, score = observed, observed, torch.zeros_like(counts)
         else:
@@ -130,7 +145,17 @@ class LGDiSTModule(BaseModuleClass):
             neighbors_visible = neighbors_visible * ~self.set_aside(tensors["neighbor_spot"])
             if hide == "random":
                 visible = known & ~self._hidden(known.shape, counts.device, None)
-                score = torch.where(visible, self.visible_weight, 1.0) * known
+                weight = self.visible_weight
+                if self.vae.counts_are_modelled and autoencode:
+                    kept = torch.rand(len(counts), 1, device=counts.device)
+                    kept = self.keep_at_least + (1.0 - self.keep_at_least) * kept
+                    counts, target, share = _split(counts, kept, visible)
+                    weight = 1.0
+                score = torch.where(visible, weight, 1.0) * known
+            elif hide == "split":
+                visible, score = observed, (observed & aside).float()
+                half = torch.full_like(counts[:, :1], 0.5)
+                counts, target, share = _split(counts, half, visible, generator)
             else:
                 visible, score = known, (observed & aside).float()
                 if generator is not None:
@@ -141,7 +166,10 @@ class LGDiSTModule(BaseModuleClass):
         return {
             "centre": Spots(counts, visible.float(), library),
             "known": known.float(),
+            "counts": tensors["X"],
             "score": score,
+            "target": target,
+            "share": share,
             "neighbors": Spots(
                 tensors["neighbor_counts"], neighbors_visible.float(), tensors["neighbor_library"], self._fill(tensors)
             ),
@@ -178,22 +206,21 @@ class LGDiSTModule(BaseModuleClass):
         neighbor_index: torch.Tensor,
         distance: torch.Tensor,
         valid: torch.Tensor,
-        known: torch.Tensor | None = None,
-        score: torch.Tensor | None = None,
+        **scored: torch.Tensor,
     ) -> dict:
         """Posterior of the latent given what is visible."""
-        tokens = self.vae.encode_neighbors(neighbors, neighbor_index, distance)
-        condition = self.vae.encode(centre, tokens, valid)
+        around = self.vae.encode_neighbors(neighbors, neighbor_index, distance, valid)
+        condition = self.vae.encode(centre, around)
         # sampled in training, the mean in validation: validation must not follow noise
         z = condition.sample(torch.randn_like(condition.mean)) if self.training else condition.mean
-        return {"condition": condition, "z": z, "centre": centre, "score": score}
+        return {"condition": condition, "z": z, **scored}
 
     def _get_generative_input(self, tensors: dict[str, torch.Tensor], inference_outputs: dict) -> dict:
-        return {"z": inference_outputs["z"], "centre": inference_outputs["centre"]}
+        return {"z": inference_outputs["z"], "condition": inference_outputs["condition"]}
 
-    def generative(self, z: torch.Tensor, centre: Spots) -> dict:
+    def generative(self, z: torch.Tensor, condition: Condition) -> dict:
         """Expected rate, or expected captured value."""
-        return {"px": self.vae.decode(z, centre)}
+        return {"px": self.vae.decode(z, condition)}
 
     def loss(
         self,
@@ -204,7 +231,7 @@ class LGDiSTModule(BaseModuleClass):
         """Negative evidence lower bound per spot, mostly on hidden entries, in nats per gene."""
         n_obs, n_genes = tensors["X"].shape
         condition, score = inference_outputs["condition"], inference_outputs["score"]
-        entries = self._reconstruction(tensors, generative_outputs["px"], inference_outputs["centre"])
+        entries = self._reconstruction(tensors, generative_outputs["px"], inference_outputs)
         reconstruction = (entries * score).sum() / score.sum().clamp(min=1.0)
         divergence = 0.5 * (condition.mean**2 + condition.log_variance.exp() - 1.0 - condition.log_variance).sum(-1)
         loss = reconstruction + self.kl_weight * divergence.mean() / n_genes
@@ -212,8 +239,54 @@ class LGDiSTModule(BaseModuleClass):
             loss=loss, reconstruction_loss=reconstruction * n_obs, kl_local=divergence / n_genes, n_obs_minibatch=n_obs
         )
 
-    def _reconstruction(self, tensors: dict[str, torch.Tensor], px: torch.Tensor, centre: Spots) -> torch.Tensor:
-        return self.vae.reconstruction(px, centre, self.exposure(tensors).clamp(min=1e-3))
+    def _reconstruction(self, tensors: dict[str, torch.Tensor], px: torch.Tensor, scored: dict) -> torch.Tensor:
+        """Loss of each entry on what it is fitted to, in nats, (batch, n_genes)."""
+        exposure = self.exposure(tensors).clamp(min=1e-3) * scored["share"]
+        return self.vae.reconstruction(px, scored["target"], exposure)
+
+    # ---- after stage 1: the linear expert's say
+
+    @torch.no_grad()
+    def fit_linear(self, batches: Iterable[dict[str, torch.Tensor]], generator: torch.Generator) -> None:
+        """Let the linear expert learn from neighbours, and choose its weight on what training set aside.
+
+        Parameters
+        ----------
+        batches
+            Batches of spots.
+        generator
+            Of the entries that are hidden in turn.
+        """
+        vae = self.vae
+        vae.has_linear.fill_(True)
+        parts = []
+        for tensors in batches:
+            inputs = self._get_inference_input(tensors, "set_aside")
+            around, centre = self._around(inputs), inputs["centre"]
+            hidden = (torch.rand(centre.visible.shape, generator=generator) < _HIDDEN_FOR_NEIGHBORS).to(centre.visible)
+            target, weight = vae.residuals(centre)
+            shown = Spots(centre.counts, centre.visible * (1.0 - hidden), centre.library)
+            parts.append((target * hidden, weight * hidden, *vae.linear.parts(*vae.residuals(shown), around.linear)[:3]))
+        vae.linear.fit_neighbors(parts, per_gene=not vae.counts_are_modelled)
+        cases = {"set_aside": vae.linear_weight_hidden}
+        if vae.counts_are_modelled:
+            cases["split"] = vae.linear_weight
+        for hide, weight in cases.items():
+            weight.fill_(self._best_linear_weight(batches, hide, generator))
+
+    def _best_linear_weight(
+        self, batches: Iterable[dict[str, torch.Tensor]], hide: Hide, generator: torch.Generator
+    ) -> float:
+        """Weight of the linear expert that predicts set-aside entries best."""
+        losses = torch.zeros(len(_LINEAR_WEIGHTS))
+        for tensors in batches:
+            inputs = self._get_inference_input(tensors, hide, generator if hide == "split" else None)
+            condition = self.vae.encode(inputs["centre"], self._around(inputs))
+            for place, weight in enumerate(_LINEAR_WEIGHTS):
+                blended = replace(condition, linear_share=condition.reliability * weight)
+                entries = self._reconstruction(tensors, self.vae.decode(condition.mean, blended), inputs)
+                losses[place] += (entries * inputs["score"]).sum().cpu()
+        return _LINEAR_WEIGHTS[int(losses.argmin())]
 
     # ---- stage 2
 
@@ -248,7 +321,7 @@ class LGDiSTModule(BaseModuleClass):
 
         # the first draw sits at the noisiest step, where the prediction is minus the posterior mean
         mean = condition.mean - scale[:, 0] * predicted[:, 0]
-        entries = self._reconstruction(tensors, self.vae.decode(mean, inputs["centre"]), inputs["centre"])
+        entries = self._reconstruction(tensors, self.vae.decode(mean, condition), inputs)
         decoded = (entries * (score * (inputs["centre"].visible == 0))).sum() / score.sum().clamp(min=1.0)
         return error, decoded
 
@@ -261,11 +334,15 @@ class LGDiSTModule(BaseModuleClass):
 
     def _conditions(self, inputs: dict, hide: Hide) -> tuple[Condition, Condition]:
         """The posterior given what is visible, and given everything that is known."""
-        tokens = self.vae.encode_neighbors(inputs["neighbors"], inputs["neighbor_index"], inputs["distance"])
-        centre = inputs["centre"]
-        visible = self.vae.encode(centre, tokens, inputs["valid"])
-        everything = inputs["known"] if hide == "random" else torch.maximum(inputs["known"], inputs["score"])
-        return visible, self.vae.encode(Spots(centre.counts, everything, centre.library), tokens, inputs["valid"])
+        around = self._around(inputs)
+        known = inputs["known"] if hide == "random" else torch.maximum(inputs["known"], inputs["score"])
+        everything = Spots(inputs["counts"], known, inputs["centre"].library)
+        return self.vae.encode(inputs["centre"], around), self.vae.encode(everything, around)
+
+    def _around(self, inputs: dict) -> Around:
+        return self.vae.encode_neighbors(
+            inputs["neighbors"], inputs["neighbor_index"], inputs["distance"], inputs["valid"]
+        )
 
     def _timesteps(self, batch: int, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
         """One draw at the noisiest step, the others stratified over the schedule, (batch, n_draws)."""
@@ -285,11 +362,10 @@ class LGDiSTModule(BaseModuleClass):
     # ---- inference
 
     @auto_move_data
-    def condition(self, tensors: dict[str, torch.Tensor], hide: Hide = "nothing") -> tuple[Condition, Spots]:
+    def condition(self, tensors: dict[str, torch.Tensor], hide: Hide = "nothing") -> Condition:
         """What all observed entries, or those that are not hidden, tell about each spot of the batch."""
         inputs = self._get_inference_input(tensors, hide)
-        tokens = self.vae.encode_neighbors(inputs["neighbors"], inputs["neighbor_index"], inputs["distance"])
-        return self.vae.encode(inputs["centre"], tokens, inputs["valid"]), inputs["centre"]
+        return self.vae.encode(inputs["centre"], self._around(inputs))
 
     def latent_mean(self, condition: Condition) -> torch.Tensor:
         """Posterior mean of the latent, (batch, n_latent): one evaluation of the denoiser."""
@@ -311,3 +387,34 @@ class LGDiSTModule(BaseModuleClass):
             n_steps,
         )
         return condition.mean[:, None] + self._residual_scale(condition)[:, None] * residual
+
+
+def _split(
+    counts: torch.Tensor, kept: torch.Tensor, visible: torch.Tensor, generator: torch.Generator | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Thin the visible counts: one part is looked at, the rest is fitted (count splitting).
+
+    Under Poisson noise the two parts are independent given the rate, so that a visible count can be fitted without
+    learning to repeat it.
+
+    Parameters
+    ----------
+    counts
+        (batch, n_genes)
+    kept
+        Share that is looked at, (batch, 1).
+    visible
+        (batch, n_genes)
+    generator
+        Of the draws.
+
+    Returns
+    -------
+    Counts to look at, counts to fit, and the share of the exposure that the latter have.
+    """
+    looked_at = torch.binomial(counts.detach(), kept.expand_as(counts).contiguous(), generator=generator)
+    return (
+        looked_at,
+        torch.where(visible, counts - looked_at, counts),
+        torch.where(visible, 1.0 - kept, torch.ones_like(kept)),
+    )

@@ -8,10 +8,13 @@ import torch
 from torch import nn
 
 from lgdist_scvi._expression import COUNTS_PER
+from lgdist_scvi.module._factors import SpatialFactors
 from lgdist_scvi.module._layers import CentreBlock, DistanceEncoding, ResidualBlock
 from lgdist_scvi.module._likelihood import CountLikelihood, NormalLikelihood
 
 _LOG_VARIANCE_RANGE = (-9.0, 3.0)
+_SMALLEST_RATE = 0.1  # of a linear prediction, as a part of the gene's mean rate
+_GAIN_SCALE = 5.0  # the gains learn faster than other parameters: there is one per gene
 
 
 @dataclass
@@ -38,6 +41,29 @@ class Spots:
 
 
 @dataclass
+class Around:
+    """What the neighbours of each centre tell, whatever the centre shows.
+
+    Attributes
+    ----------
+    tokens
+        One per neighbour, (batch, k, n_hidden).
+    valid
+        (batch, k), False where a token is padding.
+    deviation
+        How far each gene of the neighbours lies from its mean, (batch, n_genes): logarithm of observed over expected
+        counts, or mean standardised value.
+    linear
+        The same for the linear expert; ``None`` if it has no say.
+    """
+
+    tokens: torch.Tensor
+    valid: torch.Tensor
+    deviation: torch.Tensor
+    linear: tuple[torch.Tensor, torch.Tensor] | None
+
+
+@dataclass
 class Condition:
     """What a neighbourhood tells about its centre.
 
@@ -49,12 +75,24 @@ class Condition:
         Summary of the neighbourhood, the centre's own visible part, and each neighbour: (batch, 2 + k, n_hidden).
     valid
         (batch, 2 + k), False where a token is padding.
+    depth
+        Logarithm of the library relative to the typical one, and the share of entries that are visible, (batch, 2).
+    deviation
+        See :class:`Around`.
+    linear, reliability, linear_share
+        Prediction of the linear expert, (batch, n_genes), how much it knows of the spot, (batch, 1), and its weight against
+        the network's, (batch, n_genes); ``None`` if it has no say.
     """
 
     mean: torch.Tensor
     log_variance: torch.Tensor
     tokens: torch.Tensor
     valid: torch.Tensor
+    depth: torch.Tensor
+    deviation: torch.Tensor
+    linear: torch.Tensor | None
+    reliability: torch.Tensor | None
+    linear_share: torch.Tensor | None
 
     def sample(self, noise: torch.Tensor) -> torch.Tensor:
         """Reparametrised sample of the latent, in the shape of `noise`, (..., batch, n_latent)."""
@@ -76,6 +114,8 @@ class NeighborhoodVAE(nn.Module):
         Scaled principal axes of the standardised values, (n_genes, n_latent): where encoder and decoder start.
     signal
         Share of each score's variance that is not noise, (n_latent,).
+    factors, factor_noise
+        Loadings, (n_genes, n_factors), and variance of the noise, (n_genes,), of the linear expert.
     likelihood
         ``"nb"``, ``"poisson"`` (counts; zeros are data) or ``"normal"`` (log1p(CP10K) of captured entries).
     closed
@@ -92,6 +132,8 @@ class NeighborhoodVAE(nn.Module):
         typical_library: float,
         loadings: torch.Tensor,
         signal: torch.Tensor,
+        factors: torch.Tensor,
+        factor_noise: torch.Tensor,
         likelihood: str,
         closed: bool,
         n_latent: int,
@@ -123,9 +165,15 @@ class NeighborhoodVAE(nn.Module):
         self.decode_gene = nn.Linear(n_latent, n_genes)
         self.decode_depth = None if self.counts_are_modelled else nn.Linear(2, n_latent)
         self.likelihood = (
-            CountLikelihood(n_genes, likelihood == "nb") if self.counts_are_modelled else NormalLikelihood(n_genes)
+            CountLikelihood(n_genes, likelihood == "nb") if self.counts_are_modelled else NormalLikelihood(value_scale)
         )
 
+        self.neighbor_gain = nn.Parameter(torch.full((n_genes,), 0.1 / _GAIN_SCALE))
+        self.linear = SpatialFactors(factors, factor_noise)
+        # say of the linear expert, on entries that are visible and hidden, where it knows everything else about a spot
+        self.register_buffer("has_linear", torch.tensor(False))
+        self.register_buffer("linear_weight", torch.tensor(0.0))
+        self.register_buffer("linear_weight_hidden", torch.tensor(0.0))
         self._start_from(loadings, signal)
 
     @torch.no_grad()
@@ -169,18 +217,34 @@ class NeighborhoodVAE(nn.Module):
     def _depth(self, library: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
         return torch.cat([torch.log(library / self.typical_library), visible.mean(-1, keepdim=True)], dim=-1)
 
-    def embed(self, spots: Spots) -> torch.Tensor:
-        """One token per spot from value and visibility, entry by entry: (n, n_hidden)."""
-        library = self._visible_library(spots)
+    def _standardised(self, spots: Spots, library: torch.Tensor) -> torch.Tensor:
         values = torch.log1p(spots.counts * spots.visible / library * COUNTS_PER)
-        standardised = (values - self.value_mean) / self.value_scale * spots.visible
+        return (values - self.value_mean) / self.value_scale * spots.visible
+
+    def _embed(self, spots: Spots, library: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
+        """One token per spot from value and visibility, entry by entry: (n, n_hidden)."""
+        standardised = self._standardised(spots, library)
         if spots.fill is not None:
             standardised = standardised + spots.fill
-        token = self.embed_value(standardised) + self.embed_visible(spots.visible)
-        return token + self.embed_depth(self._depth(library, spots.visible))
+        return self.embed_value(standardised) + self.embed_visible(spots.visible) + self.embed_depth(depth)
 
-    def encode_neighbors(self, neighbors: Spots, index: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:
-        """Tokens of the neighbours of each centre, (batch, k, n_hidden).
+    def residuals(self, spots: Spots) -> tuple[torch.Tensor, torch.Tensor]:
+        """Residuals of the visible entries and their weights, for the linear expert; both (n, n_genes), 0 where hidden.
+
+        Of counts, Pearson residuals from the gene's mean rate: under Poisson noise their variance is 1 whatever the depth,
+        and the signal grows with its square root.
+        """
+        library = self._visible_library(spots)
+        if not self.counts_are_modelled:
+            return self._standardised(spots, library), spots.visible
+        expected = library * self.gene_rate
+        residuals = (spots.counts - expected) / expected.sqrt() * spots.visible
+        return residuals, spots.visible * (library / self.typical_library).sqrt()
+
+    def encode_neighbors(
+        self, neighbors: Spots, index: torch.Tensor, distance: torch.Tensor, valid: torch.Tensor
+    ) -> Around:
+        """Summarise the neighbours of each centre.
 
         Parameters
         ----------
@@ -190,75 +254,109 @@ class NeighborhoodVAE(nn.Module):
             Rows of `neighbors`, (batch, k).
         distance
             In units of the spot pitch, (batch, k).
-        """
-        tokens = self.neighbor(self.embed(neighbors) + self.role[1])
-        return tokens[index] + self.embed_distance(distance)
-
-    def encode(self, centre: Spots, neighbor_tokens: torch.Tensor, valid: torch.Tensor) -> Condition:
-        """Posterior of the centre's latent given what is visible.
-
-        Parameters
-        ----------
-        centre
-            The centres of the batch.
-        neighbor_tokens
-            (batch, k, n_hidden)
         valid
-            (batch, k), False where a token is padding.
+            (batch, k), False where there is no neighbour.
         """
-        own = self.centre(self.embed(centre) + self.role[0])
-        tokens = torch.cat([own[:, None], neighbor_tokens], dim=1)
-        valid = torch.cat([torch.ones_like(valid[:, :1], dtype=torch.bool), valid], dim=1)
+        library = self._visible_library(neighbors)
+        tokens = self.neighbor(self._embed(neighbors, library, self._depth(library, neighbors.visible)) + self.role[1])
+        adjacency = tokens.new_zeros(len(index), len(tokens)).scatter_add_(1, index, valid.to(tokens))
+        if self.counts_are_modelled:
+            counted = adjacency @ (neighbors.counts * neighbors.visible)
+            expected = adjacency @ (library * neighbors.visible * self.gene_rate)
+            deviation = torch.log((counted + 1.0) / (expected + 1.0))
+        else:
+            standardised = self._standardised(neighbors, library)
+            deviation = (adjacency @ standardised) / (adjacency @ neighbors.visible + 1.0)
+        return Around(
+            tokens=tokens[index] + self.embed_distance(distance),
+            valid=valid,
+            deviation=deviation,
+            linear=self.linear.around(*self.residuals(neighbors), adjacency) if self.has_linear else None,
+        )
+
+    def encode(self, centre: Spots, around: Around) -> Condition:
+        """Posterior of the centre's latent given what is visible, and what else decoding needs."""
+        library = self._visible_library(centre)
+        depth = self._depth(library, centre.visible)
+        own = self.centre(self._embed(centre, library, depth) + self.role[0])
+        tokens = torch.cat([own[:, None], around.tokens], dim=1)
+        valid = torch.cat([torch.ones_like(around.valid[:, :1]), around.valid], dim=1)
         summary = own
         for block in self.blocks:
             summary = block(summary, tokens, valid)
         mean, log_variance = self.posterior(summary).chunk(2, dim=-1)
+        linear, reliability, share = None, None, None
+        if around.linear is not None:
+            linear, reliability = self.linear_prediction(centre, around.linear)
+            share = reliability * torch.where(centre.visible > 0, self.linear_weight, self.linear_weight_hidden)
         return Condition(
             mean=mean,
             log_variance=log_variance.clamp(*_LOG_VARIANCE_RANGE),
             tokens=torch.cat([summary[:, None], tokens], dim=1),
             valid=torch.cat([torch.ones_like(valid[:, :1]), valid], dim=1),
+            depth=depth,
+            deviation=around.deviation,
+            linear=linear,
+            reliability=reliability,
+            linear_share=share,
         )
+
+    def linear_prediction(
+        self, centre: Spots, around: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prediction of the linear expert on the scale of :meth:`decode`, (batch, n_genes), and its reliability."""
+        score, reliability = self.linear(*self.residuals(centre), around)
+        if not self.counts_are_modelled:
+            return self.value_mean + self.value_scale * score, reliability
+        relative = 1.0 + score / (self.typical_library * self.gene_rate).sqrt()
+        rate = self.gene_rate * relative.clamp(min=_SMALLEST_RATE)
+        return rate / rate.sum(-1, keepdim=True) if self.closed else rate, reliability
 
     # ---- decoding
 
-    def decode(self, latent: torch.Tensor, centre: Spots) -> torch.Tensor:
+    def decode(self, latent: torch.Tensor, condition: Condition) -> torch.Tensor:
         """Expected rate (share of the library) or, for ``"normal"``, expected captured log1p(CP10K).
+
+        The average of what the network and the linear expert say, whose errors are of different kinds.
 
         Parameters
         ----------
         latent
             (..., batch, n_latent)
-        centre
-            The centres; only the library size of ``"normal"`` enters, because the smallest value that can be captured
-            depends on it.
+        condition
+            What is known of the batch.
 
         Returns
         -------
         (..., batch, n_genes)
         """
         if self.decode_depth is not None:
-            library = self._visible_library(centre)
-            latent = latent + self.decode_depth(self._depth(library, centre.visible))
+            # the smallest value that can be captured depends on the library
+            latent = latent + self.decode_depth(condition.depth)
         score = self.decode_gene(self.decode_hidden(latent))
+        score = score + _GAIN_SCALE * self.neighbor_gain * condition.deviation
         if not self.counts_are_modelled:
-            return self.value_mean + self.value_scale * score
-        logits = score + torch.log(self.gene_rate)
-        return torch.softmax(logits, dim=-1) if self.closed else torch.exp(logits.clamp(max=0.0))
+            decoded = self.value_mean + self.value_scale * score
+        else:
+            logits = score + torch.log(self.gene_rate)
+            decoded = torch.softmax(logits, dim=-1) if self.closed else torch.exp(logits.clamp(max=0.0))
+        if condition.linear is None:
+            return decoded
+        return decoded + condition.linear_share * (condition.linear - decoded)
 
-    def reconstruction(self, decoded: torch.Tensor, centre: Spots, exposure: torch.Tensor) -> torch.Tensor:
+    def reconstruction(self, decoded: torch.Tensor, counts: torch.Tensor, exposure: torch.Tensor) -> torch.Tensor:
         """Loss on what was measured, entry by entry, in nats, (batch, n_genes).
 
         Parameters
         ----------
         decoded
             Output of :meth:`decode`, (batch, n_genes).
-        centre
-            The centres with all their observed entries.
+        counts
+            What is fitted, (batch, n_genes).
         exposure
-            Library size, in counts, that the rates multiply, (batch, 1).
+            Library size, in counts, that the rates multiply, (batch, 1) or (batch, n_genes).
         """
         if self.counts_are_modelled:
-            return self.likelihood.training_loss(centre.counts, decoded * exposure + 1e-8)
-        values = torch.log1p(centre.counts / exposure * COUNTS_PER)
+            return self.likelihood.training_loss(counts, decoded * exposure + 1e-8)
+        values = torch.log1p(counts / exposure * COUNTS_PER)
         return self.likelihood.training_loss(values, decoded)

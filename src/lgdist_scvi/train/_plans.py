@@ -11,6 +11,7 @@ import torch
 from lgdist_scvi.module import LGDiSTModule
 
 _N_SCALE_BATCHES = 8
+_N_LINEAR_BATCHES = 16
 _VALIDATION_SEED = 0
 
 
@@ -39,6 +40,9 @@ class StagePlan(lightning.LightningModule):
     def prepare(self, batches: Iterable[dict[str, torch.Tensor]]) -> None:
         """Set what the stage needs to know of the data, before anything copies the module to average its weights."""
 
+    def finish(self, batches: Iterable[dict[str, torch.Tensor]]) -> None:
+        """Set what follows from the trained network."""
+
     def configure_optimizers(self) -> dict:
         optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=self.lr, weight_decay=self.weight_decay, betas=(0.9, 0.98), fused=True
@@ -66,6 +70,18 @@ class VAEPlan(StagePlan):
     def __init__(self, module: LGDiSTModule, lr: float = 1e-3, weight_decay: float = 0.05):
         super().__init__(module, module.vae, lr, weight_decay)
 
+    def prepare(self, batches: Iterable[dict[str, torch.Tensor]]) -> None:
+        """The network learns on its own."""
+        self.module.vae.has_linear.fill_(False)
+
+    def finish(self, batches: Iterable[dict[str, torch.Tensor]]) -> None:
+        """Give the linear expert its say."""
+        device = self.module.vae.linear_weight.device
+        generator = torch.Generator().manual_seed(_VALIDATION_SEED)
+        chosen = [{key: value.to(device) for key, value in batch.items()} for batch in islice(batches, _N_LINEAR_BATCHES)]
+        self.module.eval()
+        self.module.fit_linear(chosen, generator)
+
     def on_train_start(self) -> None:
         # scvi-tools leaves the module in eval mode after a stage, and Lightning does not switch it back
         self.module.train()
@@ -76,9 +92,16 @@ class VAEPlan(StagePlan):
         return output.loss
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
-        _, _, output = self.module(batch, get_inference_input_kwargs={"hide": "set_aside"})
         n_obs = len(batch["X"])
-        self._score(output.reconstruction_loss_sum / n_obs, n_obs)
+        cases = [{"hide": "set_aside"}]
+        if self.module.vae.counts_are_modelled:
+            # a visible count, whose own rate is asked for, is a question of its own
+            generator = torch.Generator(self.device).manual_seed(_VALIDATION_SEED + batch_idx)
+            cases.append({"hide": "split", "generator": generator})
+        losses = [
+            self.module(batch, get_inference_input_kwargs=case)[2].reconstruction_loss_sum / n_obs for case in cases
+        ]
+        self._score(torch.stack(losses).mean(), n_obs)
 
 
 class DiffusionPlan(StagePlan):

@@ -157,6 +157,8 @@ def run_stage(
         best.restore(plan.network)
         plan.module.requires_grad_(True)
         plan.module.eval()
+        if plan.global_step > 0:
+            plan.finish(splitter.train_dataloader())
         model.is_trained_ = was_trained or plan.global_step > 0
         model.history_ = {**previous, **_named(name, model.history_ or {})}
     return completed

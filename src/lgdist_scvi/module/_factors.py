@@ -1,0 +1,154 @@
+"""The linear expert: factor analysis of a spot's own entries, and what its neighbours add to it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class SpatialFactors(nn.Module):
+    """Factor analysis with exact inference for any pattern of missing entries, corrected by the neighbours.
+
+    Entries are residuals r = q * s + noise, with s = loadings @ w and w ~ N(0, 1); q is 0 where an entry is missing. The
+    posterior of w is Gaussian and known in closed form. Neighbours enter in two ways, both linear: their scores pull the
+    spot's, and what the factors leave unexplained of a gene in the neighbours is carried over to the spot (kriging of the
+    residuals).
+
+    Parameters
+    ----------
+    loadings
+        (n_genes, n_factors)
+    noise
+        Variance of the noise per gene, (n_genes,).
+    """
+
+    def __init__(self, loadings: torch.Tensor, noise: torch.Tensor):
+        super().__init__()
+        n_genes, n_factors = loadings.shape
+        self.n_factors = n_factors
+        self.register_buffer("loadings", loadings)
+        self.register_buffer("noise", noise)
+        # how much of a neighbour's deviation is carried over; learnt by `fit`
+        self.register_buffer("pull", torch.tensor(0.0))
+        self.register_buffer("gain", torch.zeros(n_genes))
+
+    def posterior(self, residuals: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Posterior of the scores.
+
+        Parameters
+        ----------
+        residuals
+            (n, n_genes), 0 where missing.
+        weights
+            Strength of the signal, q above, (n, n_genes), 0 where missing.
+
+        Returns
+        -------
+        Mean, (n, n_factors), and the share of the scores' variance that is known, between 0 and 1, (n, 1).
+        """
+        first, second = torch.triu_indices(self.n_factors, self.n_factors, device=residuals.device)
+        scaled = self.loadings / self.noise.sqrt()[:, None]
+        upper = weights**2 @ (scaled[:, first] * scaled[:, second])
+        precision = upper.new_zeros(len(upper), self.n_factors, self.n_factors)
+        precision[:, first, second] = upper
+        precision[:, second, first] = upper
+        precision = precision + torch.eye(self.n_factors, device=upper.device)
+        covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
+        mean = covariance @ ((residuals * weights / self.noise) @ self.loadings)[:, :, None]
+        # factors that the data did not support are known to be nothing
+        used = (self.loadings**2).sum(0)
+        unknown = (covariance.diagonal(dim1=1, dim2=2) * used).sum(1, keepdim=True) / used.sum().clamp(min=1e-6)
+        return mean[:, :, 0], 1.0 - unknown
+
+    def around(
+        self, residuals: torch.Tensor, weights: torch.Tensor, adjacency: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What neighbours tell: their mean score and what it leaves unexplained.
+
+        Parameters
+        ----------
+        residuals, weights
+            Of every spot that is a neighbour of some centre, (n, n_genes).
+        adjacency
+            1 where a spot is a neighbour of a centre, (batch, n).
+
+        Returns
+        -------
+        Mean score, (batch, n_factors), and mean unexplained residual per gene in units of s, (batch, n_genes); 0 without
+        neighbours.
+        """
+        score, _ = self.posterior(residuals, weights)
+        unexplained = weights * (residuals - weights * (score @ self.loadings.T))
+        # one pseudo-neighbour without a deviation keeps small what few neighbours say
+        carried = (adjacency @ unexplained) / (adjacency @ weights**2 + 1.0)
+        return adjacency @ score / adjacency.sum(1, keepdim=True).clamp(min=1.0), carried
+
+    def parts(
+        self, residuals: torch.Tensor, weights: torch.Tensor, around: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the prediction is made of.
+
+        Parameters
+        ----------
+        residuals, weights
+            Of the centres, (batch, n_genes).
+        around
+            Output of :meth:`around`.
+
+        Returns
+        -------
+        Own part, pull of the neighbours' scores, their unexplained residuals, all (batch, n_genes) in units of s, and the
+        share of the scores' variance that is known, (batch, 1).
+        """
+        score, reliability = self.posterior(residuals, weights)
+        around_score, carried = around
+        return score @ self.loadings.T, (around_score - score) @ self.loadings.T, carried, reliability
+
+    def forward(
+        self, residuals: torch.Tensor, weights: torch.Tensor, around: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Expected s, (batch, n_genes), and the reliability of the own part; arguments as in :meth:`parts`."""
+        own, pull, carried, reliability = self.parts(residuals, weights, around)
+        return own + self.pull * pull + self.gain * carried, reliability
+
+    @torch.no_grad()
+    def fit_neighbors(self, parts: list[tuple[torch.Tensor, ...]], per_gene: bool) -> None:
+        """Learn by least squares how much of the neighbours to carry over.
+
+        Parameters
+        ----------
+        parts
+            Of each batch: target residuals, their weights (0 where not scored), and the three parts of
+            :meth:`parts` made without them, all (batch, n_genes).
+        per_gene
+            Whether each gene has a gain of its own, shrunk to the common one as far as genes do not differ beyond chance
+            (empirical Bayes).
+        """
+        gram, moment = torch.zeros(2, 2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+        for target, weight, own, pull, carried in parts:
+            error = target - weight * own
+            x = torch.stack([(weight * pull).flatten(), (weight * carried).flatten()]).double().cpu()
+            gram += x @ x.T
+            moment += x @ error.flatten().double().cpu()
+        common = torch.linalg.solve(gram + 1e-3 * torch.eye(2, dtype=torch.float64), moment).clamp(0.0, 1.0)
+        self.pull.fill_(float(common[0]))
+        self.gain.fill_(float(common[1]))
+        if not per_gene:
+            return
+        n, square, product, error_square = torch.zeros(4, len(self.gain), device=self.gain.device)
+        for target, weight, own, pull, carried in parts:
+            x = weight * carried
+            error = target - weight * (own + self.pull * pull + self.gain * carried)
+            n += (weight > 0).sum(0)
+            square += (x**2).sum(0)
+            product += (x * error).sum(0)
+            error_square += (error**2).sum(0)
+        known = (n > 10) & (square > 1e-6)
+        if known.sum() < 10:
+            return
+        deviation = product / square.clamp(min=1e-6)
+        variance = error_square / n.clamp(min=1.0) / square.clamp(min=1e-6)
+        spread = ((deviation**2 - variance) / variance)[known].sum() / (1.0 / variance)[known].sum()
+        spread = spread.clamp(min=0.0)
+        self.gain += torch.where(known, deviation * spread / (spread + variance), 0.0)
+        self.gain.clamp_(0.0, 1.0)

@@ -1,0 +1,80 @@
+"""The linear expert against closed forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lgdist_scvi.module._factors import SpatialFactors
+
+N_GENES, N_FACTORS = 30, 3
+
+
+@pytest.fixture
+def factors():
+    generator = torch.Generator().manual_seed(0)
+    loadings = torch.randn(N_GENES, N_FACTORS, generator=generator)
+    noise = 0.5 + torch.rand(N_GENES, generator=generator)
+    return SpatialFactors(loadings, noise)
+
+
+def data(n, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    weights = (torch.rand(n, N_GENES, generator=generator) > 0.4).float()
+    return torch.randn(n, N_GENES, generator=generator) * weights, weights
+
+
+def test_posterior_is_that_of_the_joint_gaussian(factors):
+    """E[w | seen entries] = A' (A A' + noise)^-1 r over the seen entries of each row."""
+    residuals, weights = data(4)
+    mean, reliability = factors.posterior(residuals, weights)
+    for row in range(4):
+        seen = weights[row] > 0
+        a = factors.loadings[seen]
+        covariance = a @ a.T + torch.diag(factors.noise[seen])
+        gain = a.T @ torch.linalg.inv(covariance)
+        torch.testing.assert_close(mean[row], gain @ residuals[row, seen], atol=1e-4, rtol=1e-4)
+        left = torch.eye(N_FACTORS) - gain @ a
+        used = (factors.loadings**2).sum(0)
+        expected = 1 - (left.diagonal() * used).sum() / used.sum()
+        torch.testing.assert_close(reliability[row, 0], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_nothing_visible_is_the_prior(factors):
+    zeros = torch.zeros(2, N_GENES)
+    mean, reliability = factors.posterior(zeros, zeros)
+    assert not mean.any()
+    torch.testing.assert_close(reliability, torch.zeros(2, 1))
+
+
+def test_no_neighbour_changes_nothing(factors):
+    residuals, weights = data(3)
+    factors.pull.fill_(0.5)
+    factors.gain.fill_(0.5)
+    around = factors.around(*data(2, seed=2), torch.zeros(3, 2))
+    score, _ = factors.posterior(residuals, weights)
+    _, pull, carried, _ = factors.parts(residuals, weights, around)
+    assert not carried.any()
+    torch.testing.assert_close(pull, -score @ factors.loadings.T)
+
+
+def test_gains_are_those_that_made_the_data(factors):
+    generator = torch.Generator().manual_seed(3)
+    n = 2000
+    own, pull, carried = torch.randn(3, n, N_GENES, generator=generator)
+    gain = torch.linspace(0.1, 0.9, N_GENES)
+    weight = (torch.rand(n, N_GENES, generator=generator) > 0.5).float()
+    target = weight * (own + 0.3 * pull + gain * carried + 0.1 * torch.randn(n, N_GENES, generator=generator))
+    factors.fit_neighbors([(target, weight, own, pull, carried)], per_gene=True)
+    assert factors.pull.item() == pytest.approx(0.3, abs=0.01)
+    torch.testing.assert_close(factors.gain, gain, atol=0.02, rtol=0.0)
+
+
+def test_genes_that_do_not_differ_share_one_gain(factors):
+    generator = torch.Generator().manual_seed(4)
+    own, pull, carried = torch.randn(3, 60, N_GENES, generator=generator)
+    weight = torch.ones(60, N_GENES)
+    target = own + 0.4 * carried + 3.0 * torch.randn(60, N_GENES, generator=generator)
+    factors.fit_neighbors([(target, weight, own, pull, carried)], per_gene=True)
+    unshrunk = ((target - own) * carried).sum(0) / (carried**2).sum(0)
+    assert factors.gain.std() < 0.5 * unshrunk.std()
