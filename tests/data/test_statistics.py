@@ -73,7 +73,9 @@ def test_open_rates_are_shares_of_the_library(masked):
     masked.obs["total"] = 1e4
     LGDiST.setup_anndata(masked, size_factor_key="total")
     dataset = LGDiST._get_most_recent_anndata_manager(masked, required=True).create_torch_dataset()
-    statistics = gene_statistics(dataset, set_aside_patterns(12, 0.01, seed=0), False, N_COMPONENTS, N_FACTORS, zeros_are_data=True)
+    statistics = gene_statistics(
+        dataset, set_aside_patterns(12, 0.01, seed=0), False, N_COMPONENTS, N_FACTORS, zeros_are_data=True
+    )
     share = masked.X.toarray().sum(axis=0) / (1e4 * masked.n_obs)
     np.testing.assert_allclose(statistics.rate, share, rtol=0.1, atol=0.2 / (1e4 * masked.n_obs))
     assert statistics.rate.sum() < 0.5

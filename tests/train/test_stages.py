@@ -85,7 +85,8 @@ def test_stages_one_after_the_other(untrained):
     assert {"vae/train_loss", "diffusion/train_loss"} <= set(model.history_)
     # the second stage leaves the first alone
     for key, value in model.module.vae.state_dict().items():  # up to the rounding of an average of equal weights
-        torch.testing.assert_close(value, weights[key], rtol=1e-5, atol=1e-7, msg=key)
+        if "likelihood" not in key:  # the noise is fitted again, given what samples now spread
+            torch.testing.assert_close(value, weights[key], rtol=1e-5, atol=1e-7, msg=key)
     assert not np.array_equal(mean, model.get_latent_representation())
 
 
@@ -158,16 +159,21 @@ def test_validation_sees_the_scale_that_training_uses(untrained):
     assert all(torch.equal(scale, model.module.residual_scale) for scale in scales)
 
 
+def weights_of(model):
+    """All weights of the VAE in one vector; the noise is fitted again after training."""
+    named = model.module.vae.named_parameters()
+    return torch.cat([parameter.detach().flatten() for name, parameter in named if "likelihood" not in name])
+
+
 def test_averaged_weights(untrained):
     """The average differs from the last weights, and is nearer to the earlier ones with a slow decay."""
     states = {}
     for decay in (None, 0.5, 0.999):
         model = untrained()
         model.train(max_epochs=8, stage="vae", ema_decay=decay, early_stopping=False, **QUICK)
-        states[decay] = torch.cat([parameter.detach().flatten() for parameter in model.module.vae.parameters()])
+        states[decay] = weights_of(model)
         assert is_usable(model)
-    start = untrained().module.vae
-    start = torch.cat([parameter.detach().flatten() for parameter in start.parameters()])
+    start = weights_of(untrained())
     moved = {decay: (state - start).norm() for decay, state in states.items()}
     assert 0 < moved[0.999] < moved[None]
     assert not torch.equal(states[0.5], states[None])
@@ -178,7 +184,9 @@ def test_buffers_survive_averaging(untrained):
     before = {key: value.clone() for key, value in model.module.vae.named_buffers()}
     model.train(max_epochs=3, ema_decay=0.9, **QUICK)
     for key, value in model.module.vae.named_buffers():
-        assert torch.equal(value, before[key]), key
+        if "linear" not in key:  # what the linear expert learns after the stage
+            assert torch.equal(value, before[key]), key
+    assert model.module.vae.has_linear
     assert (model.module.residual_scale > 0).all()
     assert not torch.allclose(model.module.residual_scale, torch.ones_like(model.module.residual_scale))
 

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from lgdist_scvi._expression import COUNTS_PER
 from lgdist_scvi.data import _keys as keys
-from lgdist_scvi.model._conformal import Deviations, calibrate, reach
+from lgdist_scvi.model._conformal import N_THIRDS, Deviations, calibrate, expression_strata, reach
 from lgdist_scvi.model._prediction import Estimand, _check_arguments, _rows, _seed
 from lgdist_scvi.model._predictive import CountPredictive, NormalPredictive
 
@@ -42,17 +43,44 @@ class IntervalMixin:
         library = torch.where(library > 0, library, vae.typical_library)
         if not vae.counts_are_modelled:
             mean, variance = self._spread(condition, tensors, "captured", n_samples, seed, n_steps)
-            variance = variance + vae.likelihood.sigma**2
+            variance = variance + vae.likelihood.noise_variance(mean, variance)
             return NormalPredictive(mean.cpu().numpy(), variance.cpu().numpy(), library.cpu().numpy())
         mean, variance = self._spread(condition, tensors, "rate", n_samples, seed, n_steps)
-        per_count = library / 1e4
+        per_count = library / COUNTS_PER
         mean, variance = mean * per_count, variance * per_count**2
-        noise = mean
-        if vae.likelihood.theta is not None:
-            noise = mean + (mean**2 + variance) / vae.likelihood.theta
+        noise = mean + vae.likelihood.noise_variance(mean, variance)
         return CountPredictive(
             mean.cpu().numpy(), (variance + noise).cpu().numpy(), library.cpu().numpy(), captured=estimand == "captured"
         )
+
+    @torch.inference_mode()
+    def _fit_noise(self, spots: np.ndarray) -> None:
+        """Bring the likelihood's noise to the size seen on set-aside entries, one factor per third of the genes.
+
+        In training much more is hidden than where the model is asked, and the noise learnt there makes up for it.
+        """
+        vae = self.module.vae
+        estimand = "rate" if vae.counts_are_modelled else "captured"
+        totals = torch.zeros(2, len(vae.gene_rate), dtype=torch.float64)
+        for _, tensors, _ in self._blocks(self.adata, spots, None, silent=True):
+            aside = self.module.set_aside(tensors[keys.SPOT]) & (tensors[keys.MASK] > 0)
+            shown = _without(tensors, aside, keep_library=False)
+            library = torch.where(shown[keys.LIBRARY] > 0, shown[keys.LIBRARY], vae.typical_library)
+            measured = _relative_to(tensors, shown, vae.typical_library)
+            mean, variance = self._spread(
+                self.module.condition(shown), shown, estimand, _N_SAMPLES_OF_OTHERS, seed=0, n_steps=None
+            )
+            if vae.counts_are_modelled:
+                mean, variance = mean * library / COUNTS_PER, variance * (library / COUNTS_PER) ** 2
+                square = (measured - mean) ** 2 - mean - variance
+            else:
+                square = (torch.log1p(measured / library * COUNTS_PER) - mean) ** 2 - variance
+            for total, part in zip(totals, (square, vae.likelihood.noise_variance(mean, variance)), strict=True):
+                total += (part * aside).double().sum(0).cpu()
+        third = torch.from_numpy(expression_strata(vae.gene_rate.cpu().numpy()))
+        pooled = torch.zeros(2, N_THIRDS, dtype=torch.float64).index_add_(1, third, totals)
+        if (pooled[1] > 0).all():
+            vae.likelihood.scale_noise(*pooled[:, third].float().to(vae.gene_rate.device))
 
     def _calibrate(self) -> None:
         """Learn how far out intervals must reach, per stratum of genes, to cover as often as they say."""
@@ -60,6 +88,7 @@ class IntervalMixin:
         rng = np.random.default_rng(0)
         spots = rng.permutation(self.adata.n_obs)[:_N_SPOTS]
         some = np.sort(spots[:_N_OTHER_SPOTS])
+        self._fit_noise(some)
         rate = self.module.vae.gene_rate.cpu().numpy()
         unknown, _ = self._deviations(np.sort(spots), rng, "set_aside")
         _, known = self._deviations(some, rng, "known")

@@ -29,11 +29,12 @@ from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.model._completion import CompletionMixin
 from lgdist_scvi.model._intervals import IntervalMixin
 from lgdist_scvi.model._prediction import PredictionMixin
+from lgdist_scvi.model._record import random_state, training_call
 from lgdist_scvi.model._setup import DEFAULT_GRAPH, choose_sample_key, ensure_graph, resolve_likelihood
 from lgdist_scvi.module import LGDiSTModule, NeighborhoodVAE
 from lgdist_scvi.train import DiffusionPlan, EntrySplitter, VAEPlan, run_stage
 
-_STEPS = {"vae": 800, "diffusion": 300}  # optimisation steps that a slide needs
+_STEPS = {"vae": 500, "diffusion": 300}  # optimisation steps that a slide needs
 _EPOCHS = (4, 300)
 
 
@@ -121,6 +122,7 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
         seed: int = 0,
     ):
         super().__init__(adata, registry)
+        self.random_state_ = random_state()
         _check_choice("gene_likelihood", gene_likelihood, ("auto", "nb", "poisson", "normal"))
         _check_choice("conditioning", conditioning, ("spot+neighborhood", "neighborhood"))
         if not 0 < set_aside_fraction < 0.5:
@@ -300,7 +302,7 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
         Parameters
         ----------
         max_epochs
-            Passes over the spots in each stage. ``None``: about 800 steps for the VAE and 300 for the diffusion.
+            Passes over the spots in each stage. ``None``: about 500 steps for the VAE and 300 for the diffusion.
         stage
             ``"vae"``, ``"diffusion"`` (needs a trained VAE) or ``"all"``.
         n_rounds
@@ -328,6 +330,7 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
         ValueError
             If the diffusion is asked for before the VAE, a second round without missing entries, or a slide is unknown.
         """
+        call = training_call(locals())
         _check_choice("stage", stage, ("all", "vae", "diffusion"))
         if n_rounds not in (1, 2):
             raise ValueError(f"n_rounds must be 1 or 2, got {n_rounds}")
@@ -377,6 +380,7 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
         if self.is_trained_:
             self.training_seed_ = settings.seed
             self._calibrate()
+            self._remember_training(call, completed)
 
     def _validation_spots(self, validation_samples: Sequence[str] | None) -> np.ndarray | None:
         if validation_samples is None:

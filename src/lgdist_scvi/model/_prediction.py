@@ -309,7 +309,9 @@ class PredictionMixin:
                 block = self.module.vae.decode(self.module.latent_mean(condition), condition)
             else:
                 latents = self._latents(condition, tensors[keys.SPOT].cpu().numpy().ravel(), n_samples, seed, None)
-                block = torch.stack([self.module.vae.decode(latents[:, sample], condition) for sample in range(n_samples)])
+                block = torch.stack(
+                    [self.module.vae.decode(latents[:, sample], condition) for sample in range(n_samples)]
+                )
                 block = block if by_sample else block.mean(0)
             factor = tensors[keys.LIBRARY] if library_size == "latent" else library_size
             values[..., place, :] = (block * factor).cpu().numpy()[..., positions]

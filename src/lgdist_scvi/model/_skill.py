@@ -94,8 +94,8 @@ class SkillMixin:
         module, vae = self.module, self.module.vae
         counts, library = tensors[keys.COUNTS], tensors[keys.LIBRARY]
         rows, genes = (tensors[keys.MASK].bool() & module.set_aside(tensors[keys.SPOT])).nonzero(as_tuple=True)
-        condition, centre = module.condition(tensors, "set_aside")
-        decoded = vae.decode(module.latent_mean(condition), centre)
+        condition = module.condition(tensors, "set_aside")
+        decoded = vae.decode(module.latent_mean(condition), condition)
         exposure = module.exposure(tensors)
         entries = {
             "gene": genes,

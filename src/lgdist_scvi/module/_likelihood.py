@@ -9,6 +9,7 @@ from torch import nn
 
 from lgdist_scvi._expression import COUNTS_PER
 
+_NOISE_FACTORS = (0.01, 10.0)
 _LOG_TIME_STEP = 0.7
 _LOG_TIMES = [-20.0 + _LOG_TIME_STEP * node for node in range(33)]  # the integrand is negligible outside
 
@@ -58,6 +59,18 @@ class CountLikelihood(nn.Module):
             - theta * (self.log_theta.clamp(-5.0, 12.0) - log_total)
             - counts * (torch.log(mean) - log_total)
         )
+
+    @torch.no_grad()
+    def scale_noise(self, square: torch.Tensor, expected: torch.Tensor) -> None:
+        """Bring the overdispersion to the size that was seen; as :meth:`NormalLikelihood.scale_noise`."""
+        if self.log_theta is not None:
+            self.log_theta -= torch.log((square / expected).clamp(*_NOISE_FACTORS))
+
+    def noise_variance(self, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+        """Variance of a count beyond that of its mean and the Poisson distribution, (batch, n_genes)."""
+        if self.log_theta is None:
+            return torch.zeros_like(mean)
+        return (mean**2 + variance) / self.theta
 
     def sample(self, mean: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """Draw counts, same shape as `mean`."""
@@ -113,7 +126,25 @@ class NormalLikelihood(nn.Module):
         super().__init__()
         # one for all genes: completed values are judged on log1p(CP10K), whatever the gene
         self.register_buffer("scale", scale.square().mean().sqrt())
-        self.log_sigma = nn.Parameter(torch.log(0.7 * scale))
+        self.log_sigma = nn.Parameter(torch.zeros_like(scale))
+
+    @torch.no_grad()
+    def scale_noise(self, square: torch.Tensor, expected: torch.Tensor) -> None:
+        """Bring the noise to the size that was seen.
+
+        Parameters
+        ----------
+        square
+            Sum over entries of the squared error that the spread of samples leaves to the noise, of a stratum for each of
+            its genes, (n_genes,).
+        expected
+            The sum of :meth:`noise_variance` over the same entries, (n_genes,).
+        """
+        self.log_sigma += 0.5 * torch.log((square / expected).clamp(*_NOISE_FACTORS))
+
+    def noise_variance(self, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+        """Variance of a measured value that the latent does not explain, (batch, n_genes)."""
+        return (self.sigma**2).expand_as(mean)
 
     @property
     def sigma(self) -> torch.Tensor:
@@ -121,13 +152,14 @@ class NormalLikelihood(nn.Module):
         return self.log_sigma.clamp(-5.0, 3.0).exp()
 
     def training_loss(self, values: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-        """What training minimises, entrywise; both (batch, n_genes).
+        """What training minimises, the negative log-likelihood, and what validation judges, the squared error.
 
-        Squared error for the mean, so that it does not depend on how far the noise has been learnt; the likelihood at
-        that mean for the noise.
+        Validation looks at the mean alone: the likelihood goes on falling while the noise is learnt, long after the mean
+        has begun to overfit. Its unit is the variance of the values, one for all genes.
         """
-        noise = self.negative_log_likelihood(values, mean.detach())
-        return 0.5 * ((values - mean) / self.scale) ** 2 + noise - noise.detach()
+        if not self.training:
+            return 0.5 * ((values - mean) / self.scale) ** 2
+        return self.negative_log_likelihood(values, mean)
 
     def negative_log_likelihood(self, values: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
         """Entrywise, in nats, up to a constant; all (batch, n_genes)."""

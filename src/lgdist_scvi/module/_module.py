@@ -266,7 +266,9 @@ class LGDiSTModule(BaseModuleClass):
             hidden = (torch.rand(centre.visible.shape, generator=generator) < _HIDDEN_FOR_NEIGHBORS).to(centre.visible)
             target, weight = vae.residuals(centre)
             shown = Spots(centre.counts, centre.visible * (1.0 - hidden), centre.library)
-            parts.append((target * hidden, weight * hidden, *vae.linear.parts(*vae.residuals(shown), around.linear)[:3]))
+            parts.append(
+                (target * hidden, weight * hidden, *vae.linear.parts(*vae.residuals(shown), around.linear)[:3])
+            )
         vae.linear.fit_neighbors(parts, per_gene=not vae.counts_are_modelled)
         cases = {"set_aside": vae.linear_weight_hidden}
         if vae.counts_are_modelled:
@@ -283,7 +285,7 @@ class LGDiSTModule(BaseModuleClass):
             inputs = self._get_inference_input(tensors, hide, generator if hide == "split" else None)
             condition = self.vae.encode(inputs["centre"], self._around(inputs))
             for place, weight in enumerate(_LINEAR_WEIGHTS):
-                blended = replace(condition, linear_share=condition.reliability * weight)
+                blended = replace(condition, correction=self.vae.correction(condition, weight))
                 entries = self._reconstruction(tensors, self.vae.decode(condition.mean, blended), inputs)
                 losses[place] += (entries * inputs["score"]).sum().cpu()
         return _LINEAR_WEIGHTS[int(losses.argmin())]

@@ -14,6 +14,7 @@ from lgdist_scvi.module._likelihood import CountLikelihood, NormalLikelihood
 
 _LOG_VARIANCE_RANGE = (-9.0, 3.0)
 _SMALLEST_RATE = 0.1  # of a linear prediction, as a part of the gene's mean rate
+_LARGEST_RATIO = 20.0  # of a linear prediction to the network's
 _GAIN_SCALE = 5.0  # the gains learn faster than other parameters: there is one per gene
 
 
@@ -79,9 +80,11 @@ class Condition:
         Logarithm of the library relative to the typical one, and the share of entries that are visible, (batch, 2).
     deviation
         See :class:`Around`.
-    linear, reliability, linear_share
-        Prediction of the linear expert, (batch, n_genes), how much it knows of the spot, (batch, 1), and its weight against
-        the network's, (batch, n_genes); ``None`` if it has no say.
+    linear, reliability
+        Prediction of the linear expert, (batch, n_genes), and how much it knows of the spot, (batch, 1); ``None`` if it has no
+        say.
+    correction
+        What it does to the network's prediction, (batch, n_genes).
     """
 
     mean: torch.Tensor
@@ -90,9 +93,9 @@ class Condition:
     valid: torch.Tensor
     depth: torch.Tensor
     deviation: torch.Tensor
-    linear: torch.Tensor | None
-    reliability: torch.Tensor | None
-    linear_share: torch.Tensor | None
+    linear: torch.Tensor | None = None
+    reliability: torch.Tensor | None = None
+    correction: torch.Tensor | None = None
 
     def sample(self, noise: torch.Tensor) -> torch.Tensor:
         """Reparametrised sample of the latent, in the shape of `noise`, (..., batch, n_latent)."""
@@ -285,21 +288,38 @@ class NeighborhoodVAE(nn.Module):
         for block in self.blocks:
             summary = block(summary, tokens, valid)
         mean, log_variance = self.posterior(summary).chunk(2, dim=-1)
-        linear, reliability, share = None, None, None
-        if around.linear is not None:
-            linear, reliability = self.linear_prediction(centre, around.linear)
-            share = reliability * torch.where(centre.visible > 0, self.linear_weight, self.linear_weight_hidden)
-        return Condition(
+        condition = Condition(
             mean=mean,
             log_variance=log_variance.clamp(*_LOG_VARIANCE_RANGE),
             tokens=torch.cat([summary[:, None], tokens], dim=1),
             valid=torch.cat([torch.ones_like(valid[:, :1]), valid], dim=1),
             depth=depth,
             deviation=around.deviation,
-            linear=linear,
-            reliability=reliability,
-            linear_share=share,
         )
+        if around.linear is not None:
+            condition.linear, condition.reliability = self.linear_prediction(centre, around.linear)
+            say = torch.where(centre.visible > 0, self.linear_weight, self.linear_weight_hidden)
+            condition.correction = self.correction(condition, say)
+        return condition
+
+    def correction(self, condition: Condition, say: torch.Tensor | float) -> torch.Tensor:
+        """What takes the network's prediction to its average with the linear expert's, (batch, n_genes).
+
+        Added to captured values, multiplied with rates: it moves samples of the latent together and leaves their spread.
+
+        Parameters
+        ----------
+        condition
+            What is known of the batch.
+        say
+            Weight of the linear expert where it knows everything else about a spot, between 0 and 1.
+        """
+        share = condition.reliability * say
+        network = self._network(condition.mean, condition)
+        if not self.counts_are_modelled:
+            return share * (condition.linear - network)
+        ratio = condition.linear / network.clamp(min=1e-12)
+        return 1.0 + share * (ratio.clamp(max=_LARGEST_RATIO) - 1.0)
 
     def linear_prediction(
         self, centre: Spots, around: tuple[torch.Tensor, torch.Tensor]
@@ -330,19 +350,25 @@ class NeighborhoodVAE(nn.Module):
         -------
         (..., batch, n_genes)
         """
+        decoded = self._network(latent, condition)
+        if condition.correction is None:
+            return decoded
+        if not self.counts_are_modelled:
+            return decoded + condition.correction
+        rate = decoded * condition.correction
+        return rate / rate.sum(-1, keepdim=True) if self.closed else rate
+
+    def _network(self, latent: torch.Tensor, condition: Condition) -> torch.Tensor:
+        """What the network alone says; as :meth:`decode`."""
         if self.decode_depth is not None:
             # the smallest value that can be captured depends on the library
             latent = latent + self.decode_depth(condition.depth)
         score = self.decode_gene(self.decode_hidden(latent))
         score = score + _GAIN_SCALE * self.neighbor_gain * condition.deviation
         if not self.counts_are_modelled:
-            decoded = self.value_mean + self.value_scale * score
-        else:
-            logits = score + torch.log(self.gene_rate)
-            decoded = torch.softmax(logits, dim=-1) if self.closed else torch.exp(logits.clamp(max=0.0))
-        if condition.linear is None:
-            return decoded
-        return decoded + condition.linear_share * (condition.linear - decoded)
+            return self.value_mean + self.value_scale * score
+        logits = score + torch.log(self.gene_rate)
+        return torch.softmax(logits, dim=-1) if self.closed else torch.exp(logits.clamp(max=0.0))
 
     def reconstruction(self, decoded: torch.Tensor, counts: torch.Tensor, exposure: torch.Tensor) -> torch.Tensor:
         """Loss on what was measured, entry by entry, in nats, (batch, n_genes).

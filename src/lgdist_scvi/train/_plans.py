@@ -67,7 +67,7 @@ class StagePlan(lightning.LightningModule):
 class VAEPlan(StagePlan):
     """Stage 1: the neighbourhood VAE predicts hidden entries."""
 
-    def __init__(self, module: LGDiSTModule, lr: float = 1e-3, weight_decay: float = 0.05):
+    def __init__(self, module: LGDiSTModule, lr: float = 2e-3, weight_decay: float = 0.05):
         super().__init__(module, module.vae, lr, weight_decay)
 
     def prepare(self, batches: Iterable[dict[str, torch.Tensor]]) -> None:
@@ -78,7 +78,9 @@ class VAEPlan(StagePlan):
         """Give the linear expert its say."""
         device = self.module.vae.linear_weight.device
         generator = torch.Generator().manual_seed(_VALIDATION_SEED)
-        chosen = [{key: value.to(device) for key, value in batch.items()} for batch in islice(batches, _N_LINEAR_BATCHES)]
+        chosen = [
+            {key: value.to(device) for key, value in batch.items()} for batch in islice(batches, _N_LINEAR_BATCHES)
+        ]
         self.module.eval()
         self.module.fit_linear(chosen, generator)
 
