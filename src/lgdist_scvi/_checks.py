@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _BLOCK = 1 << 22  # entries looked at in one go: temporaries stay below 40 MB
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Refuse an argument that is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def list_names(names: Iterable[Any], limit: int = 5) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from anndata import AnnData
-from scvi import settings
 from scvi.model.base import BaseModelClass
 
-from lgdist_scvi._checks import list_names
+from lgdist_scvi._checks import check_choice
 from lgdist_scvi.data import (
     CoordinatesField,
     CountsField,
@@ -29,16 +27,13 @@ from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.model._completion import CompletionMixin
 from lgdist_scvi.model._intervals import IntervalMixin
 from lgdist_scvi.model._prediction import PredictionMixin
-from lgdist_scvi.model._record import random_state, training_call
+from lgdist_scvi.model._record import random_state
 from lgdist_scvi.model._setup import DEFAULT_GRAPH, choose_sample_key, ensure_graph, resolve_likelihood
+from lgdist_scvi.model._training import TrainingMixin
 from lgdist_scvi.module import LGDiSTModule, NeighborhoodVAE
-from lgdist_scvi.train import DiffusionPlan, EntrySplitter, VAEPlan, run_stage
-
-_STEPS = {"vae": 500, "diffusion": 300}  # optimisation steps that a slide needs
-_EPOCHS = (4, 300)
 
 
-class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
+class LGDiST(TrainingMixin, PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
     """Latent gene diffusion for the completion of spatial transcriptomics (Ruiz et al. 2025, arXiv 2509.01864).
 
     A neighbourhood VAE encodes each spot from its own visible entries and its spatial neighbours; a latent diffusion model
@@ -123,8 +118,8 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
     ):
         super().__init__(adata, registry)
         self.random_state_ = random_state()
-        _check_choice("gene_likelihood", gene_likelihood, ("auto", "nb", "poisson", "normal"))
-        _check_choice("conditioning", conditioning, ("spot+neighborhood", "neighborhood"))
+        check_choice("gene_likelihood", gene_likelihood, ("auto", "nb", "poisson", "normal"))
+        check_choice("conditioning", conditioning, ("spot+neighborhood", "neighborhood"))
         if not 0 < set_aside_fraction < 0.5:
             raise ValueError(f"set_aside_fraction must lie between 0 and 0.5, got {set_aside_fraction}")
         for width, heads in (("n_hidden", "n_heads"), ("n_denoiser_hidden", "n_denoiser_heads")):
@@ -280,122 +275,6 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
             ensure_graph(adata, setup["graph_key"], sample_key, setup["spatial_key"])
         return super()._validate_anndata(adata, copy_if_view)
 
-    def train(
-        self,
-        max_epochs: int | None = None,
-        stage: Literal["all", "vae", "diffusion"] = "all",
-        n_rounds: int = 1,
-        accelerator: str = "auto",
-        devices: int | list[int] | str = "auto",
-        batch_size: int = 128,
-        early_stopping: bool = True,
-        validation_samples: Sequence[str] | None = None,
-        ema_decay: float | None = 0.99,
-        plan_kwargs: dict[str, Any] | None = None,
-        datasplitter_kwargs: dict[str, Any] | None = None,
-        **trainer_kwargs: Any,
-    ) -> None:
-        """Train the VAE, then the diffusion over it.
-
-        Stopping early follows the loss on set-aside entries. Interrupting (Ctrl-C) leaves a model that can be used.
-
-        Parameters
-        ----------
-        max_epochs
-            Passes over the spots in each stage. ``None``: about 500 steps for the VAE and 300 for the diffusion.
-        stage
-            ``"vae"``, ``"diffusion"`` (needs a trained VAE) or ``"all"``.
-        n_rounds
-            2 is the paper's protocol: train, complete the missing entries, and train on with the completed values standing in
-            for what neighbours lack. Needs a mask.
-        accelerator, devices
-            As in scvi-tools.
-        batch_size
-            Spots per step.
-        early_stopping
-            Whether to stop when the validation loss no longer falls.
-        validation_samples
-            Slides (values of `sample_key`) that are not trained on; validation uses their set-aside entries.
-        ema_decay
-            Decay of the moving average of the weights; ``None`` for none.
-        plan_kwargs
-            For the training plans (`lr`, `weight_decay`).
-        datasplitter_kwargs
-            For the data loaders (`num_workers`).
-        **trainer_kwargs
-            For :class:`scvi.train.Trainer` (`callbacks`, `logger`, `check_val_every_n_epoch`, `enable_progress_bar`).
-
-        Raises
-        ------
-        ValueError
-            If the diffusion is asked for before the VAE, a second round without missing entries, or a slide is unknown.
-        """
-        call = training_call(locals())
-        _check_choice("stage", stage, ("all", "vae", "diffusion"))
-        if n_rounds not in (1, 2):
-            raise ValueError(f"n_rounds must be 1 or 2, got {n_rounds}")
-        if n_rounds == 2 and (stage != "all" or keys.MASK not in self.adata_manager.data_registry):
-            raise ValueError(
-                'a second round trains on what the first one completed: it needs stage="all" and missing entries '
-                "(register a mask_layer, see pp.observed_mask)"
-            )
-        if max_epochs is not None and max_epochs < 1:
-            raise ValueError(f"max_epochs must be at least 1, got {max_epochs}")
-        if stage == "diffusion" and not self.is_trained_:
-            raise ValueError('the diffusion needs a trained VAE; call train(stage="vae") or train() first')
-        splitter = EntrySplitter(
-            self.adata_manager,
-            validation_spots=self._validation_spots(validation_samples),
-            seed=settings.seed or 0,
-            batch_size=batch_size,
-            **(datasplitter_kwargs or {}),
-        )
-        if stage != "diffusion":
-            # a new VAE makes an old diffusion meaningless
-            self.module.has_diffusion.fill_(False)
-            self.module.first_round, self.n_rounds_ = None, 1
-        self._complete_first_round(self.adata, "set_aside")
-        plans = [
-            (name, plan) for name, plan in (("vae", VAEPlan), ("diffusion", DiffusionPlan)) if stage in ("all", name)
-        ]
-        for index, (name, plan_class) in enumerate(plans * n_rounds):
-            if index == len(plans):
-                self.module.begin_second_round()
-                self._complete_first_round(self.adata, "set_aside")
-                self.n_rounds_ = 2
-            completed = run_stage(
-                self,
-                name if index < len(plans) else f"{name}_round2",
-                plan_class(self.module, **(plan_kwargs or {})),
-                splitter,
-                max_epochs=max_epochs or _default_epochs(name, splitter.n_train, batch_size),
-                ema_decay=ema_decay,
-                accelerator=accelerator,
-                devices=devices,
-                early_stopping=early_stopping,
-                **trainer_kwargs,
-            )
-            if not completed:
-                break
-        if self.is_trained_:
-            self.training_seed_ = settings.seed
-            self._calibrate()
-            self._remember_training(call, completed)
-
-    def _validation_spots(self, validation_samples: Sequence[str] | None) -> np.ndarray | None:
-        if validation_samples is None:
-            return None
-        if keys.SAMPLE not in self.adata_manager.data_registry:
-            raise ValueError("validation_samples needs slides; pass sample_key=... to setup_anndata")
-        labels = self.adata.obs[self.adata_manager.data_registry[keys.SAMPLE].attr_key].astype(str)
-        unknown = sorted(set(map(str, validation_samples)) - set(labels))
-        if unknown:
-            raise ValueError(f"unknown slides {list_names(unknown)}; available: {list_names(sorted(set(labels)), 20)}")
-        spots = np.flatnonzero(labels.isin(list(map(str, validation_samples))))
-        if len(spots) == len(labels):
-            raise ValueError("validation_samples names every slide; leave at least one to train on")
-        return spots
-
     def __repr__(self) -> str:
         stats = self.summary_stats
         n_slides = stats.get("n_samples", 1)
@@ -411,13 +290,3 @@ class LGDiST(PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
             f"  likelihood {self.gene_likelihood_}, {n_parameters:,} parameters, latent of {self.module.n_latent}\n"
             f"  {status}"
         )
-
-
-def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def _default_epochs(stage: str, n_spots: int, batch_size: int) -> int:
-    steps_per_epoch = max(1, int(np.ceil(n_spots / batch_size)))
-    return int(np.clip(round(_STEPS[stage] / steps_per_epoch), *_EPOCHS))

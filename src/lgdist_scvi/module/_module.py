@@ -12,11 +12,11 @@ from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 
 from lgdist_scvi.module._denoiser import Denoiser
 from lgdist_scvi.module._diffusion import GaussianDiffusion
+from lgdist_scvi.module._hiding import draw_hidden, split_counts
 from lgdist_scvi.module._vae import Around, Condition, NeighborhoodVAE, Spots
 
 Hide = Literal["random", "set_aside", "split", "nothing"]
 
-_N_HIDE_GROUPS = 8
 _HIDDEN_FOR_NEIGHBORS = 0.1
 _LINEAR_WEIGHTS = [step / 10 for step in range(11)]
 
@@ -111,15 +111,8 @@ class LGDiSTModule(BaseModuleClass):
         """Entries that training never looks at, (n, n_genes), bool. A function of the spot's row alone."""
         return self.set_aside_patterns[spot.flatten().long() % len(self.set_aside_patterns)]
 
-    def _hidden(self, shape: torch.Size, device: torch.device, generator: torch.Generator | None) -> torch.Tensor:
-        """Draw the entries that a step hides, (batch, n_genes), bool."""
-        n_obs, n_genes = shape
-        whole = torch.rand(n_obs, 1, device=device, generator=generator) < self.hide_spot
-        share = self.hide_up_to * torch.rand(n_obs, 1, device=device, generator=generator)
-        # groups of genes are hidden to different degrees: that one gene is hidden says nothing about another
-        group = torch.randint(_N_HIDE_GROUPS, (n_genes,), device=device, generator=generator)
-        share = share * torch.rand(n_obs, _N_HIDE_GROUPS, device=device, generator=generator)[:, group]
-        return torch.rand(shape, device=device, generator=generator) < torch.where(whole, 1.0, share)
+    def _hide(self, known: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        return draw_hidden(known.shape, self.hide_up_to, self.hide_spot, known.device, generator)
 
     def _get_inference_input(
         self,
@@ -144,22 +137,22 @@ class LGDiSTModule(BaseModuleClass):
             known = observed & ~aside
             neighbors_visible = neighbors_visible * ~self.set_aside(tensors["neighbor_spot"])
             if hide == "random":
-                visible = known & ~self._hidden(known.shape, counts.device, None)
+                visible = known & ~self._hide(known)
                 weight = self.visible_weight
                 if self.vae.counts_are_modelled and autoencode:
                     kept = torch.rand(len(counts), 1, device=counts.device)
                     kept = self.keep_at_least + (1.0 - self.keep_at_least) * kept
-                    counts, target, share = _split(counts, kept, visible)
+                    counts, target, share = split_counts(counts, kept, visible)
                     weight = 1.0
                 score = torch.where(visible, weight, 1.0) * known
             elif hide == "split":
                 visible, score = observed, (observed & aside).float()
                 half = torch.full_like(counts[:, :1], 0.5)
-                counts, target, share = _split(counts, half, visible, generator)
+                counts, target, share = split_counts(counts, half, visible, generator)
             else:
                 visible, score = known, (observed & aside).float()
                 if generator is not None:
-                    visible = known & ~self._hidden(known.shape, counts.device, generator)
+                    visible = known & ~self._hide(known, generator)
         if not (self.own_entries or (hide == "random" and autoencode)):
             visible = torch.zeros_like(visible)
         library = tensors["size_factor"]
@@ -389,34 +382,3 @@ class LGDiSTModule(BaseModuleClass):
             n_steps,
         )
         return condition.mean[:, None] + self._residual_scale(condition)[:, None] * residual
-
-
-def _split(
-    counts: torch.Tensor, kept: torch.Tensor, visible: torch.Tensor, generator: torch.Generator | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Thin the visible counts: one part is looked at, the rest is fitted (count splitting).
-
-    Under Poisson noise the two parts are independent given the rate, so that a visible count can be fitted without
-    learning to repeat it.
-
-    Parameters
-    ----------
-    counts
-        (batch, n_genes)
-    kept
-        Share that is looked at, (batch, 1).
-    visible
-        (batch, n_genes)
-    generator
-        Of the draws.
-
-    Returns
-    -------
-    Counts to look at, counts to fit, and the share of the exposure that the latter have.
-    """
-    looked_at = torch.binomial(counts.detach(), kept.expand_as(counts).contiguous(), generator=generator)
-    return (
-        looked_at,
-        torch.where(visible, counts - looked_at, counts),
-        torch.where(visible, 1.0 - kept, torch.ones_like(kept)),
-    )
