@@ -28,6 +28,7 @@ def test_posterior_is_that_of_the_joint_gaussian(factors):
     """E[w | seen entries] = A' (A A' + noise)^-1 r over the seen entries of each row."""
     residuals, weights = data(4)
     mean, reliability = factors.posterior(residuals, weights)
+    torch.testing.assert_close(factors.posterior_mean(residuals, weights), mean, atol=1e-5, rtol=1e-4)
     for row in range(4):
         seen = weights[row] > 0
         a = factors.loadings[seen]

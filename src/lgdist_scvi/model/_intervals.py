@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lgdist_scvi.module._vae import Condition
 
 _N_SAMPLES = 25
-_N_SPOTS, _N_OTHER_SPOTS = 2048, 512  # that calibrate, chosen at random
+_N_SPOTS, _N_OTHER_SPOTS = 1024, 512  # that calibrate, chosen at random
 _SHARE_OF_OTHERS, _N_SAMPLES_OF_OTHERS = 0.3, 8
 
 

@@ -113,7 +113,7 @@ class LGDiST(TrainingMixin, PredictionMixin, IntervalMixin, CompletionMixin, Bas
         set_aside_fraction: float = 0.05,
         n_draws: int = 4,
         decoded_weight: float = 0.1,
-        kl_weight: float = 0.1,
+        kl_weight: float = 0.2,
         seed: int = 0,
     ):
         super().__init__(adata, registry)

@@ -32,6 +32,22 @@ class SpatialFactors(nn.Module):
         self.register_buffer("pull", torch.tensor(0.0))
         self.register_buffer("gain", torch.zeros(n_genes))
 
+    def _normal_equations(self, residuals: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cholesky factor of the scores' precision, (n, n_factors, n_factors), and right-hand side, (n, n_factors, 1)."""
+        first, second = torch.triu_indices(self.n_factors, self.n_factors, device=residuals.device)
+        scaled = self.loadings / self.noise.sqrt()[:, None]
+        upper = weights**2 @ (scaled[:, first] * scaled[:, second])
+        precision = upper.new_zeros(len(upper), self.n_factors, self.n_factors)
+        precision[:, first, second] = upper
+        precision[:, second, first] = upper
+        precision = precision + torch.eye(self.n_factors, device=upper.device)
+        return torch.linalg.cholesky(precision), ((residuals * weights / self.noise) @ self.loadings)[:, :, None]
+
+    def posterior_mean(self, residuals: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Posterior mean of the scores, (n, n_factors); arguments as in :meth:`posterior`."""
+        factor, right = self._normal_equations(residuals, weights)
+        return torch.cholesky_solve(right, factor)[:, :, 0]
+
     def posterior(self, residuals: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Posterior of the scores.
 
@@ -46,19 +62,12 @@ class SpatialFactors(nn.Module):
         -------
         Mean, (n, n_factors), and the share of the scores' variance that is known, between 0 and 1, (n, 1).
         """
-        first, second = torch.triu_indices(self.n_factors, self.n_factors, device=residuals.device)
-        scaled = self.loadings / self.noise.sqrt()[:, None]
-        upper = weights**2 @ (scaled[:, first] * scaled[:, second])
-        precision = upper.new_zeros(len(upper), self.n_factors, self.n_factors)
-        precision[:, first, second] = upper
-        precision[:, second, first] = upper
-        precision = precision + torch.eye(self.n_factors, device=upper.device)
-        covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
-        mean = covariance @ ((residuals * weights / self.noise) @ self.loadings)[:, :, None]
+        factor, right = self._normal_equations(residuals, weights)
+        covariance = torch.cholesky_inverse(factor)
         # factors that the data did not support are known to be nothing
         used = (self.loadings**2).sum(0)
         unknown = (covariance.diagonal(dim1=1, dim2=2) * used).sum(1, keepdim=True) / used.sum().clamp(min=1e-6)
-        return mean[:, :, 0], 1.0 - unknown
+        return (covariance @ right)[:, :, 0], 1.0 - unknown
 
     def around(
         self, residuals: torch.Tensor, weights: torch.Tensor, adjacency: torch.Tensor
@@ -77,7 +86,7 @@ class SpatialFactors(nn.Module):
         Mean score, (batch, n_factors), and mean unexplained residual per gene in units of s, (batch, n_genes); 0 without
         neighbours.
         """
-        score, _ = self.posterior(residuals, weights)
+        score = self.posterior_mean(residuals, weights)
         unexplained = weights * (residuals - weights * (score @ self.loadings.T))
         # one pseudo-neighbour without a deviation keeps small what few neighbours say
         carried = (adjacency @ unexplained) / (adjacency @ weights**2 + 1.0)

@@ -329,14 +329,15 @@ class LGDiSTModule(BaseModuleClass):
 
     def _conditions(self, inputs: dict, hide: Hide) -> tuple[Condition, Condition]:
         """The posterior given what is visible, and given everything that is known."""
-        around = self._around(inputs)
+        # the denoiser learns from what the network says: the linear expert leaves the spread of samples alone
+        around = self._around(inputs, with_linear=False)
         known = inputs["known"] if hide == "random" else torch.maximum(inputs["known"], inputs["score"])
         everything = Spots(inputs["counts"], known, inputs["centre"].library)
         return self.vae.encode(inputs["centre"], around), self.vae.encode(everything, around)
 
-    def _around(self, inputs: dict) -> Around:
+    def _around(self, inputs: dict, with_linear: bool = True) -> Around:
         return self.vae.encode_neighbors(
-            inputs["neighbors"], inputs["neighbor_index"], inputs["distance"], inputs["valid"]
+            inputs["neighbors"], inputs["neighbor_index"], inputs["distance"], inputs["valid"], with_linear
         )
 
     def _timesteps(self, batch: int, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:

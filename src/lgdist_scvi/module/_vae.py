@@ -245,7 +245,12 @@ class NeighborhoodVAE(nn.Module):
         return residuals, spots.visible * (library / self.typical_library).sqrt()
 
     def encode_neighbors(
-        self, neighbors: Spots, index: torch.Tensor, distance: torch.Tensor, valid: torch.Tensor
+        self,
+        neighbors: Spots,
+        index: torch.Tensor,
+        distance: torch.Tensor,
+        valid: torch.Tensor,
+        with_linear: bool = True,
     ) -> Around:
         """Summarise the neighbours of each centre.
 
@@ -259,6 +264,8 @@ class NeighborhoodVAE(nn.Module):
             In units of the spot pitch, (batch, k).
         valid
             (batch, k), False where there is no neighbour.
+        with_linear
+            Whether the linear expert, if there is one yet, has its say.
         """
         library = self._visible_library(neighbors)
         tokens = self.neighbor(self._embed(neighbors, library, self._depth(library, neighbors.visible)) + self.role[1])
@@ -274,7 +281,7 @@ class NeighborhoodVAE(nn.Module):
             tokens=tokens[index] + self.embed_distance(distance),
             valid=valid,
             deviation=deviation,
-            linear=self.linear.around(*self.residuals(neighbors), adjacency) if self.has_linear else None,
+            linear=self.linear.around(*self.residuals(neighbors), adjacency) if with_linear and self.has_linear else None,
         )
 
     def encode(self, centre: Spots, around: Around) -> Condition:
