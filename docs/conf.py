@@ -9,6 +9,8 @@ from pathlib import Path
 
 from scvi.model.base import BaseModelClass
 
+from lgdist_scvi import LGDiST
+
 DOCS = Path(__file__).parent
 
 project = "lgdist-scvi"
@@ -39,8 +41,9 @@ myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 autosummary_generate = True
-# of what scvi-tools' models share, a page lists only what users call
-autosummary_context = {"undocumented": set(dir(BaseModelClass)) - {"load", "save", "view_anndata_setup"}}
+# of what scvi-tools' models share, a page lists only what users call; what the package defines itself is listed in any case
+own = {name for base in LGDiST.__mro__ if base.__module__.startswith("lgdist_scvi") for name in vars(base)}
+autosummary_context = {"undocumented": set(dir(BaseModelClass)) - own - {"load", "save", "view_anndata_setup"}}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
