@@ -34,7 +34,7 @@ from lgdist_scvi.module import LGDiSTModule, NeighborhoodVAE
 
 
 class LGDiST(TrainingMixin, PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
-    """Latent gene diffusion for the completion of spatial transcriptomics (Ruiz et al. 2025, arXiv 2509.01864).
+    """Latent gene diffusion for the completion of spatial transcriptomics (Cárdenas et al. 2025, arXiv 2509.01864).
 
     A neighbourhood VAE encodes each spot from its own visible entries and its spatial neighbours; a latent diffusion model
     over it gives the distribution of what was not seen. No single-cell reference is used.
@@ -58,7 +58,8 @@ class LGDiST(TrainingMixin, PredictionMixin, IntervalMixin, CompletionMixin, Bas
     n_denoiser_hidden, n_denoiser_layers, n_denoiser_heads, n_timesteps
         Sizes of the denoiser, and the number of noise steps it is trained with.
     hide_up_to
-        In training, a share of each spot's known entries is hidden, uniform between 0 and this, and mostly those are scored.
+        In training, up to this share of each spot's known entries is hidden, to different degrees in groups of genes drawn
+        anew in every step, and mostly those are scored.
     hide_spot
         Share of the spots, in training, of which everything is hidden.
     visible_weight

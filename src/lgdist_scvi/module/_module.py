@@ -40,7 +40,7 @@ class LGDiSTModule(BaseModuleClass):
         Entries that are set aside, (n_patterns, n_genes), bool; a spot uses the pattern of its row, cyclically. They are
         neither looked at nor fitted in training, but scored in validation.
     hide_up_to
-        In training, a further share of each spot's entries is hidden, uniform between 0 and this.
+        In training, up to this share of each spot's entries is hidden, see :func:`~lgdist_scvi.module._hiding.draw_hidden`.
     hide_spot
         Share of the spots, in training, of which everything is hidden.
     visible_weight
