@@ -67,8 +67,6 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"{output} exists; pass --resume to go on with it, or --overwrite")
 
     threads = arguments.threads or max(1, cores // arguments.workers)
-    # for what reads it when imported, in the processes to come
-    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = str(threads)
     results = Results(output, threads, arguments.workers, arguments.resume)
     if results.dropped:
         print(f"{results.dropped} rows of {output} failed or come from another version or code, and are run again")

@@ -51,6 +51,7 @@ def measure(prepared: Path, job: Job, threads: int, spread: bool) -> dict:
     """Hide, run the method, score: a row of the table."""
     _quiet()
     import anndata as ad
+    import numba
     import torch
     from threadpoolctl import threadpool_limits
 
@@ -58,6 +59,7 @@ def measure(prepared: Path, job: Job, threads: int, spread: bool) -> dict:
     from benchmarks._protocols import task
 
     torch.set_num_threads(threads)
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     row = {"hidden": None, "seconds": None, "memory_mib": None}
     with threadpool_limits(threads):
         adata = ad.read_h5ad(prepared)
