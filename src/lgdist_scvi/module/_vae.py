@@ -281,7 +281,9 @@ class NeighborhoodVAE(nn.Module):
             tokens=tokens[index] + self.embed_distance(distance),
             valid=valid,
             deviation=deviation,
-            linear=self.linear.around(*self.residuals(neighbors), adjacency) if with_linear and self.has_linear else None,
+            linear=self.linear.around(*self.residuals(neighbors), adjacency)
+            if with_linear and self.has_linear
+            else None,
         )
 
     def encode(self, centre: Spots, around: Around) -> Condition:
