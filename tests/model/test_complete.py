@@ -83,6 +83,10 @@ def test_record(trained, done):
     assert list(record["genes"]) == list(trained.adata.var_names)
     assert record["gene_likelihood"] == "nb"
     assert record["training_seed"] == 0
+    # levels by all genes and thirds of them
+    assert record["calibration_coverage"].shape == (len(record["calibration_levels"]), 4)
+    assert (np.diff(record["calibration_coverage"], axis=0) >= 0).all()
+    assert sum(record["n_calibration_entries"]) > 0
 
 
 def test_everything_survives_a_file(done, tmp_path):

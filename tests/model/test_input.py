@@ -305,8 +305,9 @@ def test_a_slide_with_fewer_spots_than_neighbours(fit, n_spots, conditioning):
 
 
 def test_a_mask_of_zeros_and_ones(adata, fit):
+    expected = complete(adata.copy(), fit, mask_layer="known")
     adata.layers["known"] = sparse.csr_matrix(adata.layers["known"].astype(np.int8))
-    complete(adata, fit, mask_layer="known")
+    np.testing.assert_array_equal(complete(adata, fit, mask_layer="known"), expected)
 
 
 def test_a_gene_without_a_count(adata, fit):
@@ -330,7 +331,13 @@ def test_customary_slide_column_is_used_with_a_warning(fit):
 def test_setup_can_be_repeated(adata):
     for arguments in ({}, {"mask_layer": "known"}, {"layer": "counts"}):
         LGDiST.setup_anndata(adata, **arguments)
-        LGDiST(adata, n_hidden=16)
+        registered = LGDiST(adata, n_hidden=16).registry_["setup_args"]
+        # the last registration counts, and nothing of an earlier one is left
+        assert {key: registered[key] for key in ("mask_layer", "layer")} == {
+            "mask_layer": None,
+            "layer": None,
+            **arguments,
+        }
 
 
 # ---- construction, training, questions

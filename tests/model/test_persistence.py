@@ -85,9 +85,11 @@ def test_every_property_can_be_evaluated(trained, tissue, is_trained):
         adata = tissue.copy()
         LGDiST.setup_anndata(adata)
         model = LGDiST(adata, n_hidden=16, n_layers=1)
-    for name in dir(type(model)):
-        if isinstance(getattr(type(model), name), property):
-            getattr(model, name)
+    names = [name for name in dir(type(model)) if isinstance(getattr(type(model), name), property)]
+    values = {name: getattr(model, name) for name in names}
+    assert values["is_trained"] is is_trained
+    assert bool(values["history"]) is is_trained
+    assert values["adata"].n_vars == len(model.get_var_names_registered())
 
 
 def test_view_of_the_setup(trained, capsys):

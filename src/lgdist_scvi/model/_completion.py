@@ -76,8 +76,8 @@ class CompletionMixin(SkillMixin, RecordMixin):
         - ``var[layer_added + "_skill"]``, ``"_skilled"``: skill on set-aside entries of the training data, and whether there
           is any, as :func:`lgdist_scvi.metrics.skill_per_gene` gives them; NaN and False for genes that are not registered.
           A warning tells how many genes are completed without;
-        - ``uns[layer_added]``: versions, arguments, seeds, hashes of data and weights, genes, and the number of entries that
-          calibrated the intervals: what :meth:`repeat_completion` needs.
+        - ``uns[layer_added]``: versions, arguments, seeds, hashes of data and weights, genes, the number of set-aside entries
+          that calibrated the intervals and their coverage: what it takes to judge and to repeat (:meth:`repeat_completion`).
 
         Genes that are not registered keep their measured values. Nothing is written if anything fails.
 

@@ -14,6 +14,7 @@ import torch
 from scvi import settings
 
 import lgdist_scvi
+from lgdist_scvi.model._conformal import REPORTED_LEVELS
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -128,6 +129,9 @@ class RecordMixin:
         if level is not None:
             record["level"] = level
             record["n_calibration_entries"] = np.array(self.calibration_["n_entries"][estimand])
+            record["calibration_levels"] = np.array(REPORTED_LEVELS)
+            # rows: levels; columns: all genes, then thirds by expression
+            record["calibration_coverage"] = self.calibration_["coverage"][estimand]
         if self.training_:  # not known of models that were saved before it was kept
             calls = [{key: value for key, value in call.items() if key != "random_state"} for call in self.training_]
             recipe = {"setup": setup, "model": model, "training": calls, "completion": arguments}
