@@ -46,6 +46,29 @@ def test_the_true_value_of_a_masked_entry_changes_no_bit(fit, tissue, likelihood
     )
 
 
+@pytest.mark.parametrize("likelihood", ["nb", "normal"])
+def test_training_knows_nothing_of_the_spots_that_calibrate(fit, tissue, likelihood):
+    """Whole spots are set aside: with other counts in them, the trained networks are the same, and the calibration is not."""
+    first = tissue.copy()
+    if likelihood == "normal":
+        first.layers["known"] &= first.X.toarray() > 0
+    counts = first.X.toarray()
+    first.obs["total"] = counts.sum(axis=1) + 100
+    whole = fit(first, 1, {"mask_layer": "known", "size_factor_key": "total"}).module.spots_set_aside(first.n_obs)
+    assert len(whole) >= 8
+    second = first.copy()
+    counts[whole] = np.where(counts[whole] > 0, counts[whole][:, ::-1].clip(1), 0)
+    second.X = sparse.csr_matrix(counts)
+    models = [fit(adata, 3, {"mask_layer": "known", "size_factor_key": "total"}) for adata in (first, second)]
+    states = [model.module.state_dict() for model in models]
+    # the size of the noise is fitted after training
+    after_training = [key for key in states[0] if "likelihood" in key]
+    for key, value in states[0].items():
+        assert key in after_training or torch.equal(value, states[1][key]), key
+    thresholds = [model.calibration_["hidden_spots"]["thresholds"]["captured"] for model in models]
+    assert not np.array_equal(*thresholds)
+
+
 def test_the_true_value_of_a_masked_entry_does_not_change_an_answer_about_other_data(trained):
     adata = trained.adata.copy()
     expected = trained.get_completed_expression(adata, return_numpy=True)

@@ -86,14 +86,17 @@ class IntervalMixin:
         """Learn how far out intervals must reach, per stratum of genes, to cover as often as they say."""
         self.module.eval()
         rng = np.random.default_rng(0)
-        spots = rng.permutation(self.adata.n_obs)[:_N_SPOTS]
-        some = np.sort(spots[:_N_OTHER_SPOTS])
+        whole = self.module.spots_set_aside(self.adata.n_obs)
+        spots = rng.permutation(np.setdiff1d(np.arange(self.adata.n_obs), whole))[:_N_SPOTS]
+        some, whole = np.sort(spots[:_N_OTHER_SPOTS]), np.sort(rng.permutation(whole)[:_N_OTHER_SPOTS])
         self._fit_noise(some)
         rate = self.module.vae.gene_rate.cpu().numpy()
         unknown, _ = self._deviations(np.sort(spots), rng, "set_aside")
         _, known = self._deviations(some, rng, "known")
         self.calibration_ = calibrate(unknown, known, rate)
-        self.calibration_["hidden_spots"] = calibrate(*self._deviations(some, rng, "spot"), rate)
+        unknown, _ = self._deviations(whole, rng, "spot")
+        _, known = self._deviations(some, rng, "spot")
+        self.calibration_["hidden_spots"] = calibrate(unknown, known, rate)
 
     @torch.inference_mode()
     def _deviations(

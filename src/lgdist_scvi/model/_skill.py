@@ -64,7 +64,8 @@ class SkillMixin:
         self.module.eval()
         self._complete_first_round(self.adata, "set_aside")
         dataset = self.adata_manager.create_torch_dataset()
-        spots = np.sort(np.random.default_rng(0).permutation(len(dataset))[:_MAX_SPOTS])
+        spots = np.setdiff1d(np.arange(len(dataset)), self.module.spots_set_aside(len(dataset)))
+        spots = np.sort(np.random.default_rng(0).permutation(spots)[:_MAX_SPOTS])
         lines = self._lines(dataset)
         with _own_entries(self.module, self.module.own_entries and not neighbors_only):
             blocks = self._blocks(self.adata, spots, None, silent=True)

@@ -85,6 +85,7 @@ class TrainingMixin:
             raise ValueError('the diffusion needs a trained VAE; call train(stage="vae") or train() first')
         splitter = EntrySplitter(
             self.adata_manager,
+            self.module.spots_set_aside(self.adata.n_obs),
             validation_spots=self._validation_spots(validation_samples),
             seed=settings.seed or 0,
             batch_size=batch_size,

@@ -7,6 +7,7 @@ from copy import deepcopy
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 
@@ -38,7 +39,8 @@ class LGDiSTModule(BaseModuleClass):
         Noise steps of the diffusion in training.
     set_aside_patterns
         Entries that are set aside, (n_patterns, n_genes), bool; a spot uses the pattern of its row, cyclically. They are
-        neither looked at nor fitted in training, but scored in validation.
+        neither looked at nor fitted in training, but scored in validation. Spots that are set aside whole take no part in
+        either.
     hide_up_to
         In training, up to this share of each spot's entries is hidden, see :func:`~lgdist_scvi.module._hiding.draw_hidden`.
     hide_spot
@@ -110,6 +112,11 @@ class LGDiSTModule(BaseModuleClass):
     def set_aside(self, spot: torch.Tensor) -> torch.Tensor:
         """Entries that training never looks at, (n, n_genes), bool. A function of the spot's row alone."""
         return self.set_aside_patterns[spot.flatten().long() % len(self.set_aside_patterns)]
+
+    def spots_set_aside(self, n_obs: int) -> np.ndarray:
+        """Rows of the spots that are set aside whole, among the first `n_obs`."""
+        whole = self.set_aside_patterns.all(dim=1).cpu().numpy()
+        return np.flatnonzero(whole[np.arange(n_obs) % len(whole)])
 
     def _hide(self, known: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         return draw_hidden(known.shape, self.hide_up_to, self.hide_spot, known.device, generator)

@@ -27,7 +27,7 @@ _PATIENCE = 6  # validations without improvement
 
 
 class EntrySplitter(DataSplitter):
-    """Trains on every spot and validates on set-aside entries of some of them.
+    """Trains on all spots but those set aside whole, and validates on set-aside entries of some of them.
 
     Spots of the held-out slides, if any, are not trained on at all, and validate.
 
@@ -35,6 +35,8 @@ class EntrySplitter(DataSplitter):
     ----------
     adata_manager
         Manager with registered data.
+    set_aside
+        Rows of the spots that are set aside whole.
     validation_spots
         Rows of the spots that are not trained on; ``None`` if all are.
     seed
@@ -44,11 +46,16 @@ class EntrySplitter(DataSplitter):
     """
 
     def __init__(
-        self, adata_manager: AnnDataManager, validation_spots: np.ndarray | None = None, seed: int = 0, **kwargs: Any
+        self,
+        adata_manager: AnnDataManager,
+        set_aside: np.ndarray,
+        validation_spots: np.ndarray | None = None,
+        seed: int = 0,
+        **kwargs: Any,
     ):
         super().__init__(adata_manager, train_size=1.0, **kwargs)
-        spots = np.arange(adata_manager.adata.n_obs)
-        candidates = spots if validation_spots is None else np.asarray(validation_spots)
+        spots = np.setdiff1d(np.arange(adata_manager.adata.n_obs), set_aside)
+        candidates = spots if validation_spots is None else np.intersect1d(validation_spots, spots)
         chosen = np.random.default_rng(seed).permutation(candidates)[:_N_VALIDATION_SPOTS]
         self.train_idx = spots if validation_spots is None else np.setdiff1d(spots, candidates)
         self.val_idx = np.sort(chosen)

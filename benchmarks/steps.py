@@ -1,0 +1,59 @@
+"""Samples from few and from many evaluations of the denoiser, scored on hidden values: ``python -m benchmarks.steps``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from benchmarks._protocols import PROTOCOLS, read, task
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.steps", description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of .h5ad files")
+    parser.add_argument("--file", default="mouse_muscle_Vis7B_5dpi", help="file name without .h5ad")
+    parser.add_argument("--protocols", nargs="+", default=["entry", "spot"], choices=PROTOCOLS)
+    parser.add_argument("--steps", nargs="+", type=int, default=[5, 10, 20, 50, 250], help="numbers of evaluations")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    if not arguments.data.is_dir():
+        parser.error(f"{arguments.data} is not a folder; name the folder of .h5ad files with --data")
+
+    from benchmarks._methods import trained
+    from benchmarks._spread import draw
+    from lgdist_scvi import metrics
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    adata, sample_key = read(arguments.data / f"{arguments.file}.h5ad")
+    for protocol in arguments.protocols:
+        given = task(adata, sample_key, protocol, arguments.seed)
+        model = trained(given, arguments.seed)
+        spots, genes = np.flatnonzero(given.scored.any(axis=1)), np.flatnonzero(given.scored.any(axis=0))
+        truth, scored = given.measured[np.ix_(spots, genes)], given.scored[np.ix_(spots, genes)]
+        rows = {}
+        for n_steps in arguments.steps:
+            start = time.perf_counter()
+            latents, samples = draw(model, given, spots, genes, arguments.seed, n_steps)
+            rows[n_steps] = {
+                "mse_of_a_sample": metrics.completion_scores(truth, latents[0], scored)["mse"],
+                "energy": metrics.energy_score(samples, truth, scored),
+                "energy_latent": metrics.energy_score(latents, truth, scored),
+                "seconds": time.perf_counter() - start,
+            }
+        table = pd.DataFrame(rows).T.rename_axis("evaluations")
+        relative = (table / table.iloc[-1] - 1).drop(columns="seconds").add_suffix("_change")
+        print(
+            f"\n{arguments.file}, {protocol}, seed {arguments.seed}; change against {arguments.steps[-1]} evaluations"
+        )
+        print(table.join(relative).round(4).to_string(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
