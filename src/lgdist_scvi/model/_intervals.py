@@ -168,10 +168,11 @@ class IntervalMixin:
         prediction with the finite-sample correction, in up to five strata of each third of the genes by expression, so that
         it covers at `level` however well the model is trained. `calibration_["n_entries"]` says how many entries of each
         third calibrated it, and `calibration_["coverage"]` which share of them intervals cover that the entries of other
-        spots calibrate. Spots of which nothing is visible have a calibration of their own.
+        spots calibrate. Spots of which nothing is visible have a calibration of their own, on one spot in 25 that training set
+        aside whole.
 
-        What holds is coverage of entries hidden like those: at random, on the slides of the training. Where an entry's own
-        value was visible, its interval is about a second measurement as deep as the first.
+        What holds is coverage of entries and spots hidden like those: at random, on the slides of the training. Where an entry's
+        own value was visible, its interval is about a second measurement as deep as the first.
 
         Counts are discrete. Both ends are values that a count can take, and belong to the interval; the narrowest interval is
         a single value, the median; no random noise breaks ties. Coverage over the entries of a stratum is `level`, and more

@@ -67,7 +67,7 @@ class LGDiST(TrainingMixin, PredictionMixin, IntervalMixin, CompletionMixin, Bas
     keep_at_least
         In training, visible counts are thinned to a share, uniform between this and 1, and the rest is fitted.
     set_aside_fraction
-        Share of the entries that training never sees; validation scores them.
+        Share of the entries that training never sees; validation scores them. One spot in 25 is set aside whole besides.
     n_draws
         Noise draws per spot in a training step of the diffusion.
     decoded_weight
