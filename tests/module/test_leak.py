@@ -116,6 +116,18 @@ def test_training_neither_looks_at_nor_fits_what_is_set_aside(build, likelihood)
     assert not (scored & (validation["centre"].visible > 0)).any()
 
 
+def test_stage_2_hides_more_whole_spots(build):
+    """In the VAE's training one spot in twenty, in the diffusion's three in ten."""
+    module, tensors = build()
+    torch.manual_seed(0)
+    shares = []
+    for autoencode in (True, False):
+        draws = [module._get_inference_input(tensors, "random", autoencode=autoencode)["centre"] for _ in range(40)]
+        shares.append(float(torch.stack([(draw.visible == 0).all(1).float().mean() for draw in draws]).mean()))
+    assert 0.05 <= shares[0] < 0.16  # one of the 24 spots is set aside whole
+    assert 0.25 < shares[1] < 0.45
+
+
 def test_visible_counts_are_split(build):
     """What is looked at is not what is fitted; hidden counts are fitted whole and not looked at."""
     module, tensors = build()

@@ -19,6 +19,8 @@ from lgdist_scvi.module._vae import Around, Condition, NeighborhoodVAE, Spots
 Hide = Literal["random", "set_aside", "split", "nothing"]
 
 _HIDDEN_FOR_NEIGHBORS = 0.1
+# what a latent may be is widest, and least Gaussian, where nothing of a spot is visible
+_WHOLE_SPOTS_IN_DIFFUSION = 0.3
 _LINEAR_WEIGHTS = [step / 10 for step in range(11)]
 
 
@@ -44,7 +46,7 @@ class LGDiSTModule(BaseModuleClass):
     hide_up_to
         In training, up to this share of each spot's entries is hidden, see :func:`~lgdist_scvi.module._hiding.draw_hidden`.
     hide_spot
-        Share of the spots, in training, of which everything is hidden.
+        Share of the spots, in training, of which everything is hidden; at least 0.3 in that of the diffusion.
     visible_weight
         Weight of captured values that are fitted while visible, against 1 for hidden ones. Counts are split instead.
     keep_at_least
@@ -118,8 +120,8 @@ class LGDiSTModule(BaseModuleClass):
         whole = self.set_aside_patterns.all(dim=1).cpu().numpy()
         return np.flatnonzero(whole[np.arange(n_obs) % len(whole)])
 
-    def _hide(self, known: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        return draw_hidden(known.shape, self.hide_up_to, self.hide_spot, known.device, generator)
+    def _hide(self, known: torch.Tensor, whole_spots: float, generator: torch.Generator | None = None) -> torch.Tensor:
+        return draw_hidden(known.shape, self.hide_up_to, whole_spots, known.device, generator)
 
     def _get_inference_input(
         self,
@@ -137,6 +139,7 @@ class LGDiSTModule(BaseModuleClass):
         counts, observed = tensors["X"], tensors["observed_mask"].bool()
         neighbors_visible = tensors["neighbor_mask"]
         target, share = counts, 1.0
+        whole_spots = self.hide_spot if autoencode else max(self.hide_spot, _WHOLE_SPOTS_IN_DIFFUSION)
         if hide == "nothing":
             known, visible, score = observed, observed, torch.zeros_like(counts)
         else:
@@ -144,7 +147,7 @@ class LGDiSTModule(BaseModuleClass):
             known = observed & ~aside
             neighbors_visible = neighbors_visible * ~self.set_aside(tensors["neighbor_spot"])
             if hide == "random":
-                visible = known & ~self._hide(known)
+                visible = known & ~self._hide(known, whole_spots)
                 weight = self.visible_weight
                 if self.vae.counts_are_modelled and autoencode:
                     kept = torch.rand(len(counts), 1, device=counts.device)
@@ -159,7 +162,7 @@ class LGDiSTModule(BaseModuleClass):
             else:
                 visible, score = known, (observed & aside).float()
                 if generator is not None:
-                    visible = known & ~self._hide(known, generator)
+                    visible = known & ~self._hide(known, whole_spots, generator)
         if not (self.own_entries or (hide == "random" and autoencode)):
             visible = torch.zeros_like(visible)
         library = tensors["size_factor"]
