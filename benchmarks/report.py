@@ -231,26 +231,36 @@ def spread_section(rows: pd.DataFrame) -> str:
     table = diffusion(rows)
     if len(table):
         table = table.reset_index()
-        shown = table[["crps", "energy", "variance_sample", "variance_sample_within", "variance_mean"]].copy()
-        shown.columns = [
-            "CRPS", "energy score", "variance ratio of a sample", "genes within 0.8–1.25", "variance ratio of the mean"
-        ]  # fmt: skip
+        names = {
+            "crps": "CRPS", "energy": "energy score", "energy_modules": "energy score of modules",
+            "variance_sample": "variance ratio of a sample", "variance_sample_within": "genes within 0.8–1.25",
+            "variance_mean": "variance ratio of the mean",
+        }  # fmt: skip
+        shown = table.reindex(columns=list(names)).rename(columns=names)
         shown.index = [f"{TITLES[p]}: {label(m)}" for p, m in zip(table["protocol"], table["method"], strict=True)]
-        parts.append("### Samples\n\n" + markdown_table(shown, "", digits={"energy score": 3}))
+        parts.append("### Samples\n\n" + markdown_table(shown, "", digits=dict.fromkeys(("CRPS", "energy score"), 4)))
     table = coverage(rows)
+    table = table[table["method"] == "lgdist"] if len(table) else table
     if len(table):
-        mean = table.groupby(["protocol", "method", "level", "stratum"], observed=True, sort=False)["coverage"].mean()
-        wide = mean.unstack("stratum")[["all", "low", "middle", "high"]].reset_index()
-        width = table[table["stratum"] == "all"].groupby(["protocol", "method", "level"], observed=True)["width"].mean()
-        shown = wide[["all", "low", "middle", "high"]].copy()
-        shown["width"] = [
-            width[p, m, q] for p, m, q in zip(wide["protocol"], wide["method"], wide["level"], strict=True)
-        ]
-        shown.insert(0, "level", [f"{level:.0%}" for level in wide["level"]])
-        shown.index = [f"{TITLES[p]}: {label(m)}" for p, m in zip(wide["protocol"], wide["method"], strict=True)]
-        shown.columns = ["level", "all", "low third", "middle third", "high third", "width"]
-        parts.append("### Coverage of intervals\n\n" + markdown_table(shown))
+        wide = table.pivot_table(
+            index=["protocol", "file"], columns=["level", "stratum"], values="coverage", observed=True, sort=False
+        )
+        shown = pd.DataFrame(
+            {f"{level:.0%}": wide[level].apply(_of_strata, axis=1) for level in wide.columns.get_level_values(0).unique()}
+        )
+        width = table[(table["stratum"] == "all") & (table["level"] == 0.9)].set_index(["protocol", "file"])["width"]
+        shown["width, 90%"] = width
+        shown.index = [f"{TITLES[p]}: {FILES.get(file, file)}" for p, file in shown.index]
+        parts.append(
+            "### Coverage of intervals\n\nOver all scored genes, and in brackets over each third of them, from low to high "
+            "expression:\n\n" + markdown_table(shown)
+        )
     return "\n\n".join(parts)
+
+
+def _of_strata(values: pd.Series) -> str:
+    """Coverage over all genes, and in thirds."""
+    return f"{_cell(values['all'])} ({', '.join(_cell(values[third]) for third in ('low', 'middle', 'high'))})"
 
 
 def cost_section(rows: pd.DataFrame) -> str:
