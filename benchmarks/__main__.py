@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 from pathlib import Path
+
+from benchmarks._commands import parse, with_slides
 
 RESULTS = Path(__file__).parent / "results"
 # Below ten minutes on two cores. The masked transformer alone would take longer.
@@ -28,8 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     from benchmarks.report import print_report
 
     cores = os.cpu_count() or 1
-    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of .h5ad files")
+    parser = with_slides("benchmarks", __doc__)
     parser.add_argument("--quick", action="store_true", help="one small slide, two protocols, one seed: minutes")
     parser.add_argument("--ablations", action="store_true", help="LGDiST without its parts, in the same table")
     parser.add_argument(
@@ -47,10 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, help="per method; default: the cores divided by the workers")
     parser.add_argument("--time-limit", type=float, help="seconds after which a method is given up")
     parser.add_argument("--no-spread", action="store_true", help="leave out the scores of samples and intervals")
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
 
-    if not arguments.data.is_dir():
-        parser.error(f"{arguments.data} is not a folder; name the folder of .h5ad files with --data")
     if arguments.workers < 1 or (arguments.threads is not None and arguments.threads < 1):
         parser.error("--workers and --threads must be at least 1")
     preset = QUICK if arguments.quick else {"protocols": list(PROTOCOLS), "seeds": [0, 1]}

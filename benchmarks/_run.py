@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
+from benchmarks._commands import quiet
 from benchmarks._record import Results, code_of
 
 # A server that has imported the heavy packages forks a fresh process for every method: its peak memory is its own, and it
@@ -38,7 +37,7 @@ class Job:
 
 def prepare(source: Path, target: Path, protocols: Iterable[str]) -> dict[str, str | None]:
     """Read a slide, choose its genes, and write it for the methods; why it is left out of each protocol."""
-    _quiet()
+    quiet()
     from benchmarks._protocols import read, too_small
 
     adata, sample_key = read(source)
@@ -49,7 +48,7 @@ def prepare(source: Path, target: Path, protocols: Iterable[str]) -> dict[str, s
 
 def measure(prepared: Path, job: Job, threads: int, spread: bool) -> dict:
     """Hide, run the method, score: a row of the table."""
-    _quiet()
+    quiet()
     import anndata as ad
     import numba
     import torch
@@ -87,16 +86,6 @@ def peak_memory() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-
-
-def _quiet() -> None:
-    """Keep the libraries' remarks out of the table."""
-    import scvi
-
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    scvi.settings.verbosity = logging.ERROR
 
 
 def _child(connection: Connection, function: Callable, arguments: tuple) -> None:

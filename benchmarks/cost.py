@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import resource
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +12,8 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks._commands import quiet
 
 _MATRIX = 2048  # rows of the matrices whose product shows the machine's peak
 
@@ -70,8 +70,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from lgdist_scvi import LGDiST, datasets
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
+    quiet()
     scvi.settings.seed = 0
     adata = datasets.simulated_visium(n_spots=arguments.spots, n_genes=arguments.genes)
     del adata.layers["rate"]  # dense, and not part of real data
@@ -90,10 +89,12 @@ def main(argv: list[str] | None = None) -> None:
     print(f"  linear expert and calibration: {seconds - sum(watch.seconds.values()):.1f} s")
     seconds = with_time("posterior mean", lambda: model.get_completed_expression(return_numpy=True))
     print(f"posterior mean: {arguments.spots / seconds:,.0f} spots per second")
-    with_time("complete, with standard deviation and intervals", lambda: model.complete(adata))
+    with_time("complete, with standard deviation and intervals", lambda: model.complete(adata, silent=True))
 
     counted = Watch(count=True)
-    LGDiST(adata[:1024].copy()).train(max_epochs=1, enable_progress_bar=False, callbacks=[counted])
+    part = adata[:1024].copy()
+    LGDiST.setup_anndata(part)
+    LGDiST(part).train(max_epochs=1, enable_progress_bar=False, callbacks=[counted])
     peak = matrix_peak()
     print(f"{torch.get_num_threads()} threads; product of {_MATRIX} x {_MATRIX} matrices: {peak / 1e9:.0f} GFLOP/s")
     for name, operations in counted.operations.items():

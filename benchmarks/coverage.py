@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import logging
 import os
 import time
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from benchmarks._commands import parse, quiet, with_slides
 from benchmarks._protocols import PROTOCOLS, Task, read, task
 from benchmarks._spread import LEVELS, THIRDS, _thirds
 
@@ -25,8 +23,7 @@ _BATCH = 128
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.coverage", description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of .h5ad files")
+    parser = with_slides("benchmarks.coverage", __doc__)
     parser.add_argument("--files", nargs="+", default=list(FILES), help="file names without .h5ad")
     parser.add_argument(
         "--protocols", nargs="+", default=["entry", "counts", "thinning"], choices=[*PROTOCOLS, "counts"]
@@ -34,16 +31,11 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--steps", type=int, help="optimisation steps of each stage; default: the model's own")
     parser.add_argument("--output", type=Path, help="CSV file for the table")
-    arguments = parser.parse_args()
-    if not arguments.data.is_dir():
-        parser.error(f"{arguments.data} is not a folder; name the folder of .h5ad files with --data")
+    arguments = parse(parser)
 
-    import scvi
     import torch
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
-    scvi.settings.verbosity = logging.ERROR
+    quiet()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     tables = []
     for name in arguments.files:

@@ -246,7 +246,10 @@ def spread_section(rows: pd.DataFrame) -> str:
             index=["protocol", "file"], columns=["level", "stratum"], values="coverage", observed=True, sort=False
         )
         shown = pd.DataFrame(
-            {f"{level:.0%}": wide[level].apply(_of_strata, axis=1) for level in wide.columns.get_level_values(0).unique()}
+            {
+                f"{level:.0%}": wide[level].apply(_of_strata, axis=1)
+                for level in wide.columns.get_level_values(0).unique()
+            }
         )
         width = table[(table["stratum"] == "all") & (table["level"] == 0.9)].set_index(["protocol", "file"])["width"]
         shown["width, 90%"] = width

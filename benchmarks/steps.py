@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
-import logging
 import time
-import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from benchmarks._commands import parse, quiet, with_slides
 from benchmarks._protocols import PROTOCOLS, read, task
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.steps", description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of .h5ad files")
+    parser = with_slides("benchmarks.steps", __doc__)
     parser.add_argument("--file", default="mouse_muscle_Vis7B_5dpi", help="file name without .h5ad")
     parser.add_argument("--protocols", nargs="+", default=["entry", "spot"], choices=PROTOCOLS)
     parser.add_argument("--steps", nargs="+", type=int, default=[5, 10, 20, 50, 250], help="numbers of evaluations")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args(argv)
-    if not arguments.data.is_dir():
-        parser.error(f"{arguments.data} is not a folder; name the folder of .h5ad files with --data")
+    parser.add_argument("--epochs", type=int, help="of each stage; default: the model's own")
+    arguments = parse(parser, argv)
 
     from benchmarks._methods import trained
     from benchmarks._spread import draw
     from lgdist_scvi import metrics
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
+    quiet()
     adata, sample_key = read(arguments.data / f"{arguments.file}.h5ad")
     for protocol in arguments.protocols:
         given = task(adata, sample_key, protocol, arguments.seed)
-        model = trained(given, arguments.seed)
+        model = trained(given, arguments.seed, train_kwargs={"max_epochs": arguments.epochs})
         spots, genes = np.flatnonzero(given.scored.any(axis=1)), np.flatnonzero(given.scored.any(axis=0))
         truth, scored = given.measured[np.ix_(spots, genes)], given.scored[np.ix_(spots, genes)]
         rows = {}

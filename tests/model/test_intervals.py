@@ -110,6 +110,28 @@ def test_hidden_spots_have_a_calibration_of_their_own(fit):
         assert abs(inside - level) < 0.06, (level, inside)
 
 
+def test_a_slide_too_small_to_set_a_spot_aside(fit):
+    """Nothing calibrates the intervals of a hidden spot there: they hold whatever it could show."""
+    adata = datasets.simulated_visium(n_spots=20, n_genes=30, seed=0)
+    known = np.ones(adata.shape, dtype=bool)
+    known[4] = False
+    adata.layers["known"] = known
+    adata.obs["total"] = np.asarray(adata.X.sum(axis=1)).ravel()
+    model = next(
+        model
+        for seed in range(20)
+        if not len(
+            (
+                model := fit(adata, 1, {"mask_layer": "known", "size_factor_key": "total"}, seed=seed)
+            ).module.spots_set_aside(adata.n_obs)
+        )
+    )
+    lower, upper = model.get_prediction_interval(0.5, indices=[3, 4], observed="model", return_numpy=True)
+    assert np.isfinite(upper).all()
+    assert (lower[1] == 0).all()
+    assert (upper[1] > upper[0] + 1).all()
+
+
 def test_the_ends_hold_a_value_however_it_was_rounded(trained, tissue):
     """Counts are discrete: the measured value often is the end itself."""
     library = (tissue.X.toarray() * tissue.layers["known"]).sum(axis=1, keepdims=True)

@@ -121,7 +121,8 @@ class IntervalMixin:
         estimands = ("rate", "captured") if vae.counts_are_modelled else ("captured",)
         # what captured values of a hidden spot are relative to can only be a library that the user knows
         keep_library = hide == "spot" and not (vae.counts_are_modelled or vae.closed)
-        unknown, known = ({estimand: [] for estimand in estimands} for _ in range(2))
+        nothing = (np.empty(0), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+        unknown, known = ({estimand: [nothing] for estimand in estimands} for _ in range(2))
         for place, tensors, _ in self._blocks(self.adata, spots, None, silent=True):
             observed = tensors[keys.MASK].cpu().numpy() > 0
             aside = self.module.set_aside(tensors[keys.SPOT]).cpu().numpy()
