@@ -18,6 +18,7 @@ _SMALLEST_TAIL = 1e-30  # probabilities beyond are not told apart
 _LARGEST_LOG = 40.0  # of a count; keeps exp finite
 _ROUNDING = 2e-6  # relative, of a value: one at an end is inside however it was rounded
 _TAIL_ROUNDING = 1e-9  # relative
+_SMALLEST_EXACT_TAIL = 1e-5  # whose complement to 1 holds it to that
 
 
 @dataclass
@@ -106,10 +107,18 @@ class CountPredictive(_Predictive):
             # far out in an extreme distribution, scipy gives the last count that it tried, and says so
             warnings.simplefilter("ignore", RuntimeWarning)
             lower = self._counts.ppf(np.minimum(self._nothing + tail * self._something, 1.0 - 1e-16))
-            upper = self._counts.isf(tail * self._something)
+            upper = self._from_above(tail * self._something)
         least = float(self.captured)
         lower = np.maximum(lower, least)
         return lower, np.maximum(upper, lower)
+
+    def _from_above(self, tail: np.ndarray) -> np.ndarray:
+        """Inverse of the survival function; by the inverse of the other side, twenty times as fast, where that is as exact."""
+        count = self._counts.ppf(1.0 - tail)
+        far = tail < _SMALLEST_EXACT_TAIL
+        if far.any():
+            count[far] = stats.nbinom.isf(tail[far], *(parameter[far] for parameter in self._counts.args))
+        return count
 
 
 @dataclass

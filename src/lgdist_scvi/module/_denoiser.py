@@ -93,7 +93,7 @@ class Denoiser(nn.Module):
         x
             Noisy vectors, (batch, n_draws, n_data): several draws share one condition.
         timestep
-            Integer timesteps of the training schedule, (batch, n_draws).
+            Integer timesteps of the training schedule, (batch, n_draws), or (batch, 1) if the draws share them.
         tokens
             Condition, (batch, n_tokens, n_condition); the first token sums the condition up.
         valid
@@ -105,7 +105,7 @@ class Denoiser(nn.Module):
         """
         tokens = self.norm_condition(tokens)
         hidden = self.embed(x)
-        features = timestep_features(timestep.flatten(), hidden.shape[-1]).view(hidden.shape)
+        features = timestep_features(timestep.flatten(), hidden.shape[-1]).view(*timestep.shape, -1)
         time = self.time(features) + self.summary(tokens[:, :1])
         for block in self.blocks:
             hidden = block(hidden, time, tokens, valid)

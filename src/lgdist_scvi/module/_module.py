@@ -388,7 +388,7 @@ class LGDiSTModule(BaseModuleClass):
         if not self.has_diffusion:
             return condition.sample(noise.movedim(1, 0)).movedim(0, 1)
         residual = self.diffusion.sample(
-            lambda x, t: self.denoiser(x, t[:, None].expand(x.shape[:2]), condition.tokens, condition.valid),
+            lambda x, t: self.denoiser(x, t[:, None], condition.tokens, condition.valid),
             noise,
             n_steps,
         )
