@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 THIRDS = ("low", "middle", "high")
 _N_SAMPLES = 20
-_MAX_SPOTS = 1000  # drawn at random where more are scored: the scores are averages over entries
+_MAX_SPOTS = 400  # drawn at random where more are scored: the scores are averages over entries
 _N_MODULES = 10
 _BLOCK = 256
 _FAR = 20.0  # beyond any log1p(CP10K), which ends at 9.2
