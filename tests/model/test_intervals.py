@@ -94,13 +94,13 @@ def test_intervals_cover_entries_that_were_held_out(fit, likelihood, hidden_shar
 
 def test_hidden_spots_have_a_calibration_of_their_own(fit):
     """Of a spot that is hidden whole less is known; its intervals are as much wider as it takes."""
-    adata = datasets.simulated_visium(n_spots=400, n_genes=50, seed=2)
+    adata = datasets.simulated_visium(n_spots=800, n_genes=50, seed=2)
     adata = adata[:, np.asarray((adata.X > 0).sum(axis=0)).ravel() >= 40].copy()
     counts = adata.X.toarray()
     spots = np.random.default_rng(3).random(adata.n_obs) < 0.2
     adata.obs["total"] = counts.sum(axis=1)
     adata.layers["known"] = (counts > 0) & ~spots[:, None]
-    model = fit(adata, 25, {"mask_layer": "known", "size_factor_key": "total"}, set_aside_fraction=0.2)
+    model = fit(adata, 12, {"mask_layer": "known", "size_factor_key": "total"}, set_aside_fraction=0.2)
     truth = np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)
     scored = spots[:, None] & (counts > 0)
     for level in LEVELS:
@@ -257,7 +257,7 @@ def test_calibration_covers_new_entries_of_every_stratum():
         gene = np.where((gene % 2 == 0) & (rng.random(n) < 0.8), np.minimum(gene + 1, n_genes - 1), gene)
         return {"rate": (np.abs(rng.normal(size=n)) * badness[gene], gene, rng.integers(100, size=n))}
 
-    calibration = calibrate(entries(12_000), entries(3_000), rate)
+    calibration = calibrate(entries(12_000), rate)
     assert sum(calibration["n_entries"]["rate"]) == 12_000
     assert calibration["stratum"]["rate"].max() == 14
     deviation, gene, _ = entries(200_000)["rate"]
@@ -267,8 +267,6 @@ def test_calibration_covers_new_entries_of_every_stratum():
         found = [inside.mean(), *(inside[third[gene] == t].mean() for t in range(3))]
         np.testing.assert_allclose(found, level, atol=0.02)
         np.testing.assert_allclose(row, level, atol=0.02)
-        # a badly predicted gene has wider intervals
-        assert np.corrcoef(np.log(reach(calibration, "rate", level)), np.log(badness))[0, 1] > 0.8
 
 
 def test_strata_are_parts_of_thirds():

@@ -14,8 +14,6 @@ REPORTED_LEVELS = (0.5, 0.8, 0.9, 0.95)
 N_THIRDS = 3
 _MAX_STRATA_PER_THIRD = 5
 _ENTRIES_PER_STRATUM = 500
-_PSEUDO_ENTRIES = 5  # of its stratum, in the scale of a gene
-_SMALLEST_SCALE = 1e-3
 _UNBOUNDED = 1e6  # standard deviations
 
 
@@ -30,16 +28,6 @@ def nested_strata(rate: np.ndarray, n_entries: int) -> np.ndarray:
     per_third = n_entries // (N_THIRDS * _ENTRIES_PER_STRATUM)
     per_third = int(np.clip(per_third, 1, min(_MAX_STRATA_PER_THIRD, max(1, len(rate) // N_THIRDS))))
     return expression_strata(rate, N_THIRDS * per_third)
-
-
-def gene_scale(deviation: np.ndarray, gene: np.ndarray, stratum: np.ndarray) -> np.ndarray:
-    """Mean deviation of each gene's entries, drawn to that of its stratum where entries are few, (n_genes,)."""
-    n_genes, n_strata = len(stratum), int(stratum.max()) + 1
-    total, n = np.bincount(gene, deviation, n_genes), np.bincount(gene, minlength=n_genes)
-    in_stratum = np.bincount(stratum, total, n_strata) / np.maximum(np.bincount(stratum, n, n_strata), 1)
-    in_stratum = np.where(in_stratum > 0, in_stratum, 1.0)
-    scale = (total + _PSEUDO_ENTRIES * in_stratum[stratum]) / (n + _PSEUDO_ENTRIES)
-    return np.maximum(scale, _SMALLEST_SCALE)
 
 
 def conformal_quantiles(score: np.ndarray, levels: np.ndarray) -> np.ndarray:
@@ -69,15 +57,13 @@ def _thresholds(score: np.ndarray, stratum: np.ndarray, n_strata: int) -> np.nda
     return np.stack([conformal_quantiles(score[stratum == s], LEVELS) for s in range(n_strata)])
 
 
-def calibrate(unknown: Deviations, known: Deviations, rate: np.ndarray) -> dict[str, Any]:
+def calibrate(deviations: Deviations, rate: np.ndarray) -> dict[str, Any]:
     """Calibrate intervals of all levels from one set of entries.
 
     Parameters
     ----------
-    unknown
-        Entries that training never saw.
-    known
-        Entries that training did see. They only say how genes compare with each other.
+    deviations
+        Of entries that training never saw.
     rate
         Mean expression of the genes, (n_genes,).
 
@@ -86,23 +72,22 @@ def calibrate(unknown: Deviations, known: Deviations, rate: np.ndarray) -> dict[
     - `n_entries`: per estimand, number of entries that calibrate, in each third of the genes by expression;
     - `coverage`: per estimand, coverage of each half of the spots by intervals that the other half calibrates, at
       `REPORTED_LEVELS` (rows), over all genes and in each third (columns);
-    - `stratum`, `scale`, `thresholds`: per estimand, what :func:`reach` needs.
+    - `stratum`, `thresholds`: per estimand, what :func:`reach` needs.
     """
     third = expression_strata(rate)
-    result: dict[str, Any] = {key: {} for key in ("n_entries", "coverage", "stratum", "scale", "thresholds")}
-    for estimand, (deviation, gene, spot) in unknown.items():
+    result: dict[str, Any] = {key: {} for key in ("n_entries", "coverage", "stratum", "thresholds")}
+    for estimand, (deviation, gene, spot) in deviations.items():
         stratum = nested_strata(rate, len(gene))
-        scale = gene_scale(*known[estimand][:2], stratum)
-        score, of_entry, n_strata = deviation / scale[gene], stratum[gene], int(stratum.max()) + 1
+        of_entry, n_strata = stratum[gene], int(stratum.max()) + 1
         result["n_entries"][estimand] = np.bincount(third[gene], minlength=N_THIRDS).tolist()
-        result["stratum"][estimand], result["scale"][estimand] = stratum, scale
-        result["thresholds"][estimand] = _thresholds(score, of_entry, n_strata)
+        result["stratum"][estimand] = stratum
+        result["thresholds"][estimand] = _thresholds(deviation, of_entry, n_strata)
 
         inside = np.zeros((len(REPORTED_LEVELS), len(gene)), dtype=bool)
         for half in (spot % 2 == 0, spot % 2 == 1):
-            table = _thresholds(score[half], of_entry[half], n_strata)
+            table = _thresholds(deviation[half], of_entry[half], n_strata)
             limits = np.stack([_at_level(table, level) for level in REPORTED_LEVELS])
-            inside[:, ~half] = score[~half] <= limits[:, of_entry[~half]]
+            inside[:, ~half] = deviation[~half] <= limits[:, of_entry[~half]]
         groups = [np.ones(len(gene), dtype=bool), *(third[gene] == t for t in range(N_THIRDS))]
         result["coverage"][estimand] = np.stack(
             [inside[:, g].mean(axis=1) if g.any() else np.full(len(inside), np.nan) for g in groups], axis=1
@@ -113,7 +98,7 @@ def calibrate(unknown: Deviations, known: Deviations, rate: np.ndarray) -> dict[
 def reach(calibration: dict[str, Any], estimand: str, level: float) -> np.ndarray:
     """Deviation up to which each gene's intervals reach at a level, (n_genes,)."""
     limits = _at_level(calibration["thresholds"][estimand], level)
-    return limits[calibration["stratum"][estimand]] * calibration["scale"][estimand]
+    return limits[calibration["stratum"][estimand]]
 
 
 def _at_level(table: np.ndarray, level: float) -> np.ndarray:

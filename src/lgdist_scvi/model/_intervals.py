@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from lgdist_scvi.module._vae import Condition
 
 _N_SAMPLES = 25
-_N_SPOTS, _N_OTHER_SPOTS = 1024, 512  # that calibrate, chosen at random
-_SHARE_OF_OTHERS, _N_SAMPLES_OF_OTHERS = 0.3, 8
+_N_SPOTS, _N_HIDDEN_SPOTS, _N_NOISE_SPOTS = 1024, 512, 512  # that calibrate, chosen at random
+_N_NOISE_SAMPLES = 8
 
 
 class IntervalMixin:
@@ -68,7 +68,7 @@ class IntervalMixin:
             library = torch.where(shown[keys.LIBRARY] > 0, shown[keys.LIBRARY], vae.typical_library)
             measured = _relative_to(tensors, shown, vae.typical_library)
             mean, variance = self._spread(
-                self.module.condition(shown), shown, estimand, _N_SAMPLES_OF_OTHERS, seed=0, n_steps=None
+                self.module.condition(shown), shown, estimand, _N_NOISE_SAMPLES, seed=0, n_steps=None
             )
             if vae.counts_are_modelled:
                 mean, variance = mean * library / COUNTS_PER, variance * (library / COUNTS_PER) ** 2
@@ -88,62 +88,40 @@ class IntervalMixin:
         rng = np.random.default_rng(0)
         whole = self.module.spots_set_aside(self.adata.n_obs)
         spots = rng.permutation(np.setdiff1d(np.arange(self.adata.n_obs), whole))[:_N_SPOTS]
-        some, whole = np.sort(spots[:_N_OTHER_SPOTS]), np.sort(rng.permutation(whole)[:_N_OTHER_SPOTS])
-        self._fit_noise(some)
+        self._fit_noise(np.sort(spots[:_N_NOISE_SPOTS]))
         rate = self.module.vae.gene_rate.cpu().numpy()
-        unknown, _ = self._deviations(np.sort(spots), rng, "set_aside")
-        _, known = self._deviations(some, rng, "known")
-        self.calibration_ = calibrate(unknown, known, rate)
-        unknown, _ = self._deviations(whole, rng, "spot")
-        _, known = self._deviations(some, rng, "spot")
-        self.calibration_["hidden_spots"] = calibrate(unknown, known, rate)
+        self.calibration_ = calibrate(self._deviations(np.sort(spots)), rate)
+        whole = np.sort(rng.permutation(whole)[:_N_HIDDEN_SPOTS])
+        self.calibration_["hidden_spots"] = calibrate(self._deviations(whole), rate)
 
     @torch.inference_mode()
-    def _deviations(
-        self, spots: np.ndarray, rng: np.random.Generator, hide: Literal["set_aside", "known", "spot"]
-    ) -> tuple[Deviations, Deviations]:
-        """How far out entries lie that are hidden for the purpose: of those set aside in training, and of others.
+    def _deviations(self, spots: np.ndarray) -> Deviations:
+        """How far out the entries of some spots lie that training set aside, in each estimand's predictive distribution.
 
         They are hidden as users hide entries, from the mask and from the library, while everything else that is known is
         visible: then their predictions are what users get.
-
-        Parameters
-        ----------
-        spots
-            Rows of the spots.
-        rng
-            Chooses entries.
-        hide
-            ``"set_aside"``: what was set aside; ``"known"``: a part of the rest; ``"spot"``: all of each spot, of which what
-            was set aside and a part of the rest are looked at.
         """
         vae = self.module.vae
         estimands = ("rate", "captured") if vae.counts_are_modelled else ("captured",)
         # what captured values of a hidden spot are relative to can only be a library that the user knows
-        keep_library = hide == "spot" and not (vae.counts_are_modelled or vae.closed)
+        library_is_known = not (vae.counts_are_modelled or vae.closed)
         nothing = (np.empty(0), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
-        unknown, known = ({estimand: [nothing] for estimand in estimands} for _ in range(2))
+        deviations = {estimand: [nothing] for estimand in estimands}
         for place, tensors, _ in self._blocks(self.adata, spots, None, silent=True):
-            observed = tensors[keys.MASK].cpu().numpy() > 0
-            aside = self.module.set_aside(tensors[keys.SPOT]).cpu().numpy()
-            others = observed & ~aside & (rng.random(aside.shape) < _SHARE_OF_OTHERS)
-            aside &= observed
-            hidden = {"set_aside": aside, "known": others, "spot": observed}[hide]
-            shown = _without(tensors, torch.from_numpy(hidden).to(self.module.device), keep_library)
+            pattern = self.module.set_aside(tensors[keys.SPOT])
+            aside = pattern & (tensors[keys.MASK] > 0)
+            shown = _without(tensors, aside, keep_library=library_is_known and bool(pattern.all()))
             counts = _relative_to(tensors, shown, vae.typical_library).cpu().numpy()
-            condition = self.module.condition(shown)
-            n_samples = _N_SAMPLES_OF_OTHERS if hide == "known" else _N_SAMPLES
-            predictive = self._predictive(condition, shown, estimands[0], 0, n_samples)
+            predictive = self._predictive(self.module.condition(shown), shown, estimands[0], 0, _N_SAMPLES)
+            entries = aside.cpu().numpy()
             for estimand in estimands:
                 # both estimands of a count model look at the same counts
                 deviation = (predictive if estimand == estimands[0] else predictive.given_captured()).deviation(counts)
-                for entries, kept in ((aside & hidden, unknown), (others & hidden, known)):
-                    rows, genes = np.nonzero(entries & (counts > 0) if estimand == "captured" else entries)
-                    kept[estimand].append((deviation[rows, genes], genes, place[rows]))
-        return tuple(
-            {estimand: tuple(map(np.concatenate, zip(*parts, strict=True))) for estimand, parts in kept.items()}
-            for kept in (unknown, known)
-        )
+                rows, genes = np.nonzero(entries & (counts > 0) if estimand == "captured" else entries)
+                deviations[estimand].append((deviation[rows, genes], genes, place[rows]))
+        return {
+            estimand: tuple(map(np.concatenate, zip(*parts, strict=True))) for estimand, parts in deviations.items()
+        }
 
     @torch.inference_mode()
     def get_prediction_interval(
