@@ -55,6 +55,23 @@ def label(method: str) -> str:
     return LABELS.get(method, method.replace("_", " "))
 
 
+def merged(documents: list[dict]) -> dict:
+    """One document of several from the same machine; of a row that is in several, the last counts.
+
+    Raises
+    ------
+    ValueError
+        If versions or machines differ.
+    """
+    for name in ("versions", "machine", "cores", "threads_per_method", "methods_at_a_time"):
+        if any(document[name] != documents[0][name] for document in documents):
+            raise ValueError(f"the files of results differ in {name}; make a report of each")
+    key = lambda row: tuple(row.get(name) for name in ("file", "protocol", "seed", "method"))  # noqa: E731
+    rows = {key(row): row for document in documents for row in document["results"]}
+    left_out = {key(row): row for document in documents for row in document.get("left_out", [])}
+    return {**documents[0], "results": list(rows.values()), "left_out": list(left_out.values())}
+
+
 def frame(document: dict) -> pd.DataFrame:
     """Rows of the methods that came to an end, in the order of the registry; one column per score."""
     rows = pd.DataFrame([row for row in document["results"] if "failed" not in row])
@@ -351,11 +368,14 @@ def main(argv: list[str] | None = None) -> None:
     from benchmarks._figures import draw
 
     parser = argparse.ArgumentParser(prog="benchmarks.report", description=__doc__)
-    parser.add_argument("results", type=Path, help="file of results")
+    parser.add_argument("results", type=Path, nargs="+", help="files of results; of a row in several, the last counts")
     parser.add_argument("--page", type=Path, default=REPOSITORY / "docs" / "benchmarks.md", help="default: %(default)s")
     parser.add_argument("--print", action="store_true", help="print the tables, write nothing")
     arguments = parser.parse_args(argv)
-    document = read(arguments.results)
+    try:
+        document = merged([read(path) for path in arguments.results])
+    except ValueError as error:
+        parser.error(str(error))
     if arguments.print:
         print_report(document)
         return

@@ -62,8 +62,9 @@ def test_tables_say_what_the_rows_say(document):
     assert "kNN in PCA space, other, Entry hold-out, seed 0: ValueError: no" in text
     assert "tiny, Hidden spots: 3 spots" in text
     assert "2026-01-01 to 2026-01-02" in text and "torch 2" in text
-    assert "| Entry hold-out: LGDiST | .200 | .400 |" in text
-    assert "| Entry hold-out: LGDiST | 90% | .880 | .850 | .900 | .910 | 1.000 |" in text
+    assert "| Entry hold-out: LGDiST | .2000 | .4000 |" in text
+    covered = ".880 (.850, .900, .910)"
+    assert f"| Entry hold-out: HER2ST A | {covered} | {covered} | 1.000 |" in text
 
 
 def test_a_page_is_written_between_its_marks(document, tmp_path, capsys):
@@ -81,6 +82,15 @@ def test_a_page_is_written_between_its_marks(document, tmp_path, capsys):
     page.write_text("no marks")
     with pytest.raises(ValueError, match="no marks"):
         report.main([str(results), "--page", str(page)])
+
+
+def test_several_files_make_one_report(document):
+    early, late = document["results"][0], document["results"][1:]
+    again = {**late[0], "seconds": 1234.0}
+    found = report.merged([{**document, "results": [early, late[0]]}, {**document, "results": [again, *late[1:]]}])
+    assert found["results"] == [early, again, *late[1:]]
+    with pytest.raises(ValueError, match="differ in versions"):
+        report.merged([document, {**document, "versions": {"torch": "1"}}])
 
 
 def test_an_empty_or_failed_run_has_a_report(document, capsys):
