@@ -63,13 +63,19 @@ def merged(documents: list[dict]) -> dict:
     ValueError
         If versions or machines differ.
     """
-    for name in ("versions", "machine", "cores", "threads_per_method", "methods_at_a_time"):
+    for name in ("versions", "machine", "cores", "threads_per_method"):
         if any(document[name] != documents[0][name] for document in documents):
             raise ValueError(f"the files of results differ in {name}; make a report of each")
     key = lambda row: tuple(row.get(name) for name in ("file", "protocol", "seed", "method"))  # noqa: E731
     rows = {key(row): row for document in documents for row in document["results"]}
     left_out = {key(row): row for document in documents for row in document.get("left_out", [])}
-    return {**documents[0], "results": list(rows.values()), "left_out": list(left_out.values())}
+    at_a_time = " or ".join(map(str, sorted({document["methods_at_a_time"] for document in documents})))
+    return {
+        **documents[0],
+        "methods_at_a_time": at_a_time,
+        "results": list(rows.values()),
+        "left_out": list(left_out.values()),
+    }
 
 
 def frame(document: dict) -> pd.DataFrame:

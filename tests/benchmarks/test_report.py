@@ -87,8 +87,11 @@ def test_a_page_is_written_between_its_marks(document, tmp_path, capsys):
 def test_several_files_make_one_report(document):
     early, late = document["results"][0], document["results"][1:]
     again = {**late[0], "seconds": 1234.0}
-    found = report.merged([{**document, "results": [early, late[0]]}, {**document, "results": [again, *late[1:]]}])
+    found = report.merged(
+        [{**document, "results": [early, late[0]]}, {**document, "methods_at_a_time": 1, "results": [again, *late[1:]]}]
+    )
     assert found["results"] == [early, again, *late[1:]]
+    assert found["methods_at_a_time"] == "1 or 2"
     with pytest.raises(ValueError, match="differ in versions"):
         report.merged([document, {**document, "versions": {"torch": "1"}}])
 
