@@ -65,3 +65,15 @@ def test_samples_spread_around_the_truth(model, tissue):
     _, spread = model.get_completed_expression(observed="model", return_std=True, return_numpy=True)
     residual = np.sqrt(((np.log1p(tissue.layers["rate"] * 1e4) - predicted) ** 2).mean())
     assert 0.2 * residual < np.sqrt((spread**2).mean()) < 3 * residual
+
+
+def test_the_share_of_the_library_that_the_genes_make_up(fit, slide):
+    """It differs from spot to spot, and rates follow it: other genes' molecules are in the library too."""
+    pp.spatial_neighbors(slide)
+    seen = np.asarray(slide.X.sum(axis=1)).ravel()
+    slide.obs["total"] = np.round(seen * np.random.default_rng(0).uniform(1.2, 6.0, len(seen)))
+    model = fit(slide, 3, {"size_factor_key": "total"})
+    rates = model.get_normalized_expression(library_size="latent", return_numpy=True)
+    assert np.corrcoef(np.log(rates.sum(axis=1)), np.log(seen + 1))[0, 1] > 0.9
+    shares = model.get_normalized_expression(return_numpy=True).sum(axis=1)
+    np.testing.assert_allclose(np.median(shares * slide.obs["total"] / seen), 1.0, atol=0.15)

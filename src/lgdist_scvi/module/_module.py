@@ -138,7 +138,7 @@ class LGDiSTModule(BaseModuleClass):
         """
         counts, observed = tensors["X"], tensors["observed_mask"].bool()
         neighbors_visible = tensors["neighbor_mask"]
-        target, share = counts, 1.0
+        target, share, looked_at = counts, 1.0, 1.0
         whole_spots = self.hide_spot if autoencode else max(self.hide_spot, _WHOLE_SPOTS_IN_DIFFUSION)
         if hide == "nothing":
             known, visible, score = observed, observed, torch.zeros_like(counts)
@@ -153,19 +153,21 @@ class LGDiSTModule(BaseModuleClass):
                     kept = torch.rand(len(counts), 1, device=counts.device)
                     kept = self.keep_at_least + (1.0 - self.keep_at_least) * kept
                     counts, target, share = split_counts(counts, kept, visible)
-                    weight = 1.0
+                    weight, looked_at = 1.0, kept
                 score = torch.where(visible, weight, 1.0) * known
             elif hide == "split":
                 visible, score = observed, (observed & aside).float()
                 half = torch.full_like(counts[:, :1], 0.5)
                 counts, target, share = split_counts(counts, half, visible, generator)
+                looked_at = half
             else:
                 visible, score = known, (observed & aside).float()
                 if generator is not None:
                     visible = known & ~self._hide(known, whole_spots, generator)
         if not (self.own_entries or (hide == "random" and autoencode)):
             visible = torch.zeros_like(visible)
-        library = tensors["size_factor"]
+        # of counts, the library that those looked at would be a part of; of captured values, the registered one
+        library = self.exposure(tensors) * looked_at if self.vae.counts_are_modelled else tensors["size_factor"]
         return {
             "centre": Spots(counts, visible.float(), library),
             "known": known.float(),

@@ -15,6 +15,7 @@ from lgdist_scvi.module._likelihood import CountLikelihood, NormalLikelihood
 _LOG_VARIANCE_RANGE = (-9.0, 3.0)
 _SMALLEST_RATE = 0.1  # of a linear prediction, as a part of the gene's mean rate
 _LARGEST_RATIO = 20.0  # of a linear prediction to the network's
+_LEVEL_COUNTS = 10.0  # molecules that speak for the usual level
 _GAIN_SCALE = 5.0  # the gains learn faster than other parameters: there is one per gene
 
 
@@ -80,6 +81,9 @@ class Condition:
         Logarithm of the library relative to the typical one, and the share of entries that are visible, (batch, 2).
     deviation
         See :class:`Around`.
+    level
+        Share of the library that the genes make up in a spot, what rates sum to, (batch, 1); 1 where that is all of it, or captured
+        values are modelled.
     linear, reliability
         Prediction of the linear expert, (batch, n_genes), and how much it knows of the spot, (batch, 1); ``None`` if it has no
         say.
@@ -93,6 +97,7 @@ class Condition:
     valid: torch.Tensor
     depth: torch.Tensor
     deviation: torch.Tensor
+    level: torch.Tensor | float = 1.0
     linear: torch.Tensor | None = None
     reliability: torch.Tensor | None = None
     correction: torch.Tensor | None = None
@@ -217,6 +222,17 @@ class NeighborhoodVAE(nn.Module):
         share = (spots.visible @ self.gene_rate)[:, None]
         return (seen + 1.0) / (share + 1.0 / self.typical_library)
 
+    def _level(self, spots: Spots) -> torch.Tensor | float:
+        """Share of the library that the genes make up, (n, 1).
+
+        The usual one, times the molecules that are seen of visible genes over those that the library makes one expect.
+        """
+        if self.closed or not self.counts_are_modelled:
+            return 1.0
+        seen = (spots.counts * spots.visible).sum(-1, keepdim=True)
+        expected = spots.library * (spots.visible @ self.gene_rate)[:, None]
+        return self.gene_rate.sum() * (seen + _LEVEL_COUNTS) / (expected + _LEVEL_COUNTS)
+
     def _depth(self, library: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
         return torch.cat([torch.log(library / self.typical_library), visible.mean(-1, keepdim=True)], dim=-1)
 
@@ -304,6 +320,7 @@ class NeighborhoodVAE(nn.Module):
             valid=torch.cat([torch.ones_like(valid[:, :1]), valid], dim=1),
             depth=depth,
             deviation=around.deviation,
+            level=self._level(centre),
         )
         if around.linear is not None:
             condition.linear, condition.reliability = self.linear_prediction(centre, around.linear)
@@ -339,7 +356,7 @@ class NeighborhoodVAE(nn.Module):
             return self.value_mean + self.value_scale * score, reliability
         relative = 1.0 + score / (self.typical_library * self.gene_rate).sqrt()
         rate = self.gene_rate * relative.clamp(min=_SMALLEST_RATE)
-        return rate / rate.sum(-1, keepdim=True) if self.closed else rate, reliability
+        return self._level(centre) * rate / rate.sum(-1, keepdim=True), reliability
 
     # ---- decoding
 
@@ -365,7 +382,7 @@ class NeighborhoodVAE(nn.Module):
         if not self.counts_are_modelled:
             return decoded + condition.correction
         rate = decoded * condition.correction
-        return rate / rate.sum(-1, keepdim=True) if self.closed else rate
+        return condition.level * rate / rate.sum(-1, keepdim=True)
 
     def _network(self, latent: torch.Tensor, condition: Condition) -> torch.Tensor:
         """What the network alone says; as :meth:`decode`."""
@@ -377,7 +394,7 @@ class NeighborhoodVAE(nn.Module):
         if not self.counts_are_modelled:
             return self.value_mean + self.value_scale * score
         logits = score + torch.log(self.gene_rate)
-        return torch.softmax(logits, dim=-1) if self.closed else torch.exp(logits.clamp(max=0.0))
+        return condition.level * torch.softmax(logits, dim=-1)
 
     def reconstruction(self, decoded: torch.Tensor, counts: torch.Tensor, exposure: torch.Tensor) -> torch.Tensor:
         """Loss on what was measured, entry by entry, in nats, (batch, n_genes).
