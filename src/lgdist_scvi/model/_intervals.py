@@ -18,7 +18,7 @@ from lgdist_scvi.model._predictive import CountPredictive, NormalPredictive
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from lgdist_scvi.module._vae import Condition
+    from lgdist_scvi.module._neighborhood import Condition
 
 _N_SAMPLES = 25
 _N_SPOTS, _N_HIDDEN_SPOTS, _N_NOISE_SPOTS = 1024, 512, 512  # that calibrate, chosen at random

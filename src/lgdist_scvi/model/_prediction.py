@@ -17,7 +17,7 @@ from lgdist_scvi.data import _keys as keys
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from lgdist_scvi.module._vae import Condition
+    from lgdist_scvi.module._neighborhood import Condition
 
 _BATCH_SIZE = 512
 _SAMPLER_STEPS = 10

@@ -14,7 +14,8 @@ from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from lgdist_scvi.module._denoiser import Denoiser
 from lgdist_scvi.module._diffusion import GaussianDiffusion
 from lgdist_scvi.module._hiding import draw_hidden, split_counts
-from lgdist_scvi.module._vae import Around, Condition, NeighborhoodVAE, Spots
+from lgdist_scvi.module._neighborhood import Around, Condition, Spots
+from lgdist_scvi.module._vae import NeighborhoodVAE
 
 Hide = Literal["random", "set_aside", "split", "nothing"]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
@@ -11,100 +9,13 @@ from lgdist_scvi._expression import COUNTS_PER
 from lgdist_scvi.module._factors import SpatialFactors
 from lgdist_scvi.module._layers import CentreBlock, DistanceEncoding, ResidualBlock
 from lgdist_scvi.module._likelihood import CountLikelihood, NormalLikelihood
+from lgdist_scvi.module._neighborhood import Around, Condition, Spots
 
 _LOG_VARIANCE_RANGE = (-9.0, 3.0)
 _SMALLEST_RATE = 0.1  # of a linear prediction, as a part of the gene's mean rate
 _LARGEST_RATIO = 20.0  # of a linear prediction to the network's
 _LEVEL_COUNTS = 10.0  # molecules that speak for the usual level
 _GAIN_SCALE = 5.0  # the gains learn faster than other parameters: there is one per gene
-
-
-@dataclass
-class Spots:
-    """What is visible of a set of spots.
-
-    Attributes
-    ----------
-    counts
-        Raw counts, (n, n_genes); entries that are not visible are ignored.
-    visible
-        1 where an entry may be looked at, float, (n, n_genes).
-    library
-        Library size in counts, (n, 1).
-    fill
-        Standardised deviation from the gene mean that a first round of training put in the place of missing entries, 0
-        elsewhere, (n, n_genes); ``None`` in the first round.
-    """
-
-    counts: torch.Tensor
-    visible: torch.Tensor
-    library: torch.Tensor
-    fill: torch.Tensor | None = None
-
-
-@dataclass
-class Around:
-    """What the neighbours of each centre tell, whatever the centre shows.
-
-    Attributes
-    ----------
-    tokens
-        One per neighbour, (batch, k, n_hidden).
-    valid
-        (batch, k), False where a token is padding.
-    deviation
-        How far each gene of the neighbours lies from its mean, (batch, n_genes): logarithm of observed over expected
-        counts, or mean standardised value.
-    linear
-        The same for the linear expert; ``None`` if it has no say.
-    """
-
-    tokens: torch.Tensor
-    valid: torch.Tensor
-    deviation: torch.Tensor
-    linear: tuple[torch.Tensor, torch.Tensor] | None
-
-
-@dataclass
-class Condition:
-    """What a neighbourhood tells about its centre.
-
-    Attributes
-    ----------
-    mean, log_variance
-        Posterior of the latent, (batch, n_latent).
-    tokens
-        Summary of the neighbourhood, the centre's own visible part, and each neighbour: (batch, 2 + k, n_hidden).
-    valid
-        (batch, 2 + k), False where a token is padding.
-    depth
-        Logarithm of the library relative to the typical one, and the share of entries that are visible, (batch, 2).
-    deviation
-        See :class:`Around`.
-    level
-        Share of the library that the genes make up in a spot, what rates sum to, (batch, 1); 1 where that is all of it, or captured
-        values are modelled.
-    linear, reliability
-        Prediction of the linear expert, (batch, n_genes), and how much it knows of the spot, (batch, 1); ``None`` if it has no
-        say.
-    correction
-        What it does to the network's prediction, (batch, n_genes).
-    """
-
-    mean: torch.Tensor
-    log_variance: torch.Tensor
-    tokens: torch.Tensor
-    valid: torch.Tensor
-    depth: torch.Tensor
-    deviation: torch.Tensor
-    level: torch.Tensor | float = 1.0
-    linear: torch.Tensor | None = None
-    reliability: torch.Tensor | None = None
-    correction: torch.Tensor | None = None
-
-    def sample(self, noise: torch.Tensor) -> torch.Tensor:
-        """Reparametrised sample of the latent, in the shape of `noise`, (..., batch, n_latent)."""
-        return self.mean + torch.exp(0.5 * self.log_variance) * noise
 
 
 class NeighborhoodVAE(nn.Module):
