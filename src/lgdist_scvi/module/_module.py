@@ -167,8 +167,9 @@ class LGDiSTModule(BaseModuleClass):
                     visible = known & ~self._hide(known, whole_spots, generator)
         if not (self.own_entries or (hide == "random" and autoencode)):
             visible = torch.zeros_like(visible)
-        # of counts, the library that those looked at would be a part of; of captured values, the registered one
-        library = self.exposure(tensors) * looked_at if self.vae.counts_are_modelled else tensors["size_factor"]
+        # of counts, the library that those looked at would be a part of
+        library = self._whole_library(tensors["size_factor"], tensors["observed_mask"]) * looked_at
+        neighbor_library = self._whole_library(tensors["neighbor_library"], tensors["neighbor_mask"])
         return {
             "centre": Spots(counts, visible.float(), library),
             "known": known.float(),
@@ -177,7 +178,7 @@ class LGDiSTModule(BaseModuleClass):
             "target": target,
             "share": share,
             "neighbors": Spots(
-                tensors["neighbor_counts"], neighbors_visible.float(), tensors["neighbor_library"], self._fill(tensors)
+                tensors["neighbor_counts"], neighbors_visible.float(), neighbor_library, self._fill(tensors)
             ),
             "neighbor_index": tensors["neighbor_index"].long(),
             "distance": tensors["neighbor_distance"],
@@ -192,15 +193,19 @@ class LGDiSTModule(BaseModuleClass):
         return deviation * (1.0 - tensors["neighbor_mask"])
 
     def exposure(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Library size, in counts, as it would be without missing entries, (batch, 1).
+        """Library size, in counts, that rates multiply: as it would be without missing entries, (batch, 1)."""
+        library = self._whole_library(tensors["size_factor"], tensors["observed_mask"])
+        return library if self.vae.counts_are_modelled else library.clamp(min=1.0)
 
-        The registered library leaves missing entries out. Where zeros are data, it is scaled up by the share that the
-        missing genes usually make up, so that rates mean the same in every spot.
+    def _whole_library(self, library: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+        """Library size as it would be without missing entries, where zeros are data, (n, 1).
+
+        The registered library leaves missing entries out. It is scaled up by the share that the missing genes usually make
+        up, so that rates mean the same in every spot. Of captured values no such share is known.
         """
-        library = tensors["size_factor"]
         if not self.vae.counts_are_modelled:
-            return library.clamp(min=1.0)
-        missing = ((1.0 - tensors["observed_mask"]) @ self.vae.gene_rate)[:, None]
+            return library
+        missing = ((1.0 - observed) @ self.vae.gene_rate)[:, None]
         return library / (1.0 - missing).clamp(min=0.05)
 
     # ---- scvi-tools' three steps: stage 1

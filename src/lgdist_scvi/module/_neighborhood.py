@@ -69,9 +69,6 @@ class Condition:
         Logarithm of the library relative to the typical one, and the share of entries that are visible, (batch, 2).
     deviation
         See :class:`Around`.
-    level
-        Share of the library that the genes make up in a spot, what rates sum to, (batch, 1); 1 where that is all of it, or captured
-        values are modelled.
     linear, reliability
         Prediction of the linear expert, (batch, n_genes), and how much it knows of the spot, (batch, 1); ``None`` if it has no
         say.
@@ -85,7 +82,6 @@ class Condition:
     valid: torch.Tensor
     depth: torch.Tensor
     deviation: torch.Tensor
-    level: torch.Tensor | float = 1.0
     linear: torch.Tensor | None = None
     reliability: torch.Tensor | None = None
     correction: torch.Tensor | None = None

@@ -14,7 +14,7 @@ from lgdist_scvi.module._neighborhood import Around, Condition, Spots
 _LOG_VARIANCE_RANGE = (-9.0, 3.0)
 _SMALLEST_RATE = 0.1  # of a linear prediction, as a part of the gene's mean rate
 _LARGEST_RATIO = 20.0  # of a linear prediction to the network's
-_LEVEL_COUNTS = 10.0  # molecules that speak for the usual level
+_LARGEST_SCORE = 10.0  # logarithm of a rate to the gene's mean rate
 _GAIN_SCALE = 5.0  # the gains learn faster than other parameters: there is one per gene
 
 
@@ -123,26 +123,16 @@ class NeighborhoodVAE(nn.Module):
     def _visible_library(self, spots: Spots) -> torch.Tensor:
         """Library size, in counts (n, 1), without looking at hidden entries.
 
-        Where zeros are data it is estimated from the visible counts and the share of the library that their genes
-        usually make up; one pseudo-count's worth of the typical library keeps it finite where nothing is visible. Where
-        zeros are missing no such share is known, and the registered library (which leaves hidden counts out) is used.
+        Where zeros are data and the genes make up the library, it is estimated from the visible counts and the share of
+        the library that their genes usually make up; one pseudo-count's worth of the typical library keeps it finite where
+        nothing is visible. Otherwise the registered library is used: where zeros are missing no such share is known, and
+        where other genes are in the library the share tells something about the spot.
         """
-        if not self.counts_are_modelled:
+        if not (self.counts_are_modelled and self.closed):
             return torch.where(spots.library > 0, spots.library, self.typical_library)
         seen = (spots.counts * spots.visible).sum(-1, keepdim=True)
         share = (spots.visible @ self.gene_rate)[:, None]
         return (seen + 1.0) / (share + 1.0 / self.typical_library)
-
-    def _level(self, spots: Spots) -> torch.Tensor | float:
-        """Share of the library that the genes make up, (n, 1).
-
-        The usual one, times the molecules that are seen of visible genes over those that the library makes one expect.
-        """
-        if self.closed or not self.counts_are_modelled:
-            return 1.0
-        seen = (spots.counts * spots.visible).sum(-1, keepdim=True)
-        expected = spots.library * (spots.visible @ self.gene_rate)[:, None]
-        return self.gene_rate.sum() * (seen + _LEVEL_COUNTS) / (expected + _LEVEL_COUNTS)
 
     def _depth(self, library: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
         return torch.cat([torch.log(library / self.typical_library), visible.mean(-1, keepdim=True)], dim=-1)
@@ -231,7 +221,6 @@ class NeighborhoodVAE(nn.Module):
             valid=torch.cat([torch.ones_like(valid[:, :1]), valid], dim=1),
             depth=depth,
             deviation=around.deviation,
-            level=self._level(centre),
         )
         if around.linear is not None:
             condition.linear, condition.reliability = self.linear_prediction(centre, around.linear)
@@ -266,8 +255,7 @@ class NeighborhoodVAE(nn.Module):
         if not self.counts_are_modelled:
             return self.value_mean + self.value_scale * score, reliability
         relative = 1.0 + score / (self.typical_library * self.gene_rate).sqrt()
-        rate = self.gene_rate * relative.clamp(min=_SMALLEST_RATE)
-        return self._level(centre) * rate / rate.sum(-1, keepdim=True), reliability
+        return self._close(self.gene_rate * relative.clamp(min=_SMALLEST_RATE)), reliability
 
     # ---- decoding
 
@@ -292,8 +280,7 @@ class NeighborhoodVAE(nn.Module):
             return decoded
         if not self.counts_are_modelled:
             return decoded + condition.correction
-        rate = decoded * condition.correction
-        return condition.level * rate / rate.sum(-1, keepdim=True)
+        return self._close(decoded * condition.correction)
 
     def _network(self, latent: torch.Tensor, condition: Condition) -> torch.Tensor:
         """What the network alone says; as :meth:`decode`."""
@@ -304,8 +291,13 @@ class NeighborhoodVAE(nn.Module):
         score = score + _GAIN_SCALE * self.neighbor_gain * condition.deviation
         if not self.counts_are_modelled:
             return self.value_mean + self.value_scale * score
-        logits = score + torch.log(self.gene_rate)
-        return condition.level * torch.softmax(logits, dim=-1)
+        if self.closed:
+            return torch.softmax(score + torch.log(self.gene_rate), dim=-1)
+        return self.gene_rate * torch.exp(score.clamp(max=_LARGEST_SCORE))
+
+    def _close(self, rate: torch.Tensor) -> torch.Tensor:
+        """Rates that sum to 1, where the genes make up the library, (..., batch, n_genes)."""
+        return rate / rate.sum(-1, keepdim=True) if self.closed else rate
 
     def reconstruction(self, decoded: torch.Tensor, counts: torch.Tensor, exposure: torch.Tensor) -> torch.Tensor:
         """Loss on what was measured, entry by entry, in nats, (batch, n_genes).
