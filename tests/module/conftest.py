@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from lgdist_scvi import LGDiST, datasets, pp
+from lgdist_scvi.module import fit_experts
 
 torch.set_num_threads(1)  # the networks of the tests are too small for more
 
 SIZES = {
     "n_latent": 8,
     "n_factors": 4,
+    "n_profiles": 5,
     "n_hidden": 32,
     "n_layers": 2,
     "n_heads": 2,
@@ -46,9 +48,10 @@ def build() -> Callable:
                 torch.nn.init.normal_(parameter, std=0.3 / parameter.shape[1] ** 0.5 * 2)
         batch = model.adata_manager.create_torch_dataset()[np.arange(n_spots)]
         tensors = {key: torch.from_numpy(np.array(value)) for key, value in batch.items()}
-        module.fit_linear([tensors], torch.Generator().manual_seed(0))
-        module.vae.linear_weight.fill_(0.5)
-        module.vae.linear_weight_hidden.fill_(0.3)
+        centre = module._get_inference_input(tensors, "set_aside")["centre"]
+        fit_experts(module, [tensors], [centre], torch.Generator().manual_seed(0))
+        module.vae.weights_visible.fill_(0.3)
+        module.vae.weights_hidden.fill_(0.2)
         return module, tensors
 
     return build

@@ -13,7 +13,7 @@ def posterior(module, tensors, hide, seed=0):
     return inputs, module.inference(**inputs)["condition"]
 
 
-PARTS = ("tokens", "mean", "log_variance", "linear")
+PARTS = ("tokens", "mean", "log_variance", "experts")
 
 
 def parts(condition):

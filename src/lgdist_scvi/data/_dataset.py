@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from scipy import sparse
+from scipy.sparse.csgraph import reverse_cuthill_mckee
 from scvi.data import AnnDataManager, AnnTorchDataset
 from torch.utils.data import Subset
 
@@ -135,6 +136,15 @@ class NeighborhoodDataset(AnnTorchDataset):
                 "no neighbour that has one, so nothing predicts them; drop them, or connect them with "
                 "pp.spatial_neighbors(adata, n_neighbors=...)"
             )
+
+    def along_graph(self, spots: np.ndarray) -> np.ndarray:
+        """Positions in `spots` in an order in which neighbours follow each other, so that batches share them."""
+        valid = self.neighbors >= 0
+        shape = (len(self.neighbors),) * 2
+        graph = sparse.csr_matrix((valid[valid], (np.nonzero(valid)[0], self.neighbors[valid])), shape=shape)
+        rank = np.empty(len(self.neighbors), dtype=np.int64)
+        rank[reverse_cuthill_mckee(graph)] = np.arange(len(rank))
+        return np.argsort(rank[spots], kind="stable")
 
     def rows(self, spots: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Counts, mask and library of some spots, dense float32."""

@@ -55,6 +55,8 @@ class LGDiST(TrainingMixin, PredictionMixin, IntervalMixin, CompletionMixin, Bas
         Sizes of the neighbourhood VAE.
     n_factors
         Number of factors of the linear expert, a factor analysis whose prediction is averaged with the network's.
+    n_profiles
+        Number of profiles of the mixture expert, a Gamma-Poisson factorisation, likewise. For counts only.
     n_denoiser_hidden, n_denoiser_layers, n_denoiser_heads, n_timesteps
         Sizes of the denoiser, and the number of noise steps it is trained with.
     hide_up_to
@@ -99,6 +101,7 @@ class LGDiST(TrainingMixin, PredictionMixin, IntervalMixin, CompletionMixin, Bas
         conditioning: Literal["spot+neighborhood", "neighborhood"] = "spot+neighborhood",
         n_latent: int = 64,
         n_factors: int = 32,
+        n_profiles: int = 60,
         n_hidden: int = 256,
         n_layers: int = 2,
         n_heads: int = 4,
@@ -157,6 +160,7 @@ class LGDiST(TrainingMixin, PredictionMixin, IntervalMixin, CompletionMixin, Bas
             signal=torch.from_numpy(statistics.signal),
             factors=torch.from_numpy(statistics.factors),
             factor_noise=torch.from_numpy(statistics.factor_noise),
+            n_profiles=n_profiles,
             likelihood=gene_likelihood,
             closed=closed,
             n_latent=n_latent,

@@ -34,16 +34,17 @@ class PredictionMixin:
     def _blocks(
         self, adata: AnnData, rows: np.ndarray, batch_size: int | None, silent: bool
     ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor], np.ndarray]]:
-        """Batches in the order of `rows`: positions in the result, tensors, and library sizes in double precision."""
+        """Batches along the graph: positions in `rows`, tensors, and library sizes in double precision."""
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         # no data loader: it would draw from torch's global generator
         dataset = self.get_anndata_manager(adata, required=True).create_torch_dataset()
-        size = batch_size or _BATCH_SIZE
+        order, size = dataset.along_graph(rows), batch_size or _BATCH_SIZE
         for start in tqdm(range(0, len(rows), size), desc="Completing", disable=silent, leave=False):
-            spots = rows[start : start + size]
+            place = order[start : start + size]
+            spots = rows[place]
             tensors = {key: torch.from_numpy(value).to(self.module.device) for key, value in dataset[spots].items()}
-            yield np.arange(start, start + len(spots)), tensors, dataset.library[spots]
+            yield place, tensors, dataset.library[spots]
 
     def _prepare(self, adata: AnnData | None) -> AnnData:
         if not self.is_trained_:

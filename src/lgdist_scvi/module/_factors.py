@@ -36,7 +36,11 @@ class SpatialFactors(nn.Module):
         """Cholesky factor of the scores' precision, (n, n_factors, n_factors), and right-hand side, (n, n_factors, 1)."""
         first, second = torch.triu_indices(self.n_factors, self.n_factors, device=residuals.device)
         scaled = self.loadings / self.noise.sqrt()[:, None]
-        upper = weights**2 @ (scaled[:, first] * scaled[:, second])
+        products = scaled[:, first] * scaled[:, second]
+        # most spots have no missing entry: their precisions differ by a factor
+        upper = weights[:, :1] ** 2 * products.sum(0)
+        incomplete = (weights != weights[:, :1]).any(1)
+        upper[incomplete] = weights[incomplete] ** 2 @ products
         precision = upper.new_zeros(len(upper), self.n_factors, self.n_factors)
         precision[:, first, second] = upper
         precision[:, second, first] = upper

@@ -41,16 +41,21 @@ class CountLikelihood(nn.Module):
         Monfort & Trognon 1984) and lets well-counted genes speak; the dispersion follows the negative binomial at that
         mean.
         """
-        loss = mean - torch.xlogy(counts, mean)
+        loss = self.error(counts, mean)
         if self.log_theta is not None:
             dispersion = self.negative_log_likelihood(counts, mean.detach())
             loss = loss + dispersion - dispersion.detach()
         return loss
 
+    @staticmethod
+    def error(counts: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        """What judges means alone, entrywise: Poisson, in nats, up to a constant of the counts."""
+        return mean - torch.xlogy(counts, mean)
+
     def negative_log_likelihood(self, counts: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
         """Entrywise, in nats, up to a constant of the counts; all (batch, n_genes)."""
         if self.log_theta is None:
-            return mean - torch.xlogy(counts, mean)
+            return self.error(counts, mean)
         theta = self.theta
         log_total = torch.log(theta + mean)
         return (
@@ -155,11 +160,13 @@ class NormalLikelihood(nn.Module):
         """What training minimises, the negative log-likelihood, and what validation judges, the squared error.
 
         Validation looks at the mean alone: the likelihood goes on falling while the noise is learnt, long after the mean
-        has begun to overfit. Its unit is the variance of the values, one for all genes.
+        has begun to overfit.
         """
-        if not self.training:
-            return 0.5 * ((values - mean) / self.scale) ** 2
-        return self.negative_log_likelihood(values, mean)
+        return self.negative_log_likelihood(values, mean) if self.training else self.error(values, mean)
+
+    def error(self, values: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        """What judges means alone, entrywise: squared, in units of the variance of the values, one for all genes."""
+        return 0.5 * ((values - mean) / self.scale) ** 2
 
     def negative_log_likelihood(self, values: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
         """Entrywise, in nats, up to a constant; all (batch, n_genes)."""

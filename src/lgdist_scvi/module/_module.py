@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,10 +17,8 @@ from lgdist_scvi.module._vae import NeighborhoodVAE
 
 Hide = Literal["random", "set_aside", "split", "nothing"]
 
-_HIDDEN_FOR_NEIGHBORS = 0.1
 # what a latent may be is widest, and least Gaussian, where nothing of a spot is visible
 _WHOLE_SPOTS_IN_DIFFUSION = 0.3
-_LINEAR_WEIGHTS = [step / 10 for step in range(11)]
 
 
 class LGDiSTModule(BaseModuleClass):
@@ -252,54 +248,11 @@ class LGDiSTModule(BaseModuleClass):
 
     def _reconstruction(self, tensors: dict[str, torch.Tensor], px: torch.Tensor, scored: dict) -> torch.Tensor:
         """Loss of each entry on what it is fitted to, in nats, (batch, n_genes)."""
-        exposure = self.exposure(tensors).clamp(min=1e-3) * scored["share"]
-        return self.vae.reconstruction(px, scored["target"], exposure)
+        return self.vae.reconstruction(px, scored["target"], self.fitted_exposure(tensors, scored))
 
-    # ---- after stage 1: the linear expert's say
-
-    @torch.no_grad()
-    def fit_linear(self, batches: Iterable[dict[str, torch.Tensor]], generator: torch.Generator) -> None:
-        """Let the linear expert learn from neighbours, and choose its weight on what training set aside.
-
-        Parameters
-        ----------
-        batches
-            Batches of spots.
-        generator
-            Of the entries that are hidden in turn.
-        """
-        vae = self.vae
-        vae.has_linear.fill_(True)
-        parts = []
-        for tensors in batches:
-            inputs = self._get_inference_input(tensors, "set_aside")
-            around, centre = self._around(inputs), inputs["centre"]
-            hidden = (torch.rand(centre.visible.shape, generator=generator) < _HIDDEN_FOR_NEIGHBORS).to(centre.visible)
-            target, weight = vae.residuals(centre)
-            shown = Spots(centre.counts, centre.visible * (1.0 - hidden), centre.library)
-            parts.append(
-                (target * hidden, weight * hidden, *vae.linear.parts(*vae.residuals(shown), around.linear)[:3])
-            )
-        vae.linear.fit_neighbors(parts, per_gene=not vae.counts_are_modelled)
-        cases = {"set_aside": vae.linear_weight_hidden}
-        if vae.counts_are_modelled:
-            cases["split"] = vae.linear_weight
-        for hide, weight in cases.items():
-            weight.fill_(self._best_linear_weight(batches, hide, generator))
-
-    def _best_linear_weight(
-        self, batches: Iterable[dict[str, torch.Tensor]], hide: Hide, generator: torch.Generator
-    ) -> float:
-        """Weight of the linear expert that predicts set-aside entries best."""
-        losses = torch.zeros(len(_LINEAR_WEIGHTS))
-        for tensors in batches:
-            inputs = self._get_inference_input(tensors, hide, generator if hide == "split" else None)
-            condition = self.vae.encode(inputs["centre"], self._around(inputs))
-            for place, weight in enumerate(_LINEAR_WEIGHTS):
-                blended = replace(condition, correction=self.vae.correction(condition, weight))
-                entries = self._reconstruction(tensors, self.vae.decode(condition.mean, blended), inputs)
-                losses[place] += (entries * inputs["score"]).sum().cpu()
-        return _LINEAR_WEIGHTS[int(losses.argmin())]
+    def fitted_exposure(self, tensors: dict[str, torch.Tensor], scored: dict) -> torch.Tensor:
+        """Library size, in counts, of what is fitted, (batch, 1) or (batch, n_genes)."""
+        return self.exposure(tensors).clamp(min=1e-3) * scored["share"]
 
     # ---- stage 2
 
@@ -347,15 +300,16 @@ class LGDiSTModule(BaseModuleClass):
 
     def _conditions(self, inputs: dict, hide: Hide) -> tuple[Condition, Condition]:
         """The posterior given what is visible, and given everything that is known."""
-        # the denoiser learns from what the network says: the linear expert leaves the spread of samples alone
-        around = self._around(inputs, with_linear=False)
+        # the denoiser learns from what the network says: the experts leave the spread of samples alone
+        around = self.around(inputs, with_experts=False)
         known = inputs["known"] if hide == "random" else torch.maximum(inputs["known"], inputs["score"])
         everything = Spots(inputs["counts"], known, inputs["centre"].library)
         return self.vae.encode(inputs["centre"], around), self.vae.encode(everything, around)
 
-    def _around(self, inputs: dict, with_linear: bool = True) -> Around:
+    def around(self, inputs: dict, with_experts: bool = True) -> Around:
+        """What the neighbours of each spot of a batch tell."""
         return self.vae.encode_neighbors(
-            inputs["neighbors"], inputs["neighbor_index"], inputs["distance"], inputs["valid"], with_linear
+            inputs["neighbors"], inputs["neighbor_index"], inputs["distance"], inputs["valid"], with_experts
         )
 
     def _timesteps(self, batch: int, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
@@ -379,7 +333,7 @@ class LGDiSTModule(BaseModuleClass):
     def condition(self, tensors: dict[str, torch.Tensor], hide: Hide = "nothing") -> Condition:
         """What all observed entries, or those that are not hidden, tell about each spot of the batch."""
         inputs = self._get_inference_input(tensors, hide)
-        return self.vae.encode(inputs["centre"], self._around(inputs))
+        return self.vae.encode(inputs["centre"], self.around(inputs))
 
     def latent_mean(self, condition: Condition) -> torch.Tensor:
         """Posterior mean of the latent, (batch, n_latent): one evaluation of the denoiser."""

@@ -43,14 +43,14 @@ class Around:
     deviation
         How far each gene of the neighbours lies from its mean, (batch, n_genes): logarithm of observed over expected
         counts, or mean standardised value.
-    linear
-        The same for the linear expert; ``None`` if it has no say.
+    experts
+        What they tell each expert; ``None`` if those have no say.
     """
 
     tokens: torch.Tensor
     valid: torch.Tensor
     deviation: torch.Tensor
-    linear: tuple[torch.Tensor, torch.Tensor] | None
+    experts: tuple | None
 
 
 @dataclass
@@ -69,11 +69,11 @@ class Condition:
         Logarithm of the library relative to the typical one, and the share of entries that are visible, (batch, 2).
     deviation
         See :class:`Around`.
-    linear, reliability
-        Prediction of the linear expert, (batch, n_genes), and how much it knows of the spot, (batch, 1); ``None`` if it has no
-        say.
+    experts, reliability
+        Predictions of the experts, (n_experts, batch, n_genes), and how much is known of the spot, (batch, 1); ``None`` if they
+        have no say.
     correction
-        What it does to the network's prediction, (batch, n_genes).
+        What they do to the network's prediction, (batch, n_genes).
     """
 
     mean: torch.Tensor
@@ -82,7 +82,7 @@ class Condition:
     valid: torch.Tensor
     depth: torch.Tensor
     deviation: torch.Tensor
-    linear: torch.Tensor | None = None
+    experts: torch.Tensor | None = None
     reliability: torch.Tensor | None = None
     correction: torch.Tensor | None = None
 

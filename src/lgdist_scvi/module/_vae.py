@@ -10,10 +10,11 @@ from lgdist_scvi.module._factors import SpatialFactors
 from lgdist_scvi.module._layers import CentreBlock, DistanceEncoding, ResidualBlock
 from lgdist_scvi.module._likelihood import CountLikelihood, NormalLikelihood
 from lgdist_scvi.module._neighborhood import Around, Condition, Spots
+from lgdist_scvi.module._profiles import ProfileMixture
 
 _LOG_VARIANCE_RANGE = (-9.0, 3.0)
 _SMALLEST_RATE = 0.1  # of a linear prediction, as a part of the gene's mean rate
-_LARGEST_RATIO = 20.0  # of a linear prediction to the network's
+_LARGEST_RATIO = 20.0  # of an expert's prediction to the network's
 _LARGEST_SCORE = 10.0  # logarithm of a rate to the gene's mean rate
 _GAIN_SCALE = 5.0  # the gains learn faster than other parameters: there is one per gene
 
@@ -35,6 +36,8 @@ class NeighborhoodVAE(nn.Module):
         Share of each score's variance that is not noise, (n_latent,).
     factors, factor_noise
         Loadings, (n_genes, n_factors), and variance of the noise, (n_genes,), of the linear expert.
+    n_profiles
+        Of the mixture expert, which there is where zeros are data.
     likelihood
         ``"nb"``, ``"poisson"`` (counts; zeros are data) or ``"normal"`` (log1p(CP10K) of captured entries).
     closed
@@ -53,6 +56,7 @@ class NeighborhoodVAE(nn.Module):
         signal: torch.Tensor,
         factors: torch.Tensor,
         factor_noise: torch.Tensor,
+        n_profiles: int,
         likelihood: str,
         closed: bool,
         n_latent: int,
@@ -89,10 +93,12 @@ class NeighborhoodVAE(nn.Module):
 
         self.neighbor_gain = nn.Parameter(torch.full((n_genes,), 0.1 / _GAIN_SCALE))
         self.linear = SpatialFactors(factors, factor_noise)
-        # say of the linear expert, on entries that are visible and hidden, where it knows everything else about a spot
-        self.register_buffer("has_linear", torch.tensor(False))
-        self.register_buffer("linear_weight", torch.tensor(0.0))
-        self.register_buffer("linear_weight_hidden", torch.tensor(0.0))
+        self.profiles = ProfileMixture(gene_rate, n_profiles) if self.counts_are_modelled else None
+        # weight of each expert on entries that are visible and hidden, where it knows everything else about a spot
+        n_experts = 2 if self.counts_are_modelled else 1
+        self.register_buffer("has_experts", torch.tensor(False))
+        self.register_buffer("weights_visible", torch.zeros(n_experts))
+        self.register_buffer("weights_hidden", torch.zeros(n_experts))
         self._start_from(loadings, signal)
 
     @torch.no_grad()
@@ -120,7 +126,7 @@ class NeighborhoodVAE(nn.Module):
 
     # ---- encoding
 
-    def _visible_library(self, spots: Spots) -> torch.Tensor:
+    def visible_library(self, spots: Spots) -> torch.Tensor:
         """Library size, in counts (n, 1), without looking at hidden entries.
 
         Where zeros are data and the genes make up the library, it is estimated from the visible counts and the share of
@@ -154,7 +160,7 @@ class NeighborhoodVAE(nn.Module):
         Of counts, Pearson residuals from the gene's mean rate: under Poisson noise their variance is 1 whatever the depth,
         and the signal grows with its square root.
         """
-        library = self._visible_library(spots)
+        library = self.visible_library(spots)
         if not self.counts_are_modelled:
             return self._standardised(spots, library), spots.visible
         expected = library * self.gene_rate
@@ -167,7 +173,7 @@ class NeighborhoodVAE(nn.Module):
         index: torch.Tensor,
         distance: torch.Tensor,
         valid: torch.Tensor,
-        with_linear: bool = True,
+        with_experts: bool = True,
     ) -> Around:
         """Summarise the neighbours of each centre.
 
@@ -181,10 +187,10 @@ class NeighborhoodVAE(nn.Module):
             In units of the spot pitch, (batch, k).
         valid
             (batch, k), False where there is no neighbour.
-        with_linear
-            Whether the linear expert, if there is one yet, has its say.
+        with_experts
+            Whether the experts, if they have learnt yet, have their say.
         """
-        library = self._visible_library(neighbors)
+        library = self.visible_library(neighbors)
         tokens = self.neighbor(self._embed(neighbors, library, self._depth(library, neighbors.visible)) + self.role[1])
         adjacency = tokens.new_zeros(len(index), len(tokens)).scatter_add_(1, index, valid.to(tokens))
         if self.counts_are_modelled:
@@ -198,14 +204,19 @@ class NeighborhoodVAE(nn.Module):
             tokens=tokens[index] + self.embed_distance(distance),
             valid=valid,
             deviation=deviation,
-            linear=self.linear.around(*self.residuals(neighbors), adjacency)
-            if with_linear and self.has_linear
-            else None,
+            experts=self._experts_around(neighbors, library, adjacency) if with_experts and self.has_experts else None,
         )
+
+    def _experts_around(self, neighbors: Spots, library: torch.Tensor, adjacency: torch.Tensor) -> tuple:
+        """What neighbours tell each expert."""
+        linear = self.linear.around(*self.residuals(neighbors), adjacency)
+        if self.profiles is None:
+            return (linear,)
+        return linear, self.profiles.around(neighbors.counts, neighbors.visible, library, adjacency)
 
     def encode(self, centre: Spots, around: Around) -> Condition:
         """Posterior of the centre's latent given what is visible, and what else decoding needs."""
-        library = self._visible_library(centre)
+        library = self.visible_library(centre)
         depth = self._depth(library, centre.visible)
         own = self.centre(self._embed(centre, library, depth) + self.role[0])
         tokens = torch.cat([own[:, None], around.tokens], dim=1)
@@ -222,14 +233,28 @@ class NeighborhoodVAE(nn.Module):
             depth=depth,
             deviation=around.deviation,
         )
-        if around.linear is not None:
-            condition.linear, condition.reliability = self.linear_prediction(centre, around.linear)
-            say = torch.where(centre.visible > 0, self.linear_weight, self.linear_weight_hidden)
-            condition.correction = self.correction(condition, say)
+        if around.experts is not None:
+            condition.experts, condition.reliability = self._expert_predictions(centre, library, around.experts)
+            weights = torch.where(
+                centre.visible > 0, self.weights_visible[:, None, None], self.weights_hidden[:, None, None]
+            )
+            condition.correction = self.correction(condition, weights)
         return condition
 
-    def correction(self, condition: Condition, say: torch.Tensor | float) -> torch.Tensor:
-        """What takes the network's prediction to its average with the linear expert's, (batch, n_genes).
+    def _expert_predictions(
+        self, centre: Spots, library: torch.Tensor, around: tuple
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predictions of the experts on the scale of :meth:`decode`, (n_experts, batch, n_genes), and their reliability."""
+        score, reliability = self.linear(*self.residuals(centre), around[0])
+        if not self.counts_are_modelled:
+            return (self.value_mean + self.value_scale * score)[None], reliability
+        relative = 1.0 + score / (self.typical_library * self.gene_rate).sqrt()
+        linear = self.gene_rate * relative.clamp(min=_SMALLEST_RATE)
+        mixture = self.profiles(centre.counts, centre.visible, library, around[1])
+        return self._close(torch.stack([linear, mixture])), reliability
+
+    def correction(self, condition: Condition, weights: torch.Tensor) -> torch.Tensor:
+        """What takes the network's prediction to its average with those of the experts, (batch, n_genes).
 
         Added to captured values, multiplied with rates: it moves samples of the latent together and leaves their spread.
 
@@ -237,32 +262,23 @@ class NeighborhoodVAE(nn.Module):
         ----------
         condition
             What is known of the batch.
-        say
-            Weight of the linear expert where it knows everything else about a spot, between 0 and 1.
+        weights
+            Of the experts where they know everything else about a spot, with a sum of at most 1, (n_experts, batch or 1,
+            n_genes or 1).
         """
-        share = condition.reliability * say
-        network = self._network(condition.mean, condition)
-        if not self.counts_are_modelled:
-            return share * (condition.linear - network)
-        ratio = condition.linear / network.clamp(min=1e-12)
-        return 1.0 + share * (ratio.clamp(max=_LARGEST_RATIO) - 1.0)
-
-    def linear_prediction(
-        self, centre: Spots, around: tuple[torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prediction of the linear expert on the scale of :meth:`decode`, (batch, n_genes), and its reliability."""
-        score, reliability = self.linear(*self.residuals(centre), around)
-        if not self.counts_are_modelled:
-            return self.value_mean + self.value_scale * score, reliability
-        relative = 1.0 + score / (self.typical_library * self.gene_rate).sqrt()
-        return self._close(self.gene_rate * relative.clamp(min=_SMALLEST_RATE)), reliability
+        network = self.network(condition.mean, condition)
+        if self.counts_are_modelled:
+            neutral, full = 1.0, (condition.experts / network.clamp(min=1e-12)).clamp(max=_LARGEST_RATIO)
+        else:
+            neutral, full = 0.0, condition.experts - network
+        return neutral + condition.reliability * (weights * (full - neutral)).sum(0)
 
     # ---- decoding
 
     def decode(self, latent: torch.Tensor, condition: Condition) -> torch.Tensor:
         """Expected rate (share of the library) or, for ``"normal"``, expected captured log1p(CP10K).
 
-        The average of what the network and the linear expert say, whose errors are of different kinds.
+        The average of what the network and the experts say, whose errors are of different kinds.
 
         Parameters
         ----------
@@ -275,14 +291,17 @@ class NeighborhoodVAE(nn.Module):
         -------
         (..., batch, n_genes)
         """
-        decoded = self._network(latent, condition)
+        decoded = self.network(latent, condition)
         if condition.correction is None:
             return decoded
-        if not self.counts_are_modelled:
-            return decoded + condition.correction
-        return self._close(decoded * condition.correction)
+        decoded = self.corrected(decoded, condition.correction)
+        return self._close(decoded) if self.counts_are_modelled else decoded
 
-    def _network(self, latent: torch.Tensor, condition: Condition) -> torch.Tensor:
+    def corrected(self, decoded: torch.Tensor, correction: torch.Tensor) -> torch.Tensor:
+        """Apply a :meth:`correction`, entry by entry; rates are not brought to a sum of 1."""
+        return decoded * correction if self.counts_are_modelled else decoded + correction
+
+    def network(self, latent: torch.Tensor, condition: Condition) -> torch.Tensor:
         """What the network alone says; as :meth:`decode`."""
         if self.decode_depth is not None:
             # the smallest value that can be captured depends on the library
@@ -311,7 +330,15 @@ class NeighborhoodVAE(nn.Module):
         exposure
             Library size, in counts, that the rates multiply, (batch, 1) or (batch, n_genes).
         """
+        return self.likelihood.training_loss(*self._measured_and_expected(decoded, counts, exposure))
+
+    def error(self, decoded: torch.Tensor, counts: torch.Tensor, exposure: torch.Tensor) -> torch.Tensor:
+        """What judges expected values alone, entry by entry, in nats up to a constant; arguments of one shape."""
+        return self.likelihood.error(*self._measured_and_expected(decoded, counts, exposure))
+
+    def _measured_and_expected(
+        self, decoded: torch.Tensor, counts: torch.Tensor, exposure: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.counts_are_modelled:
-            return self.likelihood.training_loss(counts, decoded * exposure + 1e-8)
-        values = torch.log1p(counts / exposure * COUNTS_PER)
-        return self.likelihood.training_loss(values, decoded)
+            return counts, decoded * exposure + 1e-8
+        return torch.log1p(counts / exposure * COUNTS_PER), decoded

@@ -1,0 +1,134 @@
+"""The mixture expert: counts of a spot as a sum of expression profiles, each used as much as its neighbours let expect."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+_USAGE_SHAPE = 1.0
+_PROFILE_SHAPE = 0.3
+_FROM_NEIGHBORS = 0.9  # share of the neighbours in what is expected of a spot's usage
+_FIT_STEPS = 200
+_STEPS = 10
+_SMALLEST = 1e-20
+
+
+class ProfileMixture(nn.Module):
+    """Gamma-Poisson factorisation with variational inference for any pattern of missing entries.
+
+    A count is Poisson with mean L * sum_k w_k h_kg: usages w of a spot are gamma with the mean that its neighbours' usages
+    let expect, profiles h are gamma around the genes' mean rates, and the posteriors of all are approximated by gamma
+    distributions (Cemgil 2009, "Bayesian inference for nonnegative matrix factorisation models"; Gopalan et al. 2015,
+    "Scalable recommendation with hierarchical Poisson factorization").
+
+    Parameters
+    ----------
+    gene_rate
+        Mean share of each gene in the library, (n_genes,).
+    n_profiles
+        Number of profiles.
+    """
+
+    def __init__(self, gene_rate: torch.Tensor, n_profiles: int):
+        super().__init__()
+        profiles = gene_rate.expand(n_profiles, -1).clone()
+        # posterior mean of the profiles, exponential of the expected logarithm, and mean usage
+        self.register_buffer("profiles", profiles)
+        self.register_buffer("geometric", profiles.clone())
+        self.register_buffer("typical_usage", torch.full((n_profiles,), 1.0 / n_profiles))
+
+    @torch.no_grad()
+    def fit(
+        self,
+        counts: torch.Tensor,
+        known: torch.Tensor,
+        library: torch.Tensor,
+        gene_rate: torch.Tensor,
+        generator: torch.Generator,
+    ) -> None:
+        """Learn profiles from counts; spots are taken for independent.
+
+        Parameters
+        ----------
+        counts, known
+            (n, n_genes); `known` is 0 where a count may not be looked at.
+        library
+            In counts, (n, 1).
+        gene_rate
+            As in the constructor.
+        generator
+            Of the random start.
+        """
+        counts = counts * known
+        n_profiles = len(self.profiles)
+        # a start that tells profiles apart a little
+        noise = torch.rand(self.profiles.shape, generator=generator).to(counts)
+        self.profiles.copy_(gene_rate * (0.75 + 0.5 * noise))
+        self.geometric.copy_(self.profiles)
+        self.typical_usage.fill_(1.0 / n_profiles)
+        geometric = self.typical_usage.expand(len(counts), -1)
+        for _ in range(_FIT_STEPS):
+            usage, geometric = self._usage_step(counts, known, library, self.typical_usage, geometric)
+            self.typical_usage.copy_(usage.mean(0).clamp(min=1e-6))
+            ratio = counts / (geometric @ self.geometric + _SMALLEST)
+            shape = _PROFILE_SHAPE + self.geometric * (geometric.T @ ratio)
+            rate = _PROFILE_SHAPE / gene_rate + usage.T @ (library * known)
+            self.profiles.copy_(shape / rate)
+            self.geometric.copy_(torch.exp(torch.digamma(shape)) / rate)
+
+    def _usage_step(
+        self,
+        counts: torch.Tensor,
+        visible: torch.Tensor,
+        library: torch.Tensor,
+        expected: torch.Tensor,
+        geometric: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Posterior mean of the usages and exponential of their expected logarithm, from the latter; all (n, n_profiles)."""
+        ratio = counts / (geometric @ self.geometric + _SMALLEST)
+        shape = _USAGE_SHAPE + geometric * (ratio @ self.geometric.T)
+        rate = _USAGE_SHAPE / expected + library * (visible @ self.profiles.T)
+        return shape / rate, torch.exp(torch.digamma(shape)) / rate
+
+    def usage(
+        self, counts: torch.Tensor, visible: torch.Tensor, library: torch.Tensor, expected: torch.Tensor
+    ) -> torch.Tensor:
+        """Posterior mean of the usages, (n, n_profiles).
+
+        Parameters
+        ----------
+        counts, visible
+            (n, n_genes); `visible` is 0 where a count may not be looked at.
+        library
+            In counts, (n, 1).
+        expected
+            Prior mean, (n, n_profiles) or (n_profiles,).
+        """
+        counts = counts * visible
+        usage = geometric = expected.expand(len(counts), -1)
+        for _ in range(_STEPS):
+            usage, geometric = self._usage_step(counts, visible, library, expected, geometric)
+        return usage
+
+    def around(
+        self, counts: torch.Tensor, visible: torch.Tensor, library: torch.Tensor, adjacency: torch.Tensor
+    ) -> torch.Tensor:
+        """Usages that neighbours let expect, (batch, n_profiles).
+
+        Parameters
+        ----------
+        counts, visible, library
+            Of every spot that is a neighbour of some centre; as in :meth:`usage`.
+        adjacency
+            1 where a spot is a neighbour of a centre, (batch, n).
+        """
+        usage = self.usage(counts, visible, library, self.typical_usage)
+        n_neighbors = adjacency.sum(1, keepdim=True)
+        mean = adjacency @ usage / n_neighbors.clamp(min=1.0)
+        return self.typical_usage + _FROM_NEIGHBORS * (n_neighbors > 0) * (mean - self.typical_usage)
+
+    def forward(
+        self, counts: torch.Tensor, visible: torch.Tensor, library: torch.Tensor, around: torch.Tensor
+    ) -> torch.Tensor:
+        """Expected share of the library, (batch, n_genes); arguments as in :meth:`usage`, and the output of :meth:`around`."""
+        return self.usage(counts, visible, library, around) @ self.profiles
