@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,8 @@ from lgdist_scvi.data._fields import find_sample_key
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+_BLOCK = 2048  # spots
 
 
 class NeighborhoodManager(AnnDataManager):
@@ -145,6 +148,11 @@ class NeighborhoodDataset(AnnTorchDataset):
         rank = np.empty(len(self.neighbors), dtype=np.int64)
         rank[reverse_cuthill_mckee(graph)] = np.arange(len(rank))
         return np.argsort(rank[spots], kind="stable")
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Rows of all spots, as many at a time as are well held dense."""
+        for start in range(0, len(self), _BLOCK):
+            yield np.arange(start, min(start + _BLOCK, len(self)))
 
     def rows(self, spots: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Counts, mask and library of some spots, dense float32."""

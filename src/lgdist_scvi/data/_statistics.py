@@ -14,7 +14,6 @@ from lgdist_scvi.data._factors import fit_factors
 _N_PATTERNS = 1021  # prime, so that patterns do not line up with the rows of an array
 _STREAM = 5
 _ONE_SPOT_IN = 25  # is set aside whole
-_BLOCK = 2048  # spots held dense at a time
 _FACTOR_SPOTS = 4096
 _FACTOR_ENTRIES = 16_000_000  # held dense for principal axes and factors
 
@@ -91,8 +90,7 @@ def gene_statistics(
     """
     n_genes = set_aside.shape[1]
     counts_sum, library_sum, n_known, value_sum, square_sum = np.zeros((5, n_genes))
-    for start in range(0, len(dataset), _BLOCK):
-        spots = np.arange(start, min(start + _BLOCK, len(dataset)))
+    for spots in dataset.blocks():
         counts, known, library = dataset.rows(spots)
         known *= ~set_aside[spots % len(set_aside)]
         values = log1p_cp10k(counts, library[:, 0])

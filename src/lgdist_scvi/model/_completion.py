@@ -21,7 +21,6 @@ from lgdist_scvi.model._skill import SkillMixin
 if TYPE_CHECKING:
     from anndata import AnnData
 
-_BLOCK = 2048  # spots held dense at a time
 MEASURED, FILLED_ZERO, FILLED_MISSING, REPLACED, LEFT_MISSING = 0, 1, 2, 3, 4
 
 
@@ -144,8 +143,7 @@ class CompletionMixin(SkillMixin, RecordMixin):
         dataset = self.get_anndata_manager(adata, required=True).create_torch_dataset()
         positions, _ = self._genes(chosen)
         provenance = np.empty((len(dataset), len(positions)), dtype=np.uint8)
-        for start in range(0, len(dataset), _BLOCK):
-            spots = np.arange(start, min(start + _BLOCK, len(dataset)))
+        for spots in dataset.blocks():
             counts, known = (block[:, positions] for block in dataset.rows(spots)[:2])
             kept = (known > 0) & ((counts > 0) | (fill == "masked"))
             filled = np.where(known > 0, FILLED_ZERO, FILLED_MISSING)
@@ -162,8 +160,7 @@ class CompletionMixin(SkillMixin, RecordMixin):
         missing = np.zeros(adata.shape, dtype=bool)
         left, names = np.setdiff1d(np.arange(len(dataset.genes)), self._genes(chosen)[0]), dataset.genes
         columns = adata.var_names.get_indexer(names[left])
-        for start in range(0, len(dataset), _BLOCK):
-            spots = np.arange(start, min(start + _BLOCK, len(dataset)))
+        for spots in dataset.blocks():
             missing[spots[:, None], columns] = dataset.rows(spots)[1][:, left] == 0
         # what a mask hides is not known, whatever the counts say
         measured[missing] = 0

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from lgdist_scvi.data import NeighborhoodDataset
 
-_BLOCK = 2048  # spots held dense at a time
 _LEGEND = ("measured", "filled zero", "filled missing entry", "measured, replaced", "missing, not filled")
 
 
@@ -236,8 +235,7 @@ def data_fingerprint(dataset: NeighborhoodDataset) -> str:
     It does not depend on the storage format of the counts, nor on the values of masked entries.
     """
     digest = hashlib.sha256("\n".join(map(str, dataset.genes)).encode())
-    for start in range(0, len(dataset), _BLOCK):
-        spots = np.arange(start, min(start + _BLOCK, len(dataset)))
+    for spots in dataset.blocks():
         counts, known, _ = dataset.rows(spots)
         positions = np.flatnonzero(counts)
         for part in (positions, counts.ravel()[positions], np.packbits(known > 0), dataset.library[spots]):

@@ -19,7 +19,6 @@ from lgdist_scvi.model._prediction import Estimand
 from lgdist_scvi.module._likelihood import CountLikelihood
 
 _MAX_SPOTS = 4096
-_BLOCK = 2048  # spots held dense at a time
 _DEPTH_ENTRIES = 10.0  # shrinkage of the dependence on depth, in known entries
 _ENTRIES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # shrinkage of the neighbour mean, in known entries
 
@@ -79,8 +78,7 @@ class SkillMixin:
         """Mean log1p(CP10K) of the visible entries of each gene as a line in :func:`_depth`: intercept and slope, (n_genes,)."""
         patterns = self.module.set_aside_patterns.cpu().numpy()
         sums = {estimand: np.zeros((5, patterns.shape[1])) for estimand in ("rate", "captured")}
-        for start in range(0, len(dataset), _BLOCK):
-            spots = np.arange(start, min(start + _BLOCK, len(dataset)))
+        for spots in dataset.blocks():
             counts, known, library = dataset.rows(spots)
             known *= ~patterns[spots % len(patterns)]
             values = np.log1p(counts / np.maximum(library, 1) * COUNTS_PER)
