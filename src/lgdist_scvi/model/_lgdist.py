@@ -126,6 +126,9 @@ class LGDiST(TrainingMixin, PredictionMixin, IntervalMixin, CompletionMixin, Bas
         check_choice("conditioning", conditioning, ("spot+neighborhood", "neighborhood"))
         if not 0 < set_aside_fraction < 0.5:
             raise ValueError(f"set_aside_fraction must lie between 0 and 0.5, got {set_aside_fraction}")
+        for name in ("n_latent", "n_factors", "n_profiles"):
+            if locals()[name] < 1:
+                raise ValueError(f"{name} must be at least 1, got {locals()[name]}")
         for width, heads in (("n_hidden", "n_heads"), ("n_denoiser_hidden", "n_denoiser_heads")):
             if locals()[width] % locals()[heads]:
                 raise ValueError(f"{width}={locals()[width]} must be a multiple of {heads}={locals()[heads]}")
