@@ -99,11 +99,12 @@ def headline(rows: pd.DataFrame, protocol: str) -> pd.DataFrame:
 
 
 def summary(rows: pd.DataFrame, protocol: str) -> pd.DataFrame:
-    """Scores of each method, mean over files and seeds."""
+    """Scores of each method that came to an end on all files, mean over files and seeds."""
     part = rows[rows["protocol"] == protocol]
     names = ["d2", "log_likelihood"] if protocol in GIVEN else ["mse", "excess", "mae", "pcc_gene", "pcc_spot"]
     by_file = part.groupby(["method", "file"], observed=True)[names].mean()
-    return by_file.groupby("method", observed=True).mean()
+    n_files = by_file.groupby("method", observed=True).size()
+    return by_file.groupby("method", observed=True).mean()[n_files == part["file"].nunique()]
 
 
 def against_peers(rows: pd.DataFrame, protocol: str, method: str = "lgdist") -> pd.DataFrame | None:
@@ -123,15 +124,23 @@ def against_peers(rows: pd.DataFrame, protocol: str, method: str = "lgdist") -> 
 
 
 def diffusion(rows: pd.DataFrame) -> pd.DataFrame:
-    """Scores of samples by protocol and method, mean over files and seeds."""
+    """Scores of samples by protocol and method, mean over the files and seeds that all of them have."""
     records = [
-        {"protocol": row["protocol"], "method": row["method"], **_numbers(row["spread"])}
+        {
+            "protocol": row["protocol"],
+            "method": row["method"],
+            "task": (row["file"], row["seed"]),
+            **_numbers(row["spread"]),
+        }
         for _, row in rows.iterrows()
         if isinstance(row["spread"], dict)
     ]
     if not records:
         return pd.DataFrame()
-    return pd.DataFrame(records).groupby(["protocol", "method"], observed=True, sort=False).mean(numeric_only=True)
+    table = pd.DataFrame(records)
+    n_methods = table.groupby("protocol")["method"].transform("nunique")
+    shared = table.groupby(["protocol", "task"])["method"].transform("nunique") == n_methods
+    return table[shared].groupby(["protocol", "method"], observed=True, sort=False).mean(numeric_only=True)
 
 
 def _numbers(spread: dict) -> dict[str, float]:
@@ -219,8 +228,9 @@ def protocol_section(rows: pd.DataFrame, protocol: str) -> str:
     means = summary(rows, protocol).rename(index=label, columns=names)
     rules = {name: "min" if name in ("MSE", "excess MSE", "MAE") else "max" for name in means.columns}
     digits = {"log-likelihood per entry": 4}
-    text += "\n\nMeans over the slides on which a method came to an end:\n\n"
-    text += markdown_table(means, "", rules, digits)
+    if len(means):
+        text += "\n\nMeans over the slides, of the methods that came to an end on all of them:\n\n"
+        text += markdown_table(means, "", rules, digits)
     found = against_peers(rows, protocol)
     if found is not None and len(found):
         text += "\n\n" + verdict(found, protocol)
