@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
         print(
             f"  stage {name}: {part:.1f} s, of which {watch.n_steps[name]} training steps {watch.step_seconds[name]:.1f} s"
         )
-    print(f"  linear expert and calibration: {seconds - sum(watch.seconds.values()):.1f} s")
+    print(f"  experts and calibration: {seconds - sum(watch.seconds.values()):.1f} s")
     seconds = with_time("posterior mean", lambda: model.get_completed_expression(return_numpy=True))
     print(f"posterior mean: {arguments.spots / seconds:,.0f} spots per second")
     with_time("complete, with standard deviation and intervals", lambda: model.complete(adata, silent=True))

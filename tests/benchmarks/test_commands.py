@@ -45,7 +45,7 @@ def test_cost():
     text = printed("cost", "--spots", "150", "--genes", "40", "--epochs", "2")
     total = number(text, r"train: ([\d.]+) s")
     parts = [number(text, rf"stage {stage}: ([\d.]+) s, of which 4 training steps") for stage in ("VAE", "Diffusion")]
-    rest = number(text, r"linear expert and calibration: ([\d.]+) s")
+    rest = number(text, r"experts and calibration: ([\d.]+) s")
     assert sum(parts) + rest == pytest.approx(total, abs=0.3)
     assert re.search(r"posterior mean: [\d,]+ spots per second", text)
     assert number(text, r"matrices: (\d+) GFLOP/s") > 1
