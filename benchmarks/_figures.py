@@ -75,7 +75,7 @@ def _scores(rows: pd.DataFrame) -> Figure | None:
     for axis in axes.flat[len(protocols) :]:
         axis.set_axis_off()
     for axis, protocol in zip(axes.flat, protocols, strict=False):
-        table = relative_scores(rows, protocol)
+        table = relative_scores(rows, protocol).dropna()  # means over different slides do not compare
         table = table.loc[table.mean(axis=1).sort_values(ascending=protocol in GIVEN).index]
         lowest = -0.25 if protocol in GIVEN else 0.0
         for place, (method, values) in enumerate(table.iterrows()):

@@ -344,7 +344,7 @@ def markdown(document: dict, figures: dict[str, str] | None = None) -> str:
     """
     rows, figures = frame(document), figures or {}
     links = {
-        "scores": "Scores of all methods. Hold-outs: what a method leaves of the gene means' excess over the Poisson floor (0: nothing "
+        "scores": "Scores of the methods that came to an end on all slides. Hold-outs: what a method leaves of the gene means' excess over the Poisson floor (0: nothing "
         "but sampling noise). Thinning: deviance explained. One dot per slide, the bar is their mean.",
         "coverage": "Coverage of prediction intervals on hidden entries against their level; mean over slides, the band from the "
         "lowest to the highest slide.",
