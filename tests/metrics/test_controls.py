@@ -12,7 +12,7 @@ from lgdist_scvi.metrics._controls import _copy, _shuffle
 
 SIZES = {
     "n_latent": 8, "n_hidden": 32, "n_layers": 1, "n_heads": 2, "n_denoiser_hidden": 32, "n_denoiser_layers": 1,
-    "n_denoiser_heads": 2, "n_timesteps": 100,
+    "n_denoiser_heads": 2, "n_timesteps": 100, "n_profiles": 10, "n_mixtures": 2,
 }  # fmt: skip
 QUICK = {"max_epochs": 30, "accelerator": "cpu", "enable_progress_bar": False}
 

@@ -350,6 +350,7 @@ def test_setup_can_be_repeated(adata):
         ({"conditioning": "image"}, "conditioning must be one of"),
         ({"n_hidden": 30, "n_heads": 4}, "n_hidden=30 must be a multiple of n_heads=4"),
         ({"n_profiles": 0}, "n_profiles must be at least 1, got 0"),
+        ({"n_mixtures": 0}, "n_mixtures must be at least 1, got 0"),
         ({"set_aside_fraction": 0.0}, "set_aside_fraction must lie between 0 and 0.5"),
         ({"gene_likelihood": "normal"}, r"zeros are registered as data.*pp.observed_mask\(adata\).*mask_layer"),
     ],

@@ -15,6 +15,7 @@ SIZES = {
     "n_latent": 8,
     "n_factors": 4,
     "n_profiles": 5,
+    "n_mixtures": 2,
     "n_hidden": 32,
     "n_layers": 2,
     "n_heads": 2,
@@ -48,8 +49,7 @@ def build() -> Callable:
                 torch.nn.init.normal_(parameter, std=0.3 / parameter.shape[1] ** 0.5 * 2)
         batch = model.adata_manager.create_torch_dataset()[np.arange(n_spots)]
         tensors = {key: torch.from_numpy(np.array(value)) for key, value in batch.items()}
-        centre = module._get_inference_input(tensors, "set_aside")["centre"]
-        fit_experts(module, [tensors], [centre], torch.Generator().manual_seed(0))
+        fit_experts(module, [tensors], torch.Generator().manual_seed(0))
         module.vae.weights_visible.fill_(0.3)
         module.vae.weights_hidden.fill_(0.2)
         return module, tensors

@@ -25,27 +25,36 @@ def data(n, seed=1):
 
 
 def test_posterior_is_that_of_the_joint_gaussian(factors):
-    """E[w | seen entries] = A' (A A' + noise)^-1 r over the seen entries of each row."""
+    """E[w | seen entries] = A' (A A' + noise)^-1 r over the seen entries of each row, with A = q loadings."""
     residuals, weights = data(4)
-    mean, reliability = factors.posterior(residuals, weights)
-    torch.testing.assert_close(factors.posterior_mean(residuals, weights), mean, atol=1e-5, rtol=1e-4)
+    # spots with nothing missing and signals of different strength
+    weights[2:] = torch.tensor([[0.5], [2.0]])
+    mean, variance = factors.posterior(residuals, weights)
     for row in range(4):
         seen = weights[row] > 0
-        a = factors.loadings[seen]
+        a = weights[row, seen, None] * factors.loadings[seen]
         covariance = a @ a.T + torch.diag(factors.noise[seen])
         gain = a.T @ torch.linalg.inv(covariance)
         torch.testing.assert_close(mean[row], gain @ residuals[row, seen], atol=1e-4, rtol=1e-4)
         left = torch.eye(N_FACTORS) - gain @ a
-        used = (factors.loadings**2).sum(0)
-        expected = 1 - (left.diagonal() * used).sum() / used.sum()
-        torch.testing.assert_close(reliability[row, 0], expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(variance[row], left.diagonal(), atol=1e-4, rtol=1e-4)
+
+
+def test_reliability_is_the_share_of_the_variance_that_is_known(factors):
+    residuals, weights = data(4)
+    around = factors.around(residuals, weights, torch.zeros(4, 4))
+    *_, reliability = factors.parts(residuals, weights, around)
+    _, variance = factors.posterior(residuals, weights)
+    strength = (factors.loadings**2).sum(0)
+    torch.testing.assert_close(reliability[:, 0], 1 - variance @ strength / strength.sum(), atol=1e-5, rtol=1e-5)
+    assert (reliability > 0).all() and (reliability < 1).all()
 
 
 def test_nothing_visible_is_the_prior(factors):
     zeros = torch.zeros(2, N_GENES)
-    mean, reliability = factors.posterior(zeros, zeros)
+    mean, variance = factors.posterior(zeros, zeros)
     assert not mean.any()
-    torch.testing.assert_close(reliability, torch.zeros(2, 1))
+    torch.testing.assert_close(variance, torch.ones(2, N_FACTORS))
 
 
 def test_no_neighbour_changes_nothing(factors):

@@ -11,6 +11,8 @@ from lgdist_scvi import LGDiST, datasets
 torch.set_num_threads(1)  # the networks of the tests are too small for more
 
 SIZES = {
+    "n_profiles": 10,
+    "n_mixtures": 2,
     "n_latent": 6,
     "n_hidden": 24,
     "n_layers": 1,

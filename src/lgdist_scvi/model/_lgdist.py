@@ -57,6 +57,8 @@ class LGDiST(TrainingMixin, PredictionMixin, IntervalMixin, CompletionMixin, Bas
         Number of factors of the linear expert, a factor analysis whose prediction is averaged with the network's.
     n_profiles
         Number of profiles of the mixture expert, a Gamma-Poisson factorisation, likewise. For counts only.
+    n_mixtures
+        Number of such factorisations, from different starts, whose predictions are averaged.
     n_denoiser_hidden, n_denoiser_layers, n_denoiser_heads, n_timesteps
         Sizes of the denoiser, and the number of noise steps it is trained with.
     hide_up_to
@@ -102,6 +104,7 @@ class LGDiST(TrainingMixin, PredictionMixin, IntervalMixin, CompletionMixin, Bas
         n_latent: int = 64,
         n_factors: int = 32,
         n_profiles: int = 60,
+        n_mixtures: int = 4,
         n_hidden: int = 256,
         n_layers: int = 2,
         n_heads: int = 4,
@@ -126,7 +129,7 @@ class LGDiST(TrainingMixin, PredictionMixin, IntervalMixin, CompletionMixin, Bas
         check_choice("conditioning", conditioning, ("spot+neighborhood", "neighborhood"))
         if not 0 < set_aside_fraction < 0.5:
             raise ValueError(f"set_aside_fraction must lie between 0 and 0.5, got {set_aside_fraction}")
-        for name in ("n_latent", "n_factors", "n_profiles"):
+        for name in ("n_latent", "n_factors", "n_profiles", "n_mixtures"):
             if locals()[name] < 1:
                 raise ValueError(f"{name} must be at least 1, got {locals()[name]}")
         for width, heads in (("n_hidden", "n_heads"), ("n_denoiser_hidden", "n_denoiser_heads")):
@@ -164,6 +167,7 @@ class LGDiST(TrainingMixin, PredictionMixin, IntervalMixin, CompletionMixin, Bas
             factors=torch.from_numpy(statistics.factors),
             factor_noise=torch.from_numpy(statistics.factor_noise),
             n_profiles=n_profiles,
+            n_mixtures=n_mixtures,
             likelihood=gene_likelihood,
             closed=closed,
             n_latent=n_latent,

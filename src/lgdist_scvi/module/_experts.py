@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,18 +13,16 @@ from lgdist_scvi.module._neighborhood import Spots
 
 if TYPE_CHECKING:
     from lgdist_scvi.module._module import Hide, LGDiSTModule
+    from lgdist_scvi.module._vae import NeighborhoodVAE
 
+_N_PROFILE_BATCHES = 32  # that profiles are learnt from
+_N_BATCHES = 16  # that choose weights
 _HIDDEN_FOR_NEIGHBORS = 0.1
 _N_WEIGHTS = 10  # weights are multiples of a tenth
 
 
 @torch.no_grad()
-def fit_experts(
-    module: LGDiSTModule,
-    batches: Sequence[dict[str, torch.Tensor]],
-    centres: Iterable[Spots],
-    generator: torch.Generator,
-) -> None:
+def fit_experts(module: LGDiSTModule, batches: Iterable[dict[str, torch.Tensor]], generator: torch.Generator) -> None:
     """Let the experts learn, and choose their weights on what training set aside.
 
     Parameters
@@ -32,30 +31,60 @@ def fit_experts(
         With a trained VAE.
     batches
         Batches of spots.
-    centres
-        What may be looked at of spots, these or more: what the profiles are learnt from.
     generator
-        Of the entries that are hidden in turn.
+        Of the random starts and of the entries that are hidden in turn.
     """
     vae = module.vae
-    if vae.profiles is not None:
-        spots = list(centres)
-        counts, known = (torch.cat([getattr(part, name) for part in spots]) for name in ("counts", "visible"))
-        library = torch.cat([vae.visible_library(part) for part in spots])
-        vae.profiles.fit(counts, known, library, vae.gene_rate, generator)
+    chosen, known = [], []
+    for batch in islice(batches, _N_PROFILE_BATCHES if vae.counts_are_modelled else _N_BATCHES):
+        tensors = {key: value.to(vae.weights_hidden.device) for key, value in batch.items()}
+        if vae.counts_are_modelled:
+            known.append(_what_is_known(module, tensors))
+        # whole batches are large: no more are kept than choose weights
+        if len(chosen) < _N_BATCHES:
+            chosen.append(tensors)
+    if vae.counts_are_modelled:
+        _fit_mixtures(vae, known, generator)
     vae.has_experts.fill_(True)
-    parts = []
+    _fit_neighbors(module, chosen, generator)
+    vae.weights_hidden.copy_(_best_weights(module, chosen, "set_aside", generator))
+    if vae.counts_are_modelled:
+        vae.weights_visible.copy_(_best_weights(module, chosen, "split", generator))
+
+
+def _what_is_known(module: LGDiSTModule, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Counts, which of them may be looked at, library, rows of the spots and of their neighbours, and which of these exist."""
+    centre = module._get_inference_input(tensors, "set_aside")["centre"]
+    neighbor = tensors["neighbor_spot"].flatten().long()[tensors["neighbor_index"].long()]
+    library = module.vae.visible_library(centre)
+    spot, valid = tensors["spot"].flatten().long(), tensors["neighbor_valid"].float()
+    return centre.counts, centre.visible, library, spot, neighbor, valid
+
+
+def _fit_mixtures(vae: NeighborhoodVAE, known: Sequence[tuple[torch.Tensor, ...]], generator: torch.Generator) -> None:
+    """Let the mixtures learn profiles from what is known of batches of spots."""
+    counts, visible, library, spot, neighbor, valid = map(torch.cat, zip(*known, strict=True))
+    position = torch.full((int(max(spot.max(), neighbor.max())) + 1,), -1, device=spot.device)
+    position[spot] = torch.arange(len(spot), device=spot.device)
+    index = position[neighbor]
+    valid = valid * (index >= 0)
+    vae.mixtures.fit(counts, visible, library, index.clamp(min=0), valid, vae.gene_rate, generator=generator)
+
+
+def _fit_neighbors(
+    module: LGDiSTModule, batches: Sequence[dict[str, torch.Tensor]], generator: torch.Generator
+) -> None:
+    """Let the linear expert learn from entries that are hidden in turn how much of the neighbours to carry over."""
+    vae, parts = module.vae, []
     for tensors in batches:
         inputs = module._get_inference_input(tensors, "set_aside")
         (around, *_), centre = module.around(inputs).experts, inputs["centre"]
         hidden = (torch.rand(centre.visible.shape, generator=generator) < _HIDDEN_FOR_NEIGHBORS).to(centre.visible)
-        target, weight = vae.residuals(centre)
+        target, weight = vae.residuals(centre, vae.visible_library(centre))
         shown = Spots(centre.counts, centre.visible * (1.0 - hidden), centre.library)
-        parts.append((target * hidden, weight * hidden, *vae.linear.parts(*vae.residuals(shown), around)[:3]))
+        part = vae.linear.parts(*vae.residuals(shown, vae.visible_library(shown)), around)
+        parts.append((target * hidden, weight * hidden, *part[:3]))
     vae.linear.fit_neighbors(parts, per_gene=not vae.counts_are_modelled)
-    vae.weights_hidden.copy_(_best_weights(module, batches, "set_aside", generator))
-    if vae.counts_are_modelled:
-        vae.weights_visible.copy_(_best_weights(module, batches, "split", generator))
 
 
 def _best_weights(

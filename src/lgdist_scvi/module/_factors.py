@@ -32,26 +32,6 @@ class SpatialFactors(nn.Module):
         self.register_buffer("pull", torch.tensor(0.0))
         self.register_buffer("gain", torch.zeros(n_genes))
 
-    def _normal_equations(self, residuals: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cholesky factor of the scores' precision, (n, n_factors, n_factors), and right-hand side, (n, n_factors, 1)."""
-        first, second = torch.triu_indices(self.n_factors, self.n_factors, device=residuals.device)
-        scaled = self.loadings / self.noise.sqrt()[:, None]
-        products = scaled[:, first] * scaled[:, second]
-        # most spots have no missing entry: their precisions differ by a factor
-        upper = weights[:, :1] ** 2 * products.sum(0)
-        incomplete = (weights != weights[:, :1]).any(1)
-        upper[incomplete] = weights[incomplete] ** 2 @ products
-        precision = upper.new_zeros(len(upper), self.n_factors, self.n_factors)
-        precision[:, first, second] = upper
-        precision[:, second, first] = upper
-        precision = precision + torch.eye(self.n_factors, device=upper.device)
-        return torch.linalg.cholesky(precision), ((residuals * weights / self.noise) @ self.loadings)[:, :, None]
-
-    def posterior_mean(self, residuals: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Posterior mean of the scores, (n, n_factors); arguments as in :meth:`posterior`."""
-        factor, right = self._normal_equations(residuals, weights)
-        return torch.cholesky_solve(right, factor)[:, :, 0]
-
     def posterior(self, residuals: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Posterior of the scores.
 
@@ -64,14 +44,32 @@ class SpatialFactors(nn.Module):
 
         Returns
         -------
-        Mean, (n, n_factors), and the share of the scores' variance that is known, between 0 and 1, (n, 1).
+        Mean and variance, (n, n_factors) each.
         """
-        factor, right = self._normal_equations(residuals, weights)
-        covariance = torch.cholesky_inverse(factor)
-        # factors that the data did not support are known to be nothing
-        used = (self.loadings**2).sum(0)
-        unknown = (covariance.diagonal(dim1=1, dim2=2) * used).sum(1, keepdim=True) / used.sum().clamp(min=1e-6)
-        return (covariance @ right)[:, :, 0], 1.0 - unknown
+        scaled = self.loadings / self.noise.sqrt()[:, None]
+        right = (residuals * weights / self.noise) @ self.loadings
+        mean, variance = torch.empty_like(right), torch.empty_like(right)
+        # where nothing is missing precisions differ by a factor, and one decomposition serves them all
+        complete = (weights == weights[:, :1]).all(1)
+        values, vectors = torch.linalg.eigh(scaled.T @ scaled)
+        shrunk = 1.0 / (weights[complete, :1] ** 2 * values + 1.0)
+        mean[complete] = ((right[complete] @ vectors) * shrunk) @ vectors.T
+        variance[complete] = shrunk @ (vectors**2).T
+        others = ~complete
+        if others.any():
+            factor = torch.linalg.cholesky(self._precision(scaled, weights[others]))
+            mean[others] = torch.cholesky_solve(right[others, :, None], factor)[:, :, 0]
+            variance[others] = torch.cholesky_inverse(factor).diagonal(dim1=1, dim2=2)
+        return mean, variance
+
+    def _precision(self, scaled: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Precision of the scores, (n, n_factors, n_factors), from the loadings in standard deviations of the noise."""
+        first, second = torch.triu_indices(self.n_factors, self.n_factors, device=weights.device)
+        upper = weights**2 @ (scaled[:, first] * scaled[:, second])
+        precision = upper.new_zeros(len(upper), self.n_factors, self.n_factors)
+        precision[:, first, second] = upper
+        precision[:, second, first] = upper
+        return precision + torch.eye(self.n_factors, device=upper.device)
 
     def around(
         self, residuals: torch.Tensor, weights: torch.Tensor, adjacency: torch.Tensor
@@ -90,7 +88,7 @@ class SpatialFactors(nn.Module):
         Mean score, (batch, n_factors), and mean unexplained residual per gene in units of s, (batch, n_genes); 0 without
         neighbours.
         """
-        score = self.posterior_mean(residuals, weights)
+        score, _ = self.posterior(residuals, weights)
         unexplained = weights * (residuals - weights * (score @ self.loadings.T))
         # one pseudo-neighbour without a deviation keeps small what few neighbours say
         carried = (adjacency @ unexplained) / (adjacency @ weights**2 + 1.0)
@@ -113,7 +111,10 @@ class SpatialFactors(nn.Module):
         Own part, pull of the neighbours' scores, their unexplained residuals, all (batch, n_genes) in units of s, and the
         share of the scores' variance that is known, (batch, 1).
         """
-        score, reliability = self.posterior(residuals, weights)
+        score, variance = self.posterior(residuals, weights)
+        # factors that the data did not support are known to be nothing
+        used = (self.loadings**2).sum(0)
+        reliability = 1.0 - (variance @ used)[:, None] / used.sum().clamp(min=1e-6)
         around_score, carried = around
         return score @ self.loadings.T, (around_score - score) @ self.loadings.T, carried, reliability
 

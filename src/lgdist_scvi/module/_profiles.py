@@ -9,7 +9,8 @@ _USAGE_SHAPE = 1.0
 _PROFILE_SHAPE = 0.3
 _FROM_NEIGHBORS = 0.9  # share of the neighbours in what is expected of a spot's usage
 _FIT_STEPS = 200
-_STEPS = 10
+_STEPS = 5
+_STRIDE = 1.8  # of a step with given profiles, on the logarithmic scale; below 2 it ends where single steps do
 _SMALLEST = 1e-20
 
 
@@ -43,10 +44,12 @@ class ProfileMixture(nn.Module):
         counts: torch.Tensor,
         known: torch.Tensor,
         library: torch.Tensor,
+        index: torch.Tensor,
+        valid: torch.Tensor,
         gene_rate: torch.Tensor,
         generator: torch.Generator,
     ) -> None:
-        """Learn profiles from counts; spots are taken for independent.
+        """Learn profiles from counts.
 
         Parameters
         ----------
@@ -54,6 +57,8 @@ class ProfileMixture(nn.Module):
             (n, n_genes); `known` is 0 where a count may not be looked at.
         library
             In counts, (n, 1).
+        index, valid
+            Rows of the spots' neighbours, and 1 where there is one, (n, k).
         gene_rate
             As in the constructor.
         generator
@@ -66,29 +71,36 @@ class ProfileMixture(nn.Module):
         self.profiles.copy_(gene_rate * (0.75 + 0.5 * noise))
         self.geometric.copy_(self.profiles)
         self.typical_usage.fill_(1.0 / n_profiles)
-        geometric = self.typical_usage.expand(len(counts), -1)
+        usage = geometric = self.typical_usage.expand(len(counts), -1)
         for _ in range(_FIT_STEPS):
-            usage, geometric = self._usage_step(counts, known, library, self.typical_usage, geometric)
+            rate = self._usage_rate(known, library, self._expected(usage, index, valid))
+            usage, geometric = self._usage_step(counts, rate, geometric)
             self.typical_usage.copy_(usage.mean(0).clamp(min=1e-6))
-            ratio = counts / (geometric @ self.geometric + _SMALLEST)
-            shape = _PROFILE_SHAPE + self.geometric * (geometric.T @ ratio)
+            shape = _PROFILE_SHAPE + self.geometric * (geometric.T @ self._ratio(counts, geometric))
             rate = _PROFILE_SHAPE / gene_rate + usage.T @ (library * known)
             self.profiles.copy_(shape / rate)
             self.geometric.copy_(torch.exp(torch.digamma(shape)) / rate)
 
+    def _ratio(self, counts: torch.Tensor, geometric: torch.Tensor) -> torch.Tensor:
+        """Counts over what they are attributed to, (n, n_genes)."""
+        return counts / (geometric @ self.geometric).add_(_SMALLEST)
+
+    def _usage_rate(self, visible: torch.Tensor, library: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+        """Rate of the usages' gamma posterior, (n, n_profiles)."""
+        return _USAGE_SHAPE / expected + library * (visible @ self.profiles.T)
+
     def _usage_step(
-        self,
-        counts: torch.Tensor,
-        visible: torch.Tensor,
-        library: torch.Tensor,
-        expected: torch.Tensor,
-        geometric: torch.Tensor,
+        self, counts: torch.Tensor, rate: torch.Tensor, geometric: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Posterior mean of the usages and exponential of their expected logarithm, from the latter; all (n, n_profiles)."""
-        ratio = counts / (geometric @ self.geometric + _SMALLEST)
-        shape = _USAGE_SHAPE + geometric * (ratio @ self.geometric.T)
-        rate = _USAGE_SHAPE / expected + library * (visible @ self.profiles.T)
+        shape = _USAGE_SHAPE + geometric * (self._ratio(counts, geometric) @ self.geometric.T)
         return shape / rate, torch.exp(torch.digamma(shape)) / rate
+
+    def _expected(self, usage: torch.Tensor, index: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """Usages that neighbours let expect, (n, n_profiles)."""
+        n_neighbors = valid.sum(1, keepdim=True)
+        mean = (usage[index] * valid[:, :, None]).sum(1) / n_neighbors.clamp(min=1.0)
+        return self.typical_usage + _FROM_NEIGHBORS * (n_neighbors > 0) * (mean - self.typical_usage)
 
     def usage(
         self, counts: torch.Tensor, visible: torch.Tensor, library: torch.Tensor, expected: torch.Tensor
@@ -105,13 +117,20 @@ class ProfileMixture(nn.Module):
             Prior mean, (n, n_profiles) or (n_profiles,).
         """
         counts = counts * visible
-        usage = geometric = expected.expand(len(counts), -1)
-        for _ in range(_STEPS):
-            usage, geometric = self._usage_step(counts, visible, library, expected, geometric)
-        return usage
+        rate = self._usage_rate(visible, library, expected)
+        geometric = expected.expand(len(counts), -1)
+        for _ in range(_STEPS - 1):
+            _, target = self._usage_step(counts, rate, geometric)
+            geometric = target * (target / geometric) ** (_STRIDE - 1.0)
+        return self._usage_step(counts, rate, geometric)[0]
 
     def around(
-        self, counts: torch.Tensor, visible: torch.Tensor, library: torch.Tensor, adjacency: torch.Tensor
+        self,
+        counts: torch.Tensor,
+        visible: torch.Tensor,
+        library: torch.Tensor,
+        index: torch.Tensor,
+        valid: torch.Tensor,
     ) -> torch.Tensor:
         """Usages that neighbours let expect, (batch, n_profiles).
 
@@ -119,16 +138,44 @@ class ProfileMixture(nn.Module):
         ----------
         counts, visible, library
             Of every spot that is a neighbour of some centre; as in :meth:`usage`.
-        adjacency
-            1 where a spot is a neighbour of a centre, (batch, n).
+        index, valid
+            Rows of a centre's neighbours among these, and 1 where there is one, (batch, k).
         """
-        usage = self.usage(counts, visible, library, self.typical_usage)
-        n_neighbors = adjacency.sum(1, keepdim=True)
-        mean = adjacency @ usage / n_neighbors.clamp(min=1.0)
-        return self.typical_usage + _FROM_NEIGHBORS * (n_neighbors > 0) * (mean - self.typical_usage)
+        return self._expected(self.usage(counts, visible, library, self.typical_usage), index, valid)
 
     def forward(
         self, counts: torch.Tensor, visible: torch.Tensor, library: torch.Tensor, around: torch.Tensor
     ) -> torch.Tensor:
         """Expected share of the library, (batch, n_genes); arguments as in :meth:`usage`, and the output of :meth:`around`."""
         return self.usage(counts, visible, library, around) @ self.profiles
+
+
+class AveragedMixtures(nn.ModuleList):
+    """Mean of mixtures from different starts: each ends in an optimum of its own, and they err differently.
+
+    Parameters
+    ----------
+    gene_rate, n_profiles
+        As in :class:`ProfileMixture`.
+    n_mixtures
+        Their number.
+    """
+
+    def __init__(self, gene_rate: torch.Tensor, n_profiles: int, n_mixtures: int):
+        super().__init__(ProfileMixture(gene_rate, n_profiles) for _ in range(n_mixtures))
+
+    def fit(self, *data: torch.Tensor, generator: torch.Generator) -> None:
+        """As :meth:`ProfileMixture.fit`."""
+        for mixture in self:
+            mixture.fit(*data, generator)
+
+    def around(self, *neighbors: torch.Tensor) -> torch.Tensor:
+        """As :meth:`ProfileMixture.around`: (n_mixtures, batch, n_profiles)."""
+        return torch.stack([mixture.around(*neighbors) for mixture in self])
+
+    def forward(
+        self, counts: torch.Tensor, visible: torch.Tensor, library: torch.Tensor, around: torch.Tensor
+    ) -> torch.Tensor:
+        """As :class:`ProfileMixture`."""
+        shares = [mixture(counts, visible, library, part) for mixture, part in zip(self, around, strict=True)]
+        return torch.stack(shares).mean(0)

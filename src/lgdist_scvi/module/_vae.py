@@ -10,7 +10,7 @@ from lgdist_scvi.module._factors import SpatialFactors
 from lgdist_scvi.module._layers import CentreBlock, DistanceEncoding, ResidualBlock
 from lgdist_scvi.module._likelihood import CountLikelihood, NormalLikelihood
 from lgdist_scvi.module._neighborhood import Around, Condition, Spots
-from lgdist_scvi.module._profiles import ProfileMixture
+from lgdist_scvi.module._profiles import AveragedMixtures
 
 _LOG_VARIANCE_RANGE = (-9.0, 3.0)
 _SMALLEST_RATE = 0.1  # of a linear prediction, as a part of the gene's mean rate
@@ -36,7 +36,7 @@ class NeighborhoodVAE(nn.Module):
         Share of each score's variance that is not noise, (n_latent,).
     factors, factor_noise
         Loadings, (n_genes, n_factors), and variance of the noise, (n_genes,), of the linear expert.
-    n_profiles
+    n_profiles, n_mixtures
         Of the mixture expert, which there is where zeros are data.
     likelihood
         ``"nb"``, ``"poisson"`` (counts; zeros are data) or ``"normal"`` (log1p(CP10K) of captured entries).
@@ -57,6 +57,7 @@ class NeighborhoodVAE(nn.Module):
         factors: torch.Tensor,
         factor_noise: torch.Tensor,
         n_profiles: int,
+        n_mixtures: int,
         likelihood: str,
         closed: bool,
         n_latent: int,
@@ -93,7 +94,7 @@ class NeighborhoodVAE(nn.Module):
 
         self.neighbor_gain = nn.Parameter(torch.full((n_genes,), 0.1 / _GAIN_SCALE))
         self.linear = SpatialFactors(factors, factor_noise)
-        self.profiles = ProfileMixture(gene_rate, n_profiles) if self.counts_are_modelled else None
+        self.mixtures = AveragedMixtures(gene_rate, n_profiles, n_mixtures) if self.counts_are_modelled else None
         # weight of each expert on entries that are visible and hidden, where it knows everything else about a spot
         n_experts = 2 if self.counts_are_modelled else 1
         self.register_buffer("has_experts", torch.tensor(False))
@@ -154,13 +155,12 @@ class NeighborhoodVAE(nn.Module):
             standardised = standardised + spots.fill
         return self.embed_value(standardised) + self.embed_visible(spots.visible) + self.embed_depth(depth)
 
-    def residuals(self, spots: Spots) -> tuple[torch.Tensor, torch.Tensor]:
+    def residuals(self, spots: Spots, library: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Residuals of the visible entries and their weights, for the linear expert; both (n, n_genes), 0 where hidden.
 
         Of counts, Pearson residuals from the gene's mean rate: under Poisson noise their variance is 1 whatever the depth,
-        and the signal grows with its square root.
+        and the signal grows with its square root. `library` is the visible one, (n, 1).
         """
-        library = self.visible_library(spots)
         if not self.counts_are_modelled:
             return self._standardised(spots, library), spots.visible
         expected = library * self.gene_rate
@@ -200,19 +200,17 @@ class NeighborhoodVAE(nn.Module):
         else:
             standardised = self._standardised(neighbors, library)
             deviation = (adjacency @ standardised) / (adjacency @ neighbors.visible + 1.0)
+        experts = None
+        if with_experts and self.has_experts:
+            experts = (self.linear.around(*self.residuals(neighbors, library), adjacency),)
+            if self.mixtures is not None:
+                experts += (self.mixtures.around(neighbors.counts, neighbors.visible, library, index, valid),)
         return Around(
             tokens=tokens[index] + self.embed_distance(distance),
             valid=valid,
             deviation=deviation,
-            experts=self._experts_around(neighbors, library, adjacency) if with_experts and self.has_experts else None,
+            experts=experts,
         )
-
-    def _experts_around(self, neighbors: Spots, library: torch.Tensor, adjacency: torch.Tensor) -> tuple:
-        """What neighbours tell each expert."""
-        linear = self.linear.around(*self.residuals(neighbors), adjacency)
-        if self.profiles is None:
-            return (linear,)
-        return linear, self.profiles.around(neighbors.counts, neighbors.visible, library, adjacency)
 
     def encode(self, centre: Spots, around: Around) -> Condition:
         """Posterior of the centre's latent given what is visible, and what else decoding needs."""
@@ -245,12 +243,12 @@ class NeighborhoodVAE(nn.Module):
         self, centre: Spots, library: torch.Tensor, around: tuple
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Predictions of the experts on the scale of :meth:`decode`, (n_experts, batch, n_genes), and their reliability."""
-        score, reliability = self.linear(*self.residuals(centre), around[0])
+        score, reliability = self.linear(*self.residuals(centre, library), around[0])
         if not self.counts_are_modelled:
             return (self.value_mean + self.value_scale * score)[None], reliability
         relative = 1.0 + score / (self.typical_library * self.gene_rate).sqrt()
         linear = self.gene_rate * relative.clamp(min=_SMALLEST_RATE)
-        mixture = self.profiles(centre.counts, centre.visible, library, around[1])
+        mixture = self.mixtures(centre.counts, centre.visible, library, around[1])
         return self._close(torch.stack([linear, mixture])), reliability
 
     def correction(self, condition: Condition, weights: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,6 @@ import torch
 from lgdist_scvi.module import LGDiSTModule, fit_experts
 
 _N_SCALE_BATCHES = 8
-_N_EXPERT_BATCHES = 16
-_N_PROFILE_BATCHES = 32
 _VALIDATION_SEED = 0
 
 
@@ -78,14 +76,7 @@ class VAEPlan(StagePlan):
     def finish(self, batches: Iterable[dict[str, torch.Tensor]]) -> None:
         """Let the experts learn, and give them their say."""
         self.module.eval()
-        device = self.module.vae.weights_hidden.device
-        chosen, centres = [], []
-        for batch in islice(batches, _N_PROFILE_BATCHES):
-            tensors = {key: value.to(device) for key, value in batch.items()}
-            centres.append(self.module._get_inference_input(tensors, "set_aside")["centre"])
-            if len(chosen) < _N_EXPERT_BATCHES:
-                chosen.append(tensors)
-        fit_experts(self.module, chosen, centres, torch.Generator().manual_seed(_VALIDATION_SEED))
+        fit_experts(self.module, batches, torch.Generator().manual_seed(_VALIDATION_SEED))
 
     def on_train_start(self) -> None:
         # scvi-tools leaves the module in eval mode after a stage, and Lightning does not switch it back
