@@ -145,11 +145,24 @@ def test_never_writes_over_what_is_not_a_completion(trained, snapshot, name):
 def test_nothing_is_written_if_anything_fails(trained, snapshot, monkeypatch):
     adata = trained.adata.copy()
     before = snapshot(adata)
-    monkeypatch.setattr(trained, "get_prediction_interval", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(trained, "_interval", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trained.complete(adata, n_samples=2, silent=True)
     assert snapshot(adata) == before
     assert "completed" not in adata.uns
+
+
+@pytest.mark.parametrize("estimand", ["rate", "captured"])
+def test_layers_are_what_the_getters_give(trained, estimand):
+    """One set of samples serves all layers, and it is the one that the seed stands for."""
+    adata = trained.adata.copy()
+    trained.complete(adata, n_samples=5, estimand=estimand, level=0.8, seed=3, silent=True)
+    shared = {"adata": adata, "estimand": estimand, "n_samples": 5, "seed": 3, "return_numpy": True}
+    _, deviation = trained.get_completed_expression(**shared, return_std=True)
+    lower, upper = trained.get_prediction_interval(0.8, **shared)
+    value = trained.get_completed_expression(adata, estimand=estimand, return_numpy=True)
+    for suffix, block in {"": value, "_std": deviation, "_lower": lower, "_upper": upper}.items():
+        np.testing.assert_array_equal(adata.layers[f"completed{suffix}"], block)
 
 
 def test_backed_data_are_refused(trained, tmp_path):

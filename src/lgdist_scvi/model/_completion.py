@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from scvi import settings
 
 from lgdist_scvi._checks import get_counts
 from lgdist_scvi._expression import log1p_cp10k
 from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.metrics._skill import MIN_ENTRIES, skill_per_gene
-from lgdist_scvi.model._prediction import Estimand, _check_arguments, _seed
+from lgdist_scvi.model._batches import BatchMixin, Estimand, samples_for_spread
+from lgdist_scvi.model._intervals import check_interval
+from lgdist_scvi.model._prediction import _check_arguments, _seed
 from lgdist_scvi.model._record import RecordMixin
 from lgdist_scvi.model._skill import SkillMixin
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 MEASURED, FILLED_ZERO, FILLED_MISSING, REPLACED, LEFT_MISSING = 0, 1, 2, 3, 4
 
 
-class CompletionMixin(SkillMixin, RecordMixin):
+class CompletionMixin(BatchMixin, SkillMixin, RecordMixin):
     """Completion of an AnnData by :class:`~lgdist_scvi.LGDiST`."""
 
     def complete(
@@ -89,6 +92,8 @@ class CompletionMixin(SkillMixin, RecordMixin):
             If a gene is not registered.
         """
         _check_arguments(n_samples, observed, fill)
+        if level is not None:
+            check_interval(level, n_samples)
         target = self.adata if adata is None else adata
         if target.isbacked:
             raise ValueError(
@@ -104,15 +109,8 @@ class CompletionMixin(SkillMixin, RecordMixin):
             "genes": genes if isinstance(genes, str) else list(chosen), "seed": seed, "n_steps": n_steps,
             "batch_size": batch_size,
         }  # fmt: skip
-        shared = {
-            "adata": adata, "gene_list": chosen, "observed": observed, "fill": fill, "estimand": estimand, "seed": seed,
-            "n_steps": n_steps, "batch_size": batch_size, "return_numpy": True, "silent": silent,
-        }  # fmt: skip
-        layers = {layer_added: self.get_completed_expression(**shared)}
-        _, layers[f"{layer_added}_std"] = self.get_completed_expression(**shared, n_samples=n_samples, return_std=True)
-        if level is not None:
-            ends = self.get_prediction_interval(level, **shared, n_samples=n_samples)
-            layers[f"{layer_added}_lower"], layers[f"{layer_added}_upper"] = ends
+        asked = {key: value for key, value in arguments.items() if key != "genes"}
+        layers = self._completed(adata, layer_added, chosen, silent, **asked)
         layers[f"{layer_added}_provenance"] = self._provenance(adata, observed, fill, chosen)
 
         positions = adata.var_names.get_indexer(chosen)
@@ -128,6 +126,41 @@ class CompletionMixin(SkillMixin, RecordMixin):
             target.var[f"{layer_added}_{column}"] = skill[column].reindex(target.var_names, fill_value=missing)
         target.uns[layer_added] = record
         _warn_of_no_skill(skill.loc[chosen], layer_added)
+
+    @torch.inference_mode()
+    def _completed(
+        self,
+        adata: AnnData,
+        layer_added: str,
+        chosen: np.ndarray,
+        silent: bool,
+        level: float | None,
+        n_samples: int,
+        observed: str,
+        fill: str,
+        estimand: Estimand,
+        seed: int,
+        n_steps: int | None,
+        batch_size: int | None,
+    ) -> dict[str, np.ndarray]:
+        """Values, standard deviations and intervals of the chosen genes from one set of samples, by the names of their layers."""
+        positions, _ = self._genes(chosen)
+        suffixes = ("", "_std") if level is None else ("", "_std", "_lower", "_upper")
+        layers = {suffix: np.empty((adata.n_obs, len(chosen)), dtype=np.float32) for suffix in suffixes}
+        for place, tensors, library in self._blocks(adata, np.arange(adata.n_obs), batch_size, silent):
+            condition = self.module.condition(tensors)
+            latents = self._latents(condition, tensors, samples_for_spread(n_samples), seed, n_steps)
+            mean = self._expected(self.module.latent_mean(condition), condition, tensors, estimand)
+            value = torch.log1p(mean) if estimand == "rate" else mean
+            _, deviation = self._in_logarithms(*self._spread(latents, condition, tensors, estimand), estimand)
+            blocks = [block.cpu().numpy()[:, positions] for block in (value, deviation)]
+            if level is not None:
+                predictive = self._predictive(latents, condition, tensors, estimand)
+                blocks += self._interval(predictive, tensors, estimand, level, positions)
+            kept, measured = self._kept(tensors, library, observed, fill, positions)
+            for suffix, block in zip(suffixes, blocks, strict=True):
+                layers[suffix][place] = np.where(kept, 0.0 if suffix == "_std" else measured, block)
+        return {layer_added + suffix: block for suffix, block in layers.items()}
 
     def _chosen(self, genes: str | Sequence[str], skill: pd.DataFrame) -> np.ndarray:
         """Names of the genes to complete, in the order of registration."""

@@ -11,47 +11,20 @@ import torch
 
 from lgdist_scvi._expression import COUNTS_PER
 from lgdist_scvi.data import _keys as keys
-from lgdist_scvi.model._conformal import N_THIRDS, Deviations, calibrate, expression_strata, reach
-from lgdist_scvi.model._prediction import Estimand, _check_arguments, _rows, _seed
-from lgdist_scvi.model._predictive import CountPredictive, NormalPredictive
+from lgdist_scvi.model._batches import BatchMixin, Estimand
+from lgdist_scvi.model._conformal import N_THIRDS, Deviations, calibrate, expression_strata
+from lgdist_scvi.model._prediction import _check_arguments, _rows, _seed
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-    from lgdist_scvi.module._neighborhood import Condition
 
 _N_SAMPLES = 25
 _N_SPOTS, _N_HIDDEN_SPOTS, _N_NOISE_SPOTS = 1024, 512, 512  # that calibrate, chosen at random
 _N_NOISE_SAMPLES = 8
 
 
-class IntervalMixin:
+class IntervalMixin(BatchMixin):
     """Prediction intervals of :class:`~lgdist_scvi.LGDiST`."""
-
-    def _predictive(
-        self,
-        condition: Condition,
-        tensors: dict,
-        estimand: Estimand,
-        seed: int,
-        n_samples: int,
-        n_steps: int | None = None,
-    ) -> CountPredictive | NormalPredictive:
-        """Distribution of the measured values of a batch."""
-        vae = self.module.vae
-        library = tensors[keys.LIBRARY]
-        library = torch.where(library > 0, library, vae.typical_library)
-        if not vae.counts_are_modelled:
-            mean, variance = self._spread(condition, tensors, "captured", n_samples, seed, n_steps)
-            variance = variance + vae.likelihood.noise_variance(mean, variance)
-            return NormalPredictive(mean.cpu().numpy(), variance.cpu().numpy(), library.cpu().numpy())
-        mean, variance = self._spread(condition, tensors, "rate", n_samples, seed, n_steps)
-        per_count = library / COUNTS_PER
-        mean, variance = mean * per_count, variance * per_count**2
-        noise = mean + vae.likelihood.noise_variance(mean, variance)
-        return CountPredictive(
-            mean.cpu().numpy(), (variance + noise).cpu().numpy(), library.cpu().numpy(), captured=estimand == "captured"
-        )
 
     @torch.inference_mode()
     def _fit_noise(self, spots: np.ndarray) -> None:
@@ -67,9 +40,9 @@ class IntervalMixin:
             shown = _without(tensors, aside, keep_library=False)
             library = torch.where(shown[keys.LIBRARY] > 0, shown[keys.LIBRARY], vae.typical_library)
             measured = _relative_to(tensors, shown, vae.typical_library)
-            mean, variance = self._spread(
-                self.module.condition(shown), shown, estimand, _N_NOISE_SAMPLES, seed=0, n_steps=None
-            )
+            condition = self.module.condition(shown)
+            latents = self._latents(condition, shown, _N_NOISE_SAMPLES, seed=0, n_steps=None)
+            mean, variance = self._spread(latents, condition, shown, estimand)
             if vae.counts_are_modelled:
                 mean, variance = mean * library / COUNTS_PER, variance * (library / COUNTS_PER) ** 2
                 square = (measured - mean) ** 2 - mean - variance
@@ -112,7 +85,9 @@ class IntervalMixin:
             aside = pattern & (tensors[keys.MASK] > 0)
             shown = _without(tensors, aside, keep_library=library_is_known and bool(pattern.all()))
             counts = _relative_to(tensors, shown, vae.typical_library).cpu().numpy()
-            predictive = self._predictive(self.module.condition(shown), shown, estimands[0], 0, _N_SAMPLES)
+            condition = self.module.condition(shown)
+            latents = self._latents(condition, shown, _N_SAMPLES, seed=0, n_steps=None)
+            predictive = self._predictive(latents, condition, shown, estimands[0])
             entries = aside.cpu().numpy()
             for estimand in estimands:
                 # both estimands of a count model look at the same counts
@@ -176,25 +151,19 @@ class IntervalMixin:
         ValueError
             If the level is not between 0 and 1, or the model is not trained.
         """
-        if not 0 < level < 1:
-            raise ValueError(f"level must lie between 0 and 1, got {level}")
-        if n_samples < 2:
-            raise ValueError(f"an interval needs n_samples of at least 2, got {n_samples}")
+        check_interval(level, n_samples)
         _check_arguments(n_samples, observed, fill)
         adata, estimand = self._prepare(adata), self._estimand(estimand)
         positions, names = self._genes(gene_list)
         rows, seed = _rows(adata, indices), _seed(seed)
         lower = np.empty((len(rows), len(names)), dtype=np.float32)
         upper = np.empty_like(lower)
-        by_entry = reach(self.calibration_, estimand, level)
-        by_spot = reach(self.calibration_["hidden_spots"], estimand, level)
         for place, tensors, library in self._blocks(adata, rows, batch_size, silent):
             condition = self.module.condition(tensors)
-            predictive = self._predictive(condition, tensors, estimand, seed, n_samples, n_steps)
-            kept, measured = self._measured(tensors, library, fill, positions)
-            kept &= observed == "keep"
-            seen = (tensors[keys.MASK] > 0).any(dim=1, keepdim=True).cpu().numpy()
-            ends = predictive.of_genes(positions).interval(np.where(seen, by_entry, by_spot)[:, positions])
+            latents = self._latents(condition, tensors, n_samples, seed, n_steps)
+            predictive = self._predictive(latents, condition, tensors, estimand)
+            kept, measured = self._kept(tensors, library, observed, fill, positions)
+            ends = self._interval(predictive, tensors, estimand, level, positions)
             for end, values in zip((lower, upper), ends, strict=True):
                 end[place] = np.where(kept, measured, values)
         if return_numpy:
@@ -223,3 +192,11 @@ def _relative_to(
     nothing_left = (shown[keys.LIBRARY] == 0) & (library > 0)
     brought = torch.round(counts * typical / library.clamp(min=1.0)).clamp(min=1.0) * (counts > 0)
     return torch.where(nothing_left, brought, counts)
+
+
+def check_interval(level: float, n_samples: int) -> None:
+    """Refuse arguments that no interval can have."""
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
+    if n_samples < 2:
+        raise ValueError(f"an interval needs n_samples of at least 2, got {n_samples}")

@@ -56,7 +56,7 @@ class LGDiST(TrainingMixin, PredictionMixin, IntervalMixin, CompletionMixin, Bas
     n_factors
         Number of factors of the linear expert, a factor analysis whose prediction is averaged with the network's.
     n_profiles
-        Number of profiles of the mixture expert, a Gamma-Poisson factorisation, likewise. For counts only.
+        Number of profiles of the mixture expert, a Gamma-Poisson factorisation, likewise.
     n_mixtures
         Number of such factorisations, from different starts, whose predictions are averaged.
     n_denoiser_hidden, n_denoiser_layers, n_denoiser_heads, n_timesteps

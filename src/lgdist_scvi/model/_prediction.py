@@ -1,50 +1,27 @@
-"""What a trained model can be asked: expression, its spread, intervals and latents."""
+"""What a trained model can be asked: expression, its spread, and latents."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from lgdist_scvi._checks import list_names
-from lgdist_scvi._expression import COUNTS_PER, log1p_cp10k
+from lgdist_scvi._expression import COUNTS_PER
 from lgdist_scvi.data import _keys as keys
+from lgdist_scvi.model._batches import BatchMixin, Estimand, samples_for_spread
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from lgdist_scvi.module._neighborhood import Condition
 
-_BATCH_SIZE = 512
-_SAMPLER_STEPS = 10
-_SAMPLES_FOR_SPREAD = 25
-
-Estimand = Literal["rate", "captured"]
-
-
-class PredictionMixin:
+class PredictionMixin(BatchMixin):
     """Inference of :class:`~lgdist_scvi.LGDiST`."""
 
-    # ---- blocks of spots
-
-    def _blocks(
-        self, adata: AnnData, rows: np.ndarray, batch_size: int | None, silent: bool
-    ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor], np.ndarray]]:
-        """Batches along the graph: positions in `rows`, tensors, and library sizes in double precision."""
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        # no data loader: it would draw from torch's global generator
-        dataset = self.get_anndata_manager(adata, required=True).create_torch_dataset()
-        order, size = dataset.along_graph(rows), batch_size or _BATCH_SIZE
-        for start in tqdm(range(0, len(rows), size), desc="Completing", disable=silent, leave=False):
-            place = order[start : start + size]
-            spots = rows[place]
-            tensors = {key: torch.from_numpy(value).to(self.module.device) for key, value in dataset[spots].items()}
-            yield place, tensors, dataset.library[spots]
+    # ---- what is asked, and of what
 
     def _prepare(self, adata: AnnData | None) -> AnnData:
         if not self.is_trained_:
@@ -106,47 +83,6 @@ class PredictionMixin:
                 "missing); ask for 'captured', or register without such a mask"
             )
         return estimand
-
-    def _expected(self, decoded: torch.Tensor, tensors: dict, estimand: Estimand) -> torch.Tensor:
-        """Turn decoder output into what is averaged over samples: CP10K for rates, log1p(CP10K) for captured values."""
-        library = tensors[keys.LIBRARY]
-        library = torch.where(library > 0, library, self.module.vae.typical_library)
-        exposure = self.module.exposure(tensors)
-        exposure = torch.where(tensors[keys.LIBRARY] > 0, exposure, library)
-        if estimand == "rate":
-            return decoded * (exposure / library) * COUNTS_PER
-        if self.module.vae.counts_are_modelled:
-            return self.module.vae.likelihood.expected_captured(decoded * exposure, library)
-        # a captured value is at least that of a single count
-        return torch.maximum(decoded, torch.log1p(COUNTS_PER / library))
-
-    def _latents(
-        self, condition: Condition, spots: np.ndarray, n_samples: int, seed: int, n_steps: int | None
-    ) -> torch.Tensor:
-        """Samples of the latent, (batch, n_samples, n_latent)."""
-        noise = spot_noise(seed, spots, (n_samples, self.module.n_latent)).to(self.module.device)
-        if n_steps is None:
-            n_steps = min(_SAMPLER_STEPS, self.module.diffusion.n_timesteps)
-        return self.module.sample(condition, noise, n_steps)
-
-    def _spread(
-        self,
-        condition: Condition,
-        tensors: dict,
-        estimand: Estimand,
-        n_samples: int,
-        seed: int,
-        n_steps: int | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and variance over samples of the expected value, in the units of :meth:`_expected`."""
-        latents = self._latents(condition, tensors[keys.SPOT].cpu().numpy().ravel(), n_samples, seed, n_steps)
-        mean = square = 0.0
-        for sample in range(n_samples):
-            value = self._expected(self.module.vae.decode(latents[:, sample], condition), tensors, estimand)
-            delta = value - mean
-            mean = mean + delta / (sample + 1)
-            square = square + delta * (value - mean)
-        return mean, square / max(n_samples - 1, 1)
 
     @torch.inference_mode()
     def get_completed_expression(
@@ -225,48 +161,27 @@ class PredictionMixin:
 
         for place, tensors, library in self._blocks(adata, rows, batch_size, silent):
             condition = self.module.condition(tensors)
-            decode = lambda z, condition=condition, tensors=tensors: self._expected(  # noqa: E731
-                self.module.vae.decode(z, condition), tensors, estimand
-            )
-            spots = tensors[keys.SPOT].cpu().numpy().ravel()
-            if n_samples > 1 and return_mean or return_std:
-                n_spread = n_samples if n_samples > 1 else _SAMPLES_FOR_SPREAD
-                mean, variance = self._spread(condition, tensors, estimand, n_spread, seed, n_steps)
-            if by_sample or not return_mean:
-                latents = self._latents(condition, spots, n_samples, seed, n_steps)
-                block = torch.stack([decode(latents[:, sample]) for sample in range(n_samples)])
-                block = block if by_sample else block[0]
-            elif n_samples > 1:
+            kept, measured = self._kept(tensors, library, observed, fill, positions)
+            if n_samples > 1 or return_std or not return_mean:
+                n_drawn = samples_for_spread(n_samples) if return_std else n_samples
+                latents = self._latents(condition, tensors, n_drawn, seed, n_steps)
+            if return_std or n_samples > 1 and return_mean:
+                mean, deviation = self._in_logarithms(*self._spread(latents, condition, tensors, estimand), estimand)
+            if return_std:
+                spread[place] = np.where(kept, 0.0, deviation.cpu().numpy()[:, positions])
+            if n_samples > 1 and return_mean:
                 block = mean
             else:
-                block = decode(self.module.latent_mean(condition))
-            if return_std:
-                # delta method from CP10K to its logarithm
-                deviation = variance.sqrt() / (1.0 + mean) if estimand == "rate" else variance.sqrt()
-                spread[place] = deviation.cpu().numpy()[:, positions]
-            block = (torch.log1p(block) if estimand == "rate" else block).cpu().numpy()[..., positions]
-            if observed == "keep":
-                kept, measured = self._measured(tensors, library, fill, positions)
-                block = np.where(kept, measured, block)
-                if return_std:
-                    spread[place] = np.where(kept, 0.0, spread[place])
-            values[..., place, :] = block
+                points = self.module.latent_mean(condition)[:, None] if return_mean else latents[:, :n_samples]
+                block = torch.stack([self._expected(point, condition, tensors, estimand) for point in points.unbind(1)])
+                block = torch.log1p(block) if estimand == "rate" else block
+                block = block if by_sample else block[0]
+            values[..., place, :] = np.where(kept, measured, block.cpu().numpy()[..., positions])
         if not (return_numpy or by_sample):
             index = adata.obs_names[rows]
             values = pd.DataFrame(values, index=index, columns=names)
             spread = None if spread is None else pd.DataFrame(spread, index=index, columns=names)
         return (values, spread) if return_std else values
-
-    @staticmethod
-    def _measured(
-        tensors: dict, library: np.ndarray, fill: str, positions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Which entries stay as measured, and their log1p(CP10K)."""
-        counts = tensors[keys.COUNTS].cpu().numpy()
-        known = tensors[keys.MASK].cpu().numpy() > 0
-        kept = known & (counts > 0) if fill == "zeros" else known
-        measured = log1p_cp10k(counts, library)
-        return kept[:, positions], measured[:, positions]
 
     @torch.inference_mode()
     def get_normalized_expression(
@@ -309,7 +224,7 @@ class PredictionMixin:
             if n_samples == 1 and return_mean:
                 block = self.module.vae.decode(self.module.latent_mean(condition), condition)
             else:
-                latents = self._latents(condition, tensors[keys.SPOT].cpu().numpy().ravel(), n_samples, seed, None)
+                latents = self._latents(condition, tensors, n_samples, seed, None)
                 block = torch.stack(
                     [self.module.vae.decode(latents[:, sample], condition) for sample in range(n_samples)]
                 )
@@ -351,18 +266,9 @@ class PredictionMixin:
             if give_mean:
                 block = self.module.latent_mean(condition)
             else:
-                block = self._latents(condition, tensors[keys.SPOT].cpu().numpy().ravel(), 1, seed, None)[:, 0]
+                block = self._latents(condition, tensors, 1, seed, None)[:, 0]
             latent[place] = block.cpu().numpy()
         return latent
-
-
-def spot_noise(seed: int, spots: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
-    """Standard normal noise that depends on the seed and each spot's row alone, (len(spots), *shape)."""
-    draws = [
-        np.random.Generator(np.random.Philox(key=[seed, int(spot)])).standard_normal(shape, np.float32)
-        for spot in spots
-    ]
-    return torch.from_numpy(np.stack(draws))
 
 
 def _seed(seed: int | None) -> int:

@@ -104,7 +104,7 @@ class SkillMixin:
             # the expected count, or where captured values are modelled their expectation
             "predicted": decoded[rows, genes] * exposure[rows, 0]
             if vae.counts_are_modelled
-            else self._expected(decoded, tensors, "captured")[rows, genes],
+            else self._in_units(decoded, tensors, "captured")[rows, genes],
             "share": vae.gene_rate[genes],
         }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lgdist_scvi._expression import COUNTS_PER
 from lgdist_scvi.module._neighborhood import Spots
 
 if TYPE_CHECKING:
@@ -36,17 +37,17 @@ def fit_experts(module: LGDiSTModule, batches: Iterable[dict[str, torch.Tensor]]
     """
     vae = module.vae
     chosen, known = [], []
-    for batch in islice(batches, _N_PROFILE_BATCHES if vae.counts_are_modelled else _N_BATCHES):
+    for batch in islice(batches, _N_PROFILE_BATCHES):
         tensors = {key: value.to(vae.weights_hidden.device) for key, value in batch.items()}
-        if vae.counts_are_modelled:
-            known.append(_what_is_known(module, tensors))
+        known.append(_what_is_known(module, tensors))
         # whole batches are large: no more are kept than choose weights
         if len(chosen) < _N_BATCHES:
             chosen.append(tensors)
-    if vae.counts_are_modelled:
-        _fit_mixtures(vae, known, generator)
+    _fit_mixtures(vae, known, generator)
     vae.has_experts.fill_(True)
     _fit_neighbors(module, chosen, generator)
+    if not vae.counts_are_modelled:
+        _fit_offset(module, chosen)
     vae.weights_hidden.copy_(_best_weights(module, chosen, "set_aside", generator))
     if vae.counts_are_modelled:
         vae.weights_visible.copy_(_best_weights(module, chosen, "split", generator))
@@ -69,6 +70,21 @@ def _fit_mixtures(vae: NeighborhoodVAE, known: Sequence[tuple[torch.Tensor, ...]
     index = position[neighbor]
     valid = valid * (index >= 0)
     vae.mixtures.fit(counts, visible, library, index.clamp(min=0), valid, vae.gene_rate, generator=generator)
+
+
+def _fit_offset(module: LGDiSTModule, batches: Sequence[dict[str, torch.Tensor]]) -> None:
+    """Let the mixtures be right on average about the values of each gene that may be looked at."""
+    vae = module.vae
+    vae.mixture_offset.zero_()
+    total, n = torch.zeros(2, len(vae.gene_rate), device=vae.gene_rate.device)
+    for tensors in batches:
+        inputs = module._get_inference_input(tensors, "set_aside")
+        centre = inputs["centre"]
+        predicted = vae.encode(centre, module.around(inputs)).experts[1]
+        measured = torch.log1p(centre.counts / vae.visible_library(centre) * COUNTS_PER)
+        total += ((measured - predicted) * centre.visible).sum(0)
+        n += centre.visible.sum(0)
+    vae.mixture_offset.copy_(total / n.clamp(min=1.0))
 
 
 def _fit_neighbors(

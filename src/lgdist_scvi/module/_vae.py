@@ -16,6 +16,7 @@ _LOG_VARIANCE_RANGE = (-9.0, 3.0)
 _SMALLEST_RATE = 0.1  # of a linear prediction, as a part of the gene's mean rate
 _LARGEST_RATIO = 20.0  # of an expert's prediction to the network's
 _LARGEST_SCORE = 10.0  # logarithm of a rate to the gene's mean rate
+N_EXPERTS = 2
 _GAIN_SCALE = 5.0  # the gains learn faster than other parameters: there is one per gene
 
 
@@ -37,7 +38,7 @@ class NeighborhoodVAE(nn.Module):
     factors, factor_noise
         Loadings, (n_genes, n_factors), and variance of the noise, (n_genes,), of the linear expert.
     n_profiles, n_mixtures
-        Of the mixture expert, which there is where zeros are data.
+        Of the mixture expert.
     likelihood
         ``"nb"``, ``"poisson"`` (counts; zeros are data) or ``"normal"`` (log1p(CP10K) of captured entries).
     closed
@@ -94,12 +95,13 @@ class NeighborhoodVAE(nn.Module):
 
         self.neighbor_gain = nn.Parameter(torch.full((n_genes,), 0.1 / _GAIN_SCALE))
         self.linear = SpatialFactors(factors, factor_noise)
-        self.mixtures = AveragedMixtures(gene_rate, n_profiles, n_mixtures) if self.counts_are_modelled else None
+        self.mixtures = AveragedMixtures(gene_rate, n_profiles, n_mixtures)
+        # from the logarithm of an expected count to the expected logarithm of a captured one
+        self.register_buffer("mixture_offset", torch.zeros(n_genes))
         # weight of each expert on entries that are visible and hidden, where it knows everything else about a spot
-        n_experts = 2 if self.counts_are_modelled else 1
         self.register_buffer("has_experts", torch.tensor(False))
-        self.register_buffer("weights_visible", torch.zeros(n_experts))
-        self.register_buffer("weights_hidden", torch.zeros(n_experts))
+        self.register_buffer("weights_visible", torch.zeros(N_EXPERTS))
+        self.register_buffer("weights_hidden", torch.zeros(N_EXPERTS))
         self._start_from(loadings, signal)
 
     @torch.no_grad()
@@ -202,9 +204,9 @@ class NeighborhoodVAE(nn.Module):
             deviation = (adjacency @ standardised) / (adjacency @ neighbors.visible + 1.0)
         experts = None
         if with_experts and self.has_experts:
-            experts = (self.linear.around(*self.residuals(neighbors, library), adjacency),)
-            if self.mixtures is not None:
-                experts += (self.mixtures.around(neighbors.counts, neighbors.visible, library, index, valid),)
+            linear = self.linear.around(*self.residuals(neighbors, library), adjacency)
+            mixture = self.mixtures.around(neighbors.counts, neighbors.visible, library, index, valid)
+            experts = (linear, mixture)
         return Around(
             tokens=tokens[index] + self.embed_distance(distance),
             valid=valid,
@@ -244,11 +246,12 @@ class NeighborhoodVAE(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Predictions of the experts on the scale of :meth:`decode`, (n_experts, batch, n_genes), and their reliability."""
         score, reliability = self.linear(*self.residuals(centre, library), around[0])
+        mixture = self.mixtures(centre.counts, centre.visible, library, around[1])
         if not self.counts_are_modelled:
-            return (self.value_mean + self.value_scale * score)[None], reliability
+            value = torch.log1p(COUNTS_PER * torch.maximum(mixture, 1.0 / library)) + self.mixture_offset
+            return torch.stack([self.value_mean + self.value_scale * score, value]), reliability
         relative = 1.0 + score / (self.typical_library * self.gene_rate).sqrt()
         linear = self.gene_rate * relative.clamp(min=_SMALLEST_RATE)
-        mixture = self.mixtures(centre.counts, centre.visible, library, around[1])
         return self._close(torch.stack([linear, mixture])), reliability
 
     def correction(self, condition: Condition, weights: torch.Tensor) -> torch.Tensor:

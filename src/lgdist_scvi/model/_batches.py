@@ -1,0 +1,152 @@
+"""What is worked out of one batch of spots: values, their spread, and the distribution of a measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from lgdist_scvi._expression import COUNTS_PER, log1p_cp10k
+from lgdist_scvi.data import _keys as keys
+from lgdist_scvi.model._conformal import reach
+from lgdist_scvi.model._predictive import CountPredictive, NormalPredictive
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from lgdist_scvi.module._neighborhood import Condition
+
+_BATCH_SIZE = 512
+_SAMPLER_STEPS = 10
+_SAMPLES_FOR_SPREAD = 25
+
+Estimand = Literal["rate", "captured"]
+
+
+class BatchMixin:
+    """Inference of :class:`~lgdist_scvi.LGDiST`, batch by batch."""
+
+    def _blocks(
+        self, adata: AnnData, rows: np.ndarray, batch_size: int | None, silent: bool
+    ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor], np.ndarray]]:
+        """Batches along the graph: positions in `rows`, tensors, and library sizes in double precision."""
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        # no data loader: it would draw from torch's global generator
+        dataset = self.get_anndata_manager(adata, required=True).create_torch_dataset()
+        order, size = dataset.along_graph(rows), batch_size or _BATCH_SIZE
+        device = self.module.device  # looks at every parameter
+        for start in tqdm(range(0, len(rows), size), desc="Completing", disable=silent, leave=False):
+            place = order[start : start + size]
+            spots = rows[place]
+            tensors = {key: torch.from_numpy(value).to(device) for key, value in dataset[spots].items()}
+            yield place, tensors, dataset.library[spots]
+
+    def _latents(
+        self, condition: Condition, tensors: dict, n_samples: int, seed: int, n_steps: int | None
+    ) -> torch.Tensor:
+        """Samples of the latent, (batch, n_samples, n_latent)."""
+        spots = tensors[keys.SPOT].cpu().numpy().ravel()
+        noise = spot_noise(seed, spots, (n_samples, self.module.n_latent)).to(condition.mean.device)
+        if n_steps is None:
+            n_steps = min(_SAMPLER_STEPS, self.module.diffusion.n_timesteps)
+        return self.module.sample(condition, noise, n_steps)
+
+    def _expected(self, latent: torch.Tensor, condition: Condition, tensors: dict, estimand: Estimand) -> torch.Tensor:
+        """Expected value at a latent, as it is averaged over samples: CP10K for rates, log1p(CP10K) for captured values."""
+        return self._in_units(self.module.vae.decode(latent, condition), tensors, estimand)
+
+    def _in_units(self, decoded: torch.Tensor, tensors: dict, estimand: Estimand) -> torch.Tensor:
+        """Turn decoder output into what is averaged over samples: CP10K for rates, log1p(CP10K) for captured values."""
+        library = tensors[keys.LIBRARY]
+        library = torch.where(library > 0, library, self.module.vae.typical_library)
+        exposure = self.module.exposure(tensors)
+        exposure = torch.where(tensors[keys.LIBRARY] > 0, exposure, library)
+        if estimand == "rate":
+            return decoded * (exposure / library) * COUNTS_PER
+        if self.module.vae.counts_are_modelled:
+            return self.module.vae.likelihood.expected_captured(decoded * exposure, library)
+        # a captured value is at least that of a single count
+        return torch.maximum(decoded, torch.log1p(COUNTS_PER / library))
+
+    def _spread(
+        self, latents: torch.Tensor, condition: Condition, tensors: dict, estimand: Estimand
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and variance over samples of the expected value, in the units of :meth:`_expected`."""
+        mean = square = 0.0
+        for sample in range(latents.shape[1]):
+            value = self._expected(latents[:, sample], condition, tensors, estimand)
+            delta = value - mean
+            mean = mean + delta / (sample + 1)
+            square = square + delta * (value - mean)
+        return mean, square / max(latents.shape[1] - 1, 1)
+
+    @staticmethod
+    def _in_logarithms(
+        mean: torch.Tensor, variance: torch.Tensor, estimand: Estimand
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation in log1p(CP10K), from the units of :meth:`_expected`."""
+        if estimand == "captured":
+            return mean, variance.sqrt()
+        # delta method from CP10K to its logarithm
+        return torch.log1p(mean), variance.sqrt() / (1.0 + mean)
+
+    def _predictive(
+        self, latents: torch.Tensor, condition: Condition, tensors: dict, estimand: Estimand
+    ) -> CountPredictive | NormalPredictive:
+        """Distribution of the measured values of a batch."""
+        vae = self.module.vae
+        library = tensors[keys.LIBRARY]
+        library = torch.where(library > 0, library, vae.typical_library)
+        if not vae.counts_are_modelled:
+            mean, variance = self._spread(latents, condition, tensors, "captured")
+            variance = variance + vae.likelihood.noise_variance(mean, variance)
+            return NormalPredictive(mean.cpu().numpy(), variance.cpu().numpy(), library.cpu().numpy())
+        mean, variance = self._spread(latents, condition, tensors, "rate")
+        per_count = library / COUNTS_PER
+        mean, variance = mean * per_count, variance * per_count**2
+        noise = mean + vae.likelihood.noise_variance(mean, variance)
+        return CountPredictive(
+            mean.cpu().numpy(), (variance + noise).cpu().numpy(), library.cpu().numpy(), captured=estimand == "captured"
+        )
+
+    def _interval(
+        self,
+        predictive: CountPredictive | NormalPredictive,
+        tensors: dict,
+        estimand: Estimand,
+        level: float,
+        positions: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Calibrated interval of the measured values of some genes, log1p(CP10K), (batch, n) each."""
+        by_entry = reach(self.calibration_, estimand, level)
+        by_spot = reach(self.calibration_["hidden_spots"], estimand, level)
+        seen = (tensors[keys.MASK] > 0).any(dim=1, keepdim=True).cpu().numpy()
+        return predictive.of_genes(positions).interval(np.where(seen, by_entry, by_spot)[:, positions])
+
+    @staticmethod
+    def _kept(
+        tensors: dict, library: np.ndarray, observed: str, fill: str, positions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Which entries stay as measured, and the log1p(CP10K) of all."""
+        counts = tensors[keys.COUNTS].cpu().numpy()[:, positions]
+        known = tensors[keys.MASK].cpu().numpy()[:, positions] > 0
+        kept = known & (counts > 0) if fill == "zeros" else known
+        return kept & (observed == "keep"), log1p_cp10k(counts, library)
+
+
+def spot_noise(seed: int, spots: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal noise that depends on the seed and each spot's row alone, (len(spots), *shape)."""
+    draws = [
+        np.random.Generator(np.random.Philox(key=[seed, int(spot)])).standard_normal(shape, np.float32)
+        for spot in spots
+    ]
+    return torch.from_numpy(np.stack(draws))
+
+
+def samples_for_spread(n_samples: int) -> int:
+    """Number of samples to draw where their spread is asked for: one has none."""
+    return n_samples if n_samples > 1 else _SAMPLES_FOR_SPREAD
