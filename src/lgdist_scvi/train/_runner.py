@@ -21,7 +21,7 @@ from scvi.train import TrainRunner
 
 from lgdist_scvi.train._plans import StagePlan
 
-_N_VALIDATION_SPOTS = 2048
+_N_VALIDATION_SPOTS = 1024
 _N_VALIDATIONS = 25  # per stage
 _PATIENCE = 6  # validations without improvement
 
