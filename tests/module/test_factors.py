@@ -40,6 +40,19 @@ def test_posterior_is_that_of_the_joint_gaussian(factors):
         torch.testing.assert_close(variance[row], left.diagonal(), atol=1e-4, rtol=1e-4)
 
 
+def test_factors_that_fitting_pruned():
+    """Loadings of 1e-30, which float32 solvers stumble over, are none."""
+    torch.manual_seed(0)
+    loadings = torch.randn(200, 32)
+    loadings[:, :16] *= 1e-30
+    residuals, weights = torch.randn(3, 200), torch.ones(3, 200)
+    mean, variance = SpatialFactors(loadings, torch.ones(200)).posterior(residuals, weights)
+    torch.testing.assert_close(mean[:, :16], torch.zeros(3, 16))
+    torch.testing.assert_close(variance[:, :16], torch.ones(3, 16))
+    supported, _ = SpatialFactors(loadings[:, 16:], torch.ones(200)).posterior(residuals, weights)
+    torch.testing.assert_close(mean[:, 16:], supported)
+
+
 def test_reliability_is_the_share_of_the_variance_that_is_known(factors):
     residuals, weights = data(4)
     around = factors.around(residuals, weights, torch.zeros(4, 4))

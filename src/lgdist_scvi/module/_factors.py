@@ -51,7 +51,9 @@ class SpatialFactors(nn.Module):
         mean, variance = torch.empty_like(right), torch.empty_like(right)
         # where nothing is missing precisions differ by a factor, and one decomposition serves them all
         complete = (weights == weights[:, :1]).all(1)
-        values, vectors = torch.linalg.eigh(scaled.T @ scaled)
+        # in double precision, which not every device has: loadings that the data do not support are next to nothing, and
+        # in single precision the solver stumbles over them
+        values, vectors = (part.to(right) for part in torch.linalg.eigh((scaled.T @ scaled).cpu().double()))
         shrunk = 1.0 / (weights[complete, :1] ** 2 * values + 1.0)
         mean[complete] = ((right[complete] @ vectors) * shrunk) @ vectors.T
         variance[complete] = shrunk @ (vectors**2).T

@@ -72,12 +72,13 @@ class ProfileMixture(nn.Module):
         self.geometric.copy_(self.profiles)
         self.typical_usage.fill_(1.0 / n_profiles)
         usage = geometric = self.typical_usage.expand(len(counts), -1)
+        exposure = library * known
         for _ in range(_FIT_STEPS):
             rate = self._usage_rate(known, library, self._expected(usage, index, valid))
             usage, geometric = self._usage_step(counts, rate, geometric)
             self.typical_usage.copy_(usage.mean(0).clamp(min=1e-6))
             shape = _PROFILE_SHAPE + self.geometric * (geometric.T @ self._ratio(counts, geometric))
-            rate = _PROFILE_SHAPE / gene_rate + usage.T @ (library * known)
+            rate = _PROFILE_SHAPE / gene_rate + usage.T @ exposure
             self.profiles.copy_(shape / rate)
             self.geometric.copy_(torch.exp(torch.digamma(shape)) / rate)
 
