@@ -154,7 +154,7 @@ def test_nothing_is_written_if_anything_fails(trained, snapshot, monkeypatch):
 
 @pytest.mark.parametrize("estimand", ["rate", "captured"])
 def test_layers_are_what_the_getters_give(trained, estimand):
-    """One set of samples serves all layers, and it is the one that the seed stands for."""
+    """One set of samples serves deviations and intervals, and it is the one that the seed stands for."""
     adata = trained.adata.copy()
     trained.complete(adata, n_samples=5, estimand=estimand, level=0.8, seed=3, silent=True)
     shared = {"adata": adata, "estimand": estimand, "n_samples": 5, "seed": 3, "return_numpy": True}
@@ -163,6 +163,24 @@ def test_layers_are_what_the_getters_give(trained, estimand):
     value = trained.get_completed_expression(adata, estimand=estimand, return_numpy=True)
     for suffix, block in {"": value, "_std": deviation, "_lower": lower, "_upper": upper}.items():
         np.testing.assert_array_equal(adata.layers[f"completed{suffix}"], block)
+
+
+def test_one_sample_has_no_spread_so_25_are_drawn(trained):
+    one, many = trained.adata.copy(), trained.adata.copy()
+    trained.complete(one, n_samples=1, level=None, silent=True)
+    trained.complete(many, n_samples=25, level=None, silent=True)
+    np.testing.assert_array_equal(one.layers["completed_std"], many.layers["completed_std"])
+    assert (one.layers["completed_std"] > 0).any()
+    with pytest.raises(ValueError, match="an interval needs n_samples of at least 2, got 1"):
+        trained.complete(one, "other", n_samples=1, silent=True)
+
+
+def test_a_layer_named_like_a_deviation(trained):
+    adata = trained.adata.copy()
+    genes = list(adata.var_names[:5])
+    trained.complete(adata, layer_added="completed", genes=genes, n_samples=2, silent=True)
+    trained.complete(adata, layer_added="other_std", genes=genes, n_samples=2, silent=True)
+    np.testing.assert_array_equal(adata.layers["other_std"], adata.layers["completed"])
 
 
 def test_backed_data_are_refused(trained, tmp_path):

@@ -235,6 +235,21 @@ def test_an_interrupted_model_can_be_used(untrained, tmp_path, plan, n_steps):
     assert is_usable(model)
 
 
+def test_interrupted_while_the_experts_learn(untrained, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    model = untrained()
+    monkeypatch.setattr("lgdist_scvi.train._plans.fit_experts", interrupt)
+    with pytest.warns(UserWarning, match="interrupted in stage 'vae'.*can be used"):
+        model.train(max_epochs=3, **QUICK)
+    assert not model.module.has_diffusion
+    assert not model.module.vae.has_experts
+    assert "vae/train_loss" in model.history_
+    assert is_usable(model)
+    model.complete(silent=True)
+
+
 def test_sigint_handling_is_restored_after_training(untrained):
     handler = signal.getsignal(signal.SIGINT)
     untrained().train(max_epochs=1, **QUICK)

@@ -27,7 +27,7 @@ Estimand = Literal["rate", "captured"]
 
 
 class BatchMixin:
-    """Inference of :class:`~lgdist_scvi.LGDiST`, batch by batch."""
+    """What :class:`~lgdist_scvi.LGDiST` works out of one batch."""
 
     def _blocks(
         self, adata: AnnData, rows: np.ndarray, batch_size: int | None, silent: bool
@@ -61,8 +61,7 @@ class BatchMixin:
 
     def _in_units(self, decoded: torch.Tensor, tensors: dict, estimand: Estimand) -> torch.Tensor:
         """Turn decoder output into what is averaged over samples: CP10K for rates, log1p(CP10K) for captured values."""
-        library = tensors[keys.LIBRARY]
-        library = torch.where(library > 0, library, self.module.vae.typical_library)
+        library = self.module.vae.usable(tensors[keys.LIBRARY])
         exposure = self.module.exposure(tensors)
         exposure = torch.where(tensors[keys.LIBRARY] > 0, exposure, library)
         if estimand == "rate":
@@ -94,24 +93,32 @@ class BatchMixin:
         # delta method from CP10K to its logarithm
         return torch.log1p(mean), variance.sqrt() / (1.0 + mean)
 
+    @property
+    def _modelled(self) -> Estimand:
+        """What the likelihood is about."""
+        return "rate" if self.module.vae.counts_are_modelled else "captured"
+
+    def _as_modelled(
+        self, spread: tuple[torch.Tensor, torch.Tensor], tensors: dict
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and variance of what is modelled in the likelihood's units: counts, or log1p(CP10K)."""
+        if not self.module.vae.counts_are_modelled:
+            return spread
+        per_count = self.module.vae.usable(tensors[keys.LIBRARY]) / COUNTS_PER
+        return spread[0] * per_count, spread[1] * per_count**2
+
     def _predictive(
-        self, latents: torch.Tensor, condition: Condition, tensors: dict, estimand: Estimand
+        self, spread: tuple[torch.Tensor, torch.Tensor], tensors: dict, estimand: Estimand
     ) -> CountPredictive | NormalPredictive:
-        """Distribution of the measured values of a batch."""
+        """Distribution of the measured values of a batch, from the :meth:`_spread` of what is modelled."""
         vae = self.module.vae
-        library = tensors[keys.LIBRARY]
-        library = torch.where(library > 0, library, vae.typical_library)
+        mean, variance = self._as_modelled(spread, tensors)
+        variance = variance + vae.likelihood.noise_variance(mean, variance)
+        library = vae.usable(tensors[keys.LIBRARY]).cpu().numpy()
         if not vae.counts_are_modelled:
-            mean, variance = self._spread(latents, condition, tensors, "captured")
-            variance = variance + vae.likelihood.noise_variance(mean, variance)
-            return NormalPredictive(mean.cpu().numpy(), variance.cpu().numpy(), library.cpu().numpy())
-        mean, variance = self._spread(latents, condition, tensors, "rate")
-        per_count = library / COUNTS_PER
-        mean, variance = mean * per_count, variance * per_count**2
-        noise = mean + vae.likelihood.noise_variance(mean, variance)
-        return CountPredictive(
-            mean.cpu().numpy(), (variance + noise).cpu().numpy(), library.cpu().numpy(), captured=estimand == "captured"
-        )
+            return NormalPredictive(mean.cpu().numpy(), variance.cpu().numpy(), library)
+        variance = variance + mean  # of the Poisson distribution
+        return CountPredictive(mean.cpu().numpy(), variance.cpu().numpy(), library, captured=estimand == "captured")
 
     def _interval(
         self,

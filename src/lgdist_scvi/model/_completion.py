@@ -110,18 +110,18 @@ class CompletionMixin(BatchMixin, SkillMixin, RecordMixin):
             "batch_size": batch_size,
         }  # fmt: skip
         asked = {key: value for key, value in arguments.items() if key != "genes"}
-        layers = self._completed(adata, layer_added, chosen, silent, **asked)
-        layers[f"{layer_added}_provenance"] = self._provenance(adata, observed, fill, chosen)
+        layers = self._completed(adata, chosen, silent, **asked)
+        layers["_provenance"] = self._provenance(adata, observed, fill, chosen)
 
         positions = adata.var_names.get_indexer(chosen)
         if adata.n_vars > len(positions):
             others = self._others(adata, chosen)
-            layers = {name: _spread_columns(name, block, positions, *others) for name, block in layers.items()}
+            layers = {suffix: _spread_columns(suffix, block, positions, *others) for suffix, block in layers.items()}
         elif not np.array_equal(positions, np.arange(len(positions))):
-            layers = {name: block[:, np.argsort(positions)] for name, block in layers.items()}
+            layers = {suffix: block[:, np.argsort(positions)] for suffix, block in layers.items()}
         record = self._record(adata, arguments, chosen)
-        for name, block in layers.items():
-            target.layers[name] = block
+        for suffix, block in layers.items():
+            target.layers[layer_added + suffix] = block
         for column, missing in (("skill", np.nan), ("skilled", False)):
             target.var[f"{layer_added}_{column}"] = skill[column].reindex(target.var_names, fill_value=missing)
         target.uns[layer_added] = record
@@ -131,7 +131,6 @@ class CompletionMixin(BatchMixin, SkillMixin, RecordMixin):
     def _completed(
         self,
         adata: AnnData,
-        layer_added: str,
         chosen: np.ndarray,
         silent: bool,
         level: float | None,
@@ -143,7 +142,7 @@ class CompletionMixin(BatchMixin, SkillMixin, RecordMixin):
         n_steps: int | None,
         batch_size: int | None,
     ) -> dict[str, np.ndarray]:
-        """Values, standard deviations and intervals of the chosen genes from one set of samples, by the names of their layers."""
+        """Values, and from one set of samples standard deviations and intervals, of the chosen genes, by suffix of their layers."""
         positions, _ = self._genes(chosen)
         suffixes = ("", "_std") if level is None else ("", "_std", "_lower", "_upper")
         layers = {suffix: np.empty((adata.n_obs, len(chosen)), dtype=np.float32) for suffix in suffixes}
@@ -152,15 +151,19 @@ class CompletionMixin(BatchMixin, SkillMixin, RecordMixin):
             latents = self._latents(condition, tensors, samples_for_spread(n_samples), seed, n_steps)
             mean = self._expected(self.module.latent_mean(condition), condition, tensors, estimand)
             value = torch.log1p(mean) if estimand == "rate" else mean
-            _, deviation = self._in_logarithms(*self._spread(latents, condition, tensors, estimand), estimand)
+            spreads = {
+                what: self._spread(latents, condition, tensors, what)
+                for what in ({estimand} if level is None else {estimand, self._modelled})
+            }
+            _, deviation = self._in_logarithms(*spreads[estimand], estimand)
             blocks = [block.cpu().numpy()[:, positions] for block in (value, deviation)]
             if level is not None:
-                predictive = self._predictive(latents, condition, tensors, estimand)
+                predictive = self._predictive(spreads[self._modelled], tensors, estimand)
                 blocks += self._interval(predictive, tensors, estimand, level, positions)
             kept, measured = self._kept(tensors, library, observed, fill, positions)
             for suffix, block in zip(suffixes, blocks, strict=True):
                 layers[suffix][place] = np.where(kept, 0.0 if suffix == "_std" else measured, block)
-        return {layer_added + suffix: block for suffix, block in layers.items()}
+        return layers
 
     def _chosen(self, genes: str | Sequence[str], skill: pd.DataFrame) -> np.ndarray:
         """Names of the genes to complete, in the order of registration."""
@@ -215,13 +218,13 @@ def _check_target(adata: AnnData, layer_added: str) -> None:
 
 
 def _spread_columns(
-    name: str, block: np.ndarray, positions: np.ndarray, measured: np.ndarray, missing: np.ndarray
+    suffix: str, block: np.ndarray, positions: np.ndarray, measured: np.ndarray, missing: np.ndarray
 ) -> np.ndarray:
     """Put completed genes in their places among all genes of the data."""
-    if name.endswith("_provenance"):
+    if suffix == "_provenance":
         out = np.where(missing, np.uint8(LEFT_MISSING), np.uint8(MEASURED))
     else:
-        out = np.zeros_like(measured) if name.endswith("_std") else measured.copy()
+        out = np.zeros_like(measured) if suffix == "_std" else measured.copy()
     out[:, positions] = block
     return out
 

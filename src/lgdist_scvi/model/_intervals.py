@@ -33,21 +33,19 @@ class IntervalMixin(BatchMixin):
         In training much more is hidden than where the model is asked, and the noise learnt there makes up for it.
         """
         vae = self.module.vae
-        estimand = "rate" if vae.counts_are_modelled else "captured"
         totals = torch.zeros(2, len(vae.gene_rate), dtype=torch.float64)
         for _, tensors, _ in self._blocks(self.adata, spots, None, silent=True):
             aside = self.module.set_aside(tensors[keys.SPOT]) & (tensors[keys.MASK] > 0)
             shown = _without(tensors, aside, keep_library=False)
-            library = torch.where(shown[keys.LIBRARY] > 0, shown[keys.LIBRARY], vae.typical_library)
             measured = _relative_to(tensors, shown, vae.typical_library)
             condition = self.module.condition(shown)
             latents = self._latents(condition, shown, _N_NOISE_SAMPLES, seed=0, n_steps=None)
-            mean, variance = self._spread(latents, condition, shown, estimand)
+            mean, variance = self._as_modelled(self._spread(latents, condition, shown, self._modelled), shown)
             if vae.counts_are_modelled:
-                mean, variance = mean * library / COUNTS_PER, variance * (library / COUNTS_PER) ** 2
                 square = (measured - mean) ** 2 - mean - variance
             else:
-                square = (torch.log1p(measured / library * COUNTS_PER) - mean) ** 2 - variance
+                values = torch.log1p(measured / vae.usable(shown[keys.LIBRARY]) * COUNTS_PER)
+                square = (values - mean) ** 2 - variance
             for total, part in zip(totals, (square, vae.likelihood.noise_variance(mean, variance)), strict=True):
                 total += (part * aside).double().sum(0).cpu()
         third = torch.from_numpy(expression_strata(vae.gene_rate.cpu().numpy()))
@@ -87,7 +85,8 @@ class IntervalMixin(BatchMixin):
             counts = _relative_to(tensors, shown, vae.typical_library).cpu().numpy()
             condition = self.module.condition(shown)
             latents = self._latents(condition, shown, _N_SAMPLES, seed=0, n_steps=None)
-            predictive = self._predictive(latents, condition, shown, estimands[0])
+            spread = self._spread(latents, condition, shown, self._modelled)
+            predictive = self._predictive(spread, shown, estimands[0])
             entries = aside.cpu().numpy()
             for estimand in estimands:
                 # both estimands of a count model look at the same counts
@@ -161,7 +160,8 @@ class IntervalMixin(BatchMixin):
         for place, tensors, library in self._blocks(adata, rows, batch_size, silent):
             condition = self.module.condition(tensors)
             latents = self._latents(condition, tensors, n_samples, seed, n_steps)
-            predictive = self._predictive(latents, condition, tensors, estimand)
+            spread = self._spread(latents, condition, tensors, self._modelled)
+            predictive = self._predictive(spread, tensors, estimand)
             kept, measured = self._kept(tensors, library, observed, fill, positions)
             ends = self._interval(predictive, tensors, estimand, level, positions)
             for end, values in zip((lower, upper), ends, strict=True):

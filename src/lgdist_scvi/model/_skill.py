@@ -15,7 +15,7 @@ from lgdist_scvi._expression import COUNTS_PER
 from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.metrics._skill import compare
 from lgdist_scvi.metrics.baselines._means import MOLECULES
-from lgdist_scvi.model._prediction import Estimand
+from lgdist_scvi.model._batches import Estimand
 from lgdist_scvi.module._likelihood import CountLikelihood
 
 _MAX_SPOTS = 4096

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,8 +15,8 @@ if TYPE_CHECKING:
     from lgdist_scvi.module._module import Hide, LGDiSTModule
     from lgdist_scvi.module._vae import NeighborhoodVAE
 
-_N_PROFILE_BATCHES = 32  # that profiles are learnt from
-_N_BATCHES = 16  # that choose weights
+_N_PROFILE_SPOTS = 4096  # that profiles are learnt from
+_N_SPOTS = 2048  # that choose weights
 _HIDDEN_FOR_NEIGHBORS = 0.1
 _N_WEIGHTS = 10  # weights are multiples of a tenth
 
@@ -36,14 +35,22 @@ def fit_experts(module: LGDiSTModule, batches: Iterable[dict[str, torch.Tensor]]
         Of the random starts and of the entries that are hidden in turn.
     """
     vae = module.vae
-    chosen, known = [], []
-    for batch in islice(batches, _N_PROFILE_BATCHES):
+    vae.has_experts.fill_(False)
+    if not module.own_entries:
+        return  # experts correct what is said of spots of which something is visible
+    chosen, parts, n_spots = [], [], 0
+    for batch in batches:
+        if n_spots >= _N_PROFILE_SPOTS:
+            break
         tensors = {key: value.to(vae.weights_hidden.device) for key, value in batch.items()}
-        known.append(_what_is_known(module, tensors))
+        parts.append(_for_profiles(module, tensors))
         # whole batches are large: no more are kept than choose weights
-        if len(chosen) < _N_BATCHES:
+        if n_spots < _N_SPOTS:
             chosen.append(tensors)
-    _fit_mixtures(vae, known, generator)
+        n_spots += len(tensors["X"])
+    _fit_mixtures(vae, parts, generator)
+    vae.weights_hidden.zero_()
+    vae.weights_visible.zero_()
     vae.has_experts.fill_(True)
     _fit_neighbors(module, chosen, generator)
     if not vae.counts_are_modelled:
@@ -53,7 +60,7 @@ def fit_experts(module: LGDiSTModule, batches: Iterable[dict[str, torch.Tensor]]
         vae.weights_visible.copy_(_best_weights(module, chosen, "split", generator))
 
 
-def _what_is_known(module: LGDiSTModule, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+def _for_profiles(module: LGDiSTModule, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """Counts, which of them may be looked at, library, rows of the spots and of their neighbours, and which of these exist."""
     centre = module._get_inference_input(tensors, "set_aside")["centre"]
     neighbor = tensors["neighbor_spot"].flatten().long()[tensors["neighbor_index"].long()]
@@ -62,9 +69,9 @@ def _what_is_known(module: LGDiSTModule, tensors: dict[str, torch.Tensor]) -> tu
     return centre.counts, centre.visible, library, spot, neighbor, valid
 
 
-def _fit_mixtures(vae: NeighborhoodVAE, known: Sequence[tuple[torch.Tensor, ...]], generator: torch.Generator) -> None:
+def _fit_mixtures(vae: NeighborhoodVAE, parts: Sequence[tuple[torch.Tensor, ...]], generator: torch.Generator) -> None:
     """Let the mixtures learn profiles from what is known of batches of spots."""
-    counts, visible, library, spot, neighbor, valid = map(torch.cat, zip(*known, strict=True))
+    counts, visible, library, spot, neighbor, valid = map(torch.cat, zip(*parts, strict=True))
     position = torch.full((int(max(spot.max(), neighbor.max())) + 1,), -1, device=spot.device)
     position[spot] = torch.arange(len(spot), device=spot.device)
     index = position[neighbor]
@@ -118,12 +125,9 @@ def _best_weights(
         scored = inputs["score"] > 0
         target = inputs["target"][scored]
         exposure = module.fitted_exposure(tensors, inputs).expand_as(network)[scored]
-        # of each expert what its full weight adds to 1, or to the network's value
         full = torch.stack([vae.correction(condition, one)[scored] for one in alone])
-        neutral = 1.0 if vae.counts_are_modelled else 0.0
         for place, weights in enumerate(candidates):
-            correction = neutral + weights @ (full - neutral)
-            losses[place] += vae.error(vae.corrected(network[scored], correction), target, exposure).sum()
+            losses[place] += vae.error(vae.corrected(network[scored], weights @ full), target, exposure).sum()
     return candidates[losses.argmin()]
 
 

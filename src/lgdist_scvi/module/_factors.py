@@ -28,7 +28,7 @@ class SpatialFactors(nn.Module):
         self.n_factors = n_factors
         self.register_buffer("loadings", loadings)
         self.register_buffer("noise", noise)
-        # how much of a neighbour's deviation is carried over; learnt by `fit`
+        # how much of a neighbour's deviation is carried over; learnt by `fit_neighbors`
         self.register_buffer("pull", torch.tensor(0.0))
         self.register_buffer("gain", torch.zeros(n_genes))
 
@@ -114,9 +114,10 @@ class SpatialFactors(nn.Module):
         share of the scores' variance that is known, (batch, 1).
         """
         score, variance = self.posterior(residuals, weights)
-        # factors that the data did not support are known to be nothing
+        # factors that the data did not support are known to be nothing, but of a hidden spot nothing is known
         used = (self.loadings**2).sum(0)
-        reliability = 1.0 - (variance @ used)[:, None] / used.sum().clamp(min=1e-6)
+        seen = (weights > 0).any(1, keepdim=True)
+        reliability = seen * (1.0 - (variance @ used)[:, None] / used.sum().clamp(min=1e-6))
         around_score, carried = around
         return score @ self.loadings.T, (around_score - score) @ self.loadings.T, carried, reliability
 
@@ -143,9 +144,9 @@ class SpatialFactors(nn.Module):
         gram, moment = torch.zeros(2, 2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
         for target, weight, own, pull, carried in parts:
             error = target - weight * own
-            x = torch.stack([(weight * pull).flatten(), (weight * carried).flatten()]).double().cpu()
+            x = torch.stack([(weight * pull).flatten(), (weight * carried).flatten()]).cpu().double()
             gram += x @ x.T
-            moment += x @ error.flatten().double().cpu()
+            moment += x @ error.flatten().cpu().double()
         common = torch.linalg.solve(gram + 1e-3 * torch.eye(2, dtype=torch.float64), moment).clamp(0.0, 1.0)
         self.pull.fill_(float(common[0]))
         self.gain.fill_(float(common[1]))

@@ -55,7 +55,10 @@ def split_counts(
     -------
     Counts to look at, counts to fit, and the share of the exposure that the latter have.
     """
-    looked_at = torch.binomial(counts.detach(), kept.expand_as(counts).contiguous(), generator=generator)
+    # draws with a generator are made where it is: devices take none of another
+    device = counts.device if generator is None else generator.device
+    counts_there, kept_there = (part.to(device) for part in (counts.detach(), kept.expand_as(counts).contiguous()))
+    looked_at = torch.binomial(counts_there, kept_there, generator=generator).to(counts.device)
     return (
         looked_at,
         torch.where(visible, counts - looked_at, counts),

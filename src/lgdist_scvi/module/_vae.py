@@ -16,7 +16,7 @@ _LOG_VARIANCE_RANGE = (-9.0, 3.0)
 _SMALLEST_RATE = 0.1  # of a linear prediction, as a part of the gene's mean rate
 _LARGEST_RATIO = 20.0  # of an expert's prediction to the network's
 _LARGEST_SCORE = 10.0  # logarithm of a rate to the gene's mean rate
-N_EXPERTS = 2
+_N_EXPERTS = 2
 _GAIN_SCALE = 5.0  # the gains learn faster than other parameters: there is one per gene
 
 
@@ -100,8 +100,8 @@ class NeighborhoodVAE(nn.Module):
         self.register_buffer("mixture_offset", torch.zeros(n_genes))
         # weight of each expert on entries that are visible and hidden, where it knows everything else about a spot
         self.register_buffer("has_experts", torch.tensor(False))
-        self.register_buffer("weights_visible", torch.zeros(N_EXPERTS))
-        self.register_buffer("weights_hidden", torch.zeros(N_EXPERTS))
+        self.register_buffer("weights_visible", torch.zeros(_N_EXPERTS))
+        self.register_buffer("weights_hidden", torch.zeros(_N_EXPERTS))
         self._start_from(loadings, signal)
 
     @torch.no_grad()
@@ -129,6 +129,10 @@ class NeighborhoodVAE(nn.Module):
 
     # ---- encoding
 
+    def usable(self, library: torch.Tensor) -> torch.Tensor:
+        """Library size with the typical one where nothing was counted, (n, 1)."""
+        return torch.where(library > 0, library, self.typical_library)
+
     def visible_library(self, spots: Spots) -> torch.Tensor:
         """Library size, in counts (n, 1), without looking at hidden entries.
 
@@ -138,7 +142,7 @@ class NeighborhoodVAE(nn.Module):
         where other genes are in the library the share tells something about the spot.
         """
         if not (self.counts_are_modelled and self.closed):
-            return torch.where(spots.library > 0, spots.library, self.typical_library)
+            return self.usable(spots.library)
         seen = (spots.counts * spots.visible).sum(-1, keepdim=True)
         share = (spots.visible @ self.gene_rate)[:, None]
         return (seen + 1.0) / (share + 1.0 / self.typical_library)
@@ -257,7 +261,8 @@ class NeighborhoodVAE(nn.Module):
     def correction(self, condition: Condition, weights: torch.Tensor) -> torch.Tensor:
         """What takes the network's prediction to its average with those of the experts, (batch, n_genes).
 
-        Added to captured values, multiplied with rates: it moves samples of the latent together and leaves their spread.
+        Added to captured values, and to 1 for the factor of rates: it moves samples of the latent together and leaves their
+        spread.
 
         Parameters
         ----------
@@ -269,10 +274,10 @@ class NeighborhoodVAE(nn.Module):
         """
         network = self.network(condition.mean, condition)
         if self.counts_are_modelled:
-            neutral, full = 1.0, (condition.experts / network.clamp(min=1e-12)).clamp(max=_LARGEST_RATIO)
+            full = (condition.experts / network.clamp(min=1e-12)).clamp(max=_LARGEST_RATIO) - 1.0
         else:
-            neutral, full = 0.0, condition.experts - network
-        return neutral + condition.reliability * (weights * (full - neutral)).sum(0)
+            full = condition.experts - network
+        return condition.reliability * (weights * full).sum(0)
 
     # ---- decoding
 
@@ -300,7 +305,7 @@ class NeighborhoodVAE(nn.Module):
 
     def corrected(self, decoded: torch.Tensor, correction: torch.Tensor) -> torch.Tensor:
         """Apply a :meth:`correction`, entry by entry; rates are not brought to a sum of 1."""
-        return decoded * correction if self.counts_are_modelled else decoded + correction
+        return decoded * (1.0 + correction) if self.counts_are_modelled else decoded + correction
 
     def network(self, latent: torch.Tensor, condition: Condition) -> torch.Tensor:
         """What the network alone says; as :meth:`decode`."""

@@ -153,22 +153,30 @@ def run_stage(
     except (KeyboardInterrupt, SystemExit):
         # Lightning turns Ctrl-C into an exit and leaves further ones ignored
         completed = False
-        warnings.warn(
-            f"Training was interrupted in stage {name!r}; the model keeps the best weights it had so far and can be used.",
-            UserWarning,
-            stacklevel=settings.warnings_stacklevel,
-        )
+        _warn_of_interruption(name)
     finally:
         if handler is not None:
             signal.signal(signal.SIGINT, handler)
         best.restore(plan.network)
         plan.module.requires_grad_(True)
         plan.module.eval()
-        if plan.global_step > 0:
-            plan.finish(splitter.train_dataloader())
         model.is_trained_ = was_trained or plan.global_step > 0
         model.history_ = {**previous, **_named(name, model.history_ or {})}
+    if plan.global_step > 0:
+        try:
+            plan.finish(splitter.train_dataloader())
+        except KeyboardInterrupt:
+            completed = False
+            _warn_of_interruption(name)
     return completed
+
+
+def _warn_of_interruption(stage: str) -> None:
+    warnings.warn(
+        f"Training was interrupted in stage {stage!r}; the model keeps the best weights it had so far and can be used.",
+        UserWarning,
+        stacklevel=settings.warnings_stacklevel + 1,
+    )
 
 
 def _in_main_thread() -> bool:

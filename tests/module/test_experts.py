@@ -1,0 +1,89 @@
+"""What the experts learn after stage 1, and from what."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from lgdist_scvi import LGDiST, datasets
+from lgdist_scvi.module import fit_experts
+
+LEARNT = ("mixtures", "mixture_offset", "linear")
+
+
+def learnt(module):
+    return {name: value.clone() for name, value in module.vae.named_buffers() if name.startswith(LEARNT)}
+
+
+def test_experts_do_not_learn_from_what_is_set_aside(build, likelihood):
+    module, tensors = build(likelihood)
+    fit_experts(module, [tensors], torch.Generator().manual_seed(0))
+    before = learnt(module)
+    changed = dict(tensors)
+    for counts, mask, spot in (
+        ("X", "observed_mask", "spot"),
+        ("neighbor_counts", "neighbor_mask", "neighbor_spot"),
+    ):
+        aside = module.set_aside(tensors[spot]) & (tensors[mask] > 0)
+        assert aside.any()
+        changed[counts] = torch.where(aside, tensors[counts] + 50.0, tensors[counts])
+    fit_experts(module, [changed], torch.Generator().manual_seed(0))
+    for name, value in learnt(module).items():
+        assert torch.equal(value, before[name]), name
+    # what they do look at makes a difference
+    fit_experts(module, [{**tensors, "X": tensors["X"].flip(0)}], torch.Generator().manual_seed(0))
+    assert not torch.equal(module.vae.mixtures[0].profiles, before["mixtures.0.profiles"])
+
+
+def test_profiles_are_learnt_with_the_right_neighbours(monkeypatch):
+    """Batches come shuffled, and some spots not at all: rows point at neighbours that are there."""
+    adata = datasets.simulated_visium(n_spots=80, n_genes=40, seed=0)
+    LGDiST.setup_anndata(adata)
+    model = LGDiST(adata, n_latent=4, n_hidden=16, n_layers=1, n_heads=2)
+    dataset = model.adata_manager.create_torch_dataset()
+    spots = np.random.default_rng(0).permutation(80)[:60]
+    batches = [
+        {key: torch.from_numpy(np.array(value)) for key, value in dataset[part].items()} for part in np.split(spots, 3)
+    ]
+    seen = []
+    monkeypatch.setattr(type(model.module.vae.mixtures), "fit", lambda self, *data, generator: seen.append(data))
+    fit_experts(model.module, batches, torch.Generator().manual_seed(0))
+    ((counts, known, library, index, valid, _),) = seen
+    aside = model.module.set_aside(torch.from_numpy(spots)).numpy()
+    np.testing.assert_array_equal(known.numpy(), ~aside)
+    np.testing.assert_array_equal(counts.numpy()[~aside], adata.X.toarray()[spots][~aside])
+    assert library.shape == (60, 1)
+    for row, spot in enumerate(spots):
+        found = spots[index[row][valid[row] > 0].numpy()]
+        expected = dataset.neighbors[spot]
+        assert sorted(found) == sorted(set(expected[expected >= 0]) & set(spots))
+
+
+def test_mixtures_are_right_on_average_about_captured_values(build):
+    module, tensors = build("normal")
+    inputs = module._get_inference_input(tensors, "set_aside")
+    centre = inputs["centre"]
+    predicted = module.vae.encode(centre, module.around(inputs)).experts[1]
+    measured = torch.log1p(centre.counts / centre.library * 1e4)
+    left = ((measured - predicted) * centre.visible).sum(0) / centre.visible.sum(0).clamp(min=1.0)
+    assert module.vae.mixture_offset.abs().max() > 1e-3
+    torch.testing.assert_close(left, torch.zeros_like(left), atol=1e-4, rtol=0.0)
+
+
+def test_experts_have_no_say_where_nothing_of_a_spot_is_visible(build, likelihood):
+    module, tensors = build(likelihood)
+    tensors = {**tensors, "observed_mask": tensors["observed_mask"].clone()}
+    tensors["observed_mask"][0] = 0.0
+    condition = module.condition(tensors)
+    assert (condition.correction[0] == 0).all()
+    assert (condition.correction[1:] != 0).any()
+    hidden, _ = build(likelihood, "neighborhood")
+    assert not hidden.vae.has_experts
+
+
+def test_factors_that_do_not_explain_anything_leave_hidden_spots_alone(build, likelihood):
+    module, tensors = build(likelihood)
+    module.vae.linear.loadings.zero_()
+    tensors = {**tensors, "observed_mask": tensors["observed_mask"].clone()}
+    tensors["observed_mask"][0] = 0.0
+    assert (module.condition(tensors).correction[0] == 0).all()
