@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from lgdist_scvi.module._module import Hide, LGDiSTModule
     from lgdist_scvi.module._vae import NeighborhoodVAE
 
-_N_PROFILE_SPOTS = 4096  # that profiles are learnt from
+_N_PROFILE_SPOTS = 4096  # that profiles are learnt from, fewer of whole transcriptomes
+_N_PROFILE_ENTRIES = 8_000_000
 _N_SPOTS = 2048  # that choose weights
 _HIDDEN_FOR_NEIGHBORS = 0.1
 _N_WEIGHTS = 10  # weights are multiples of a tenth
@@ -39,8 +40,9 @@ def fit_experts(module: LGDiSTModule, batches: Iterable[dict[str, torch.Tensor]]
     if not module.own_entries:
         return  # experts correct what is said of spots of which something is visible
     chosen, parts, n_spots = [], [], 0
+    n_enough = min(_N_PROFILE_SPOTS, _N_PROFILE_ENTRIES // len(vae.gene_rate))
     for batch in batches:
-        if n_spots >= _N_PROFILE_SPOTS:
+        if n_spots >= n_enough:
             break
         tensors = {key: value.to(vae.weights_hidden.device) for key, value in batch.items()}
         parts.append(_for_profiles(module, tensors))
