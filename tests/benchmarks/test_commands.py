@@ -47,7 +47,7 @@ def test_cost():
     parts = [number(text, rf"stage {stage}: ([\d.]+) s, of which 4 training steps") for stage in ("VAE", "Diffusion")]
     rest = number(text, r"experts and calibration: ([\d.]+) s")
     assert sum(parts) + rest == pytest.approx(total, abs=0.3)
-    assert re.search(r"posterior mean: [\d,]+ spots per second", text)
+    assert re.search(r"posterior mean, median: [\d,]+ spots per second", text)
     assert number(text, r"matrices: (\d+) GFLOP/s") > 1
     # two products of (spots x genes) with (genes x hidden), forward and backward, at the least
     assert number(text, r"stage VAE: ([\d.]+) GFLOP") > 0
