@@ -11,7 +11,6 @@ import anndata as ad
 import numpy as np
 import scanpy as sc
 from scipy import sparse
-from scipy.sparse.csgraph import connected_components
 
 from lgdist_scvi import metrics, pp
 
@@ -21,7 +20,6 @@ MIN_COUNTS = 200  # of a spot, all genes
 MIN_SPOTS = 500
 MIN_TARGETS = 64
 MIN_GIVEN = 50  # median molecules per spot that a thinned slide must keep
-MIN_PIECE = 50  # connected spots; where whole spots are hidden, nothing might be left of a smaller piece of tissue
 
 
 @dataclass
@@ -105,13 +103,11 @@ def task(adata: ad.AnnData, sample_key: str | None, protocol: str, seed: int) ->
 
     - ``"entry"``: 30 % of the non-zero entries of the target genes. Library sizes are those without the hidden counts.
     - ``"spot"``, ``"block"``: all genes of 30 % of the spots, drawn uniformly or as connected regions. The depth of a hidden
-      spot (its library size) is given, its composition is not. Pieces of tissue of fewer than 50 connected spots are left out.
+      spot (its library size) is given, its composition is not.
     - ``"thinning"``, ``"shallow"``: a half or nine tenths of the molecules.
     """
     if protocol in GIVEN:
         return _thinning(adata, sample_key, GIVEN[protocol], seed)
-    if protocol != "entry":
-        adata = _without_small_pieces(adata)
     genes, library_keys = ("target_gene", ("total_counts",)) if protocol == "entry" else (None, ())
     hidden = pp.hold_out(adata, 0.3, protocol, genes=genes, sample_key=sample_key, seed=seed, library_keys=library_keys)
     pp.observed_mask(hidden)
@@ -129,11 +125,6 @@ def task(adata: ad.AnnData, sample_key: str | None, protocol: str, seed: int) ->
     # what is scored stays here: a method gets the slide without it
     del hidden.layers["truth"], hidden.layers["held_out"]
     return Task(hidden, "observed", "total_counts", "captured", score, sample_key, library, truth, scored)
-
-
-def _without_small_pieces(adata: ad.AnnData) -> ad.AnnData:
-    _, piece = connected_components(adata.obsp["spatial_connectivities"], directed=False)
-    return adata[np.bincount(piece)[piece] >= MIN_PIECE].copy()
 
 
 def _thinning(adata: ad.AnnData, sample_key: str | None, share: float, seed: int) -> Task:

@@ -53,19 +53,6 @@ def test_blocks_are_connected_and_spots_are_not(tissue):
     assert inside["block"] > 0.6 > 0.45 > inside["spot"]
 
 
-@pytest.mark.parametrize("protocol", ["spot", "block"])
-def test_small_pieces_of_tissue_are_left_out_where_they_could_be_hidden_whole(tissue, protocol):
-    torn = tissue.copy()
-    for key in ("spatial_connectivities", "spatial_distances"):
-        graph = torn.obsp[key].tolil()
-        graph[0], graph[:, 0] = 0, 0
-        torn.obsp[key] = graph.tocsr()
-        torn.obsp[key].eliminate_zeros()
-    given = task(torn, None, protocol, 0)
-    assert given.adata.n_obs == torn.n_obs - 1 and torn.obs_names[0] not in given.adata.obs_names
-    assert task(torn, None, "entry", 0).adata.n_obs == torn.n_obs
-
-
 @pytest.mark.parametrize(("protocol", "share"), [("thinning", 0.5), ("shallow", 0.1)])
 def test_thinning_gives_its_share_and_measures_again_as_deep(tissue, protocol, share):
     given = task(tissue, None, protocol, 0)

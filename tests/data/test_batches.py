@@ -6,6 +6,7 @@ import tracemalloc
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse
 from scipy.spatial.distance import cdist
@@ -224,15 +225,31 @@ def test_never_more_neighbours_than_slots():
     assert batch[keys.NEIGHBOR_INDEX].shape[1] == 7  # the most that any spot has in the graph
 
 
-def test_hopeless_spots_are_refused():
+def test_a_piece_of_tissue_without_counts_looks_at_the_nearest_of_its_slide():
+    counts = np.ones((9, 3))
+    counts[[0, 1]] = 0
+    adata = chain(counts)
+    graph = adata.obsp["spatial_connectivities"].tolil()
+    graph[1, 2] = graph[2, 1] = 0
+    graph[5, 6] = graph[6, 5] = 0
+    adata.obsp["spatial_connectivities"] = graph.tocsr()
+    adata.obsm["spatial"][6:] = adata.obsm["spatial"][:3] + [0, 1]  # nearer, but on another slide
+    adata.obs["slide"] = pd.Categorical(["a"] * 6 + ["b"] * 3)
+    batch = dataset_of(adata, sample_key="slide")[np.arange(9)]
+    assert neighbor_sets(batch)[:3] == [{2, 3}, {2, 3}, {3}]
+    np.testing.assert_allclose(batch[keys.NEIGHBOR_DISTANCE][:2], [[2, 3], [1, 2]])
+
+
+def test_a_slide_without_counts_is_refused():
     counts = np.ones((6, 3))
     counts[[0, 1]] = 0
     adata = chain(counts)
     graph = adata.obsp["spatial_connectivities"].tolil()
-    graph[1, 2] = 0
+    graph[1, 2] = graph[2, 1] = 0
     adata.obsp["spatial_connectivities"] = graph.tocsr()
-    with pytest.raises(ValueError, match=r"2 of 6 spots \('0', '1'\).*nothing predicts them.*pp.spatial_neighbors"):
-        dataset_of(adata)
+    adata.obs["slide"] = pd.Categorical(["a"] * 2 + ["b"] * 4)
+    with pytest.raises(ValueError, match=r"2 of 6 spots \('0', '1'\) lie on a slide.*nothing predicts them; drop"):
+        dataset_of(adata, sample_key="slide")
 
 
 def test_a_slide_without_edges():

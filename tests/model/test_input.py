@@ -92,12 +92,11 @@ def nothing_known_of_a_gene(adata):
     adata.layers["known"][:, [2, 5]] = False
 
 
-def nothing_known_of_lonely_spots(adata):
-    adata.layers["known"][[4, 8]] = False
+def nothing_known_of_a_slide(adata):
+    adata.layers["known"][:4] = False
+    adata.obs["sample"] = ["first"] * 4 + ["second"] * (adata.n_obs - 4)
     graph = adata.obsp["spatial_connectivities"].tolil()
-    for spot in (4, 8):
-        graph[spot] = 0
-        graph[:, spot] = 0
+    graph[:4, 4:], graph[4:, :4] = 0, 0
     adata.obsp["spatial_connectivities"] = graph.tocsr()
 
 
@@ -114,7 +113,7 @@ CASES = {
     "bad layer": (layer(np.nan), {"layer": "counts"}, ValueError, ["1 of 720", "adata.layers['counts']", "NaN"]),
     "no layer": (None, {"layer": "raw"}, KeyError, ["'raw' not found in adata.layers", "'counts'", "None for adata.X"]),
     "empty X": (lambda adata: setattr(adata, "X", None), {}, ValueError, ["adata.X is empty", "layer=...", "'counts'"]),
-    "all zero": (no_counts_at_all, {}, ValueError, ["60 of 60 spots", "pp.spatial_neighbors"]),
+    "all zero": (no_counts_at_all, {}, ValueError, ["60 of 60 spots", "no count is observed"]),
     "no mask": (
         None,
         {"mask_layer": "mask"},
@@ -140,10 +139,10 @@ CASES = {
         ["2 of 12 genes", "adata.layers['known']", "'gene_03'", "mask.any(axis=0)"],
     ),
     "spots that nothing predicts": (
-        nothing_known_of_lonely_spots,
-        {"mask_layer": "known"},
+        nothing_known_of_a_slide,
+        {"mask_layer": "known", "sample_key": "sample"},
         ValueError,
-        ["2 of 60 spots", "nothing predicts them", "pp.spatial_neighbors"],
+        ["4 of 60 spots", "nothing predicts them", "drop that slide"],
     ),
     "no coordinates": (
         delete("obsm", "spatial"),

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 from scipy.sparse.csgraph import reverse_cuthill_mckee
+from scipy.spatial import cKDTree
 from scvi.data import AnnDataManager, AnnTorchDataset
 from torch.utils.data import Subset
 
@@ -49,7 +50,8 @@ class NeighborhoodDataset(AnnTorchDataset):
     """Spots and their neighbours.
 
     Counts stay sparse; a batch gathers the rows of its spots and, once each, of their neighbours. Neighbours in which
-    nothing is observed are left out; a spot left with none gets the nearest spots, along the graph, in which something is.
+    nothing is observed are left out; a spot left with none gets the nearest spots in which something is, along the graph,
+    or, if nothing is observed in its whole piece of tissue, on its slide.
 
     Parameters
     ----------
@@ -59,7 +61,7 @@ class NeighborhoodDataset(AnnTorchDataset):
     Raises
     ------
     ValueError
-        If spots can be predicted from nothing: neither an entry of theirs nor any spot connected to them is observed.
+        If nothing at all is observed of a slide, so that nothing predicts its spots.
     """
 
     def __init__(self, adata_manager: AnnDataManager):
@@ -116,8 +118,12 @@ class NeighborhoodDataset(AnnTorchDataset):
         useful = self.has_content[graph.indices]
         edges = pd.DataFrame({"spot": rows[useful], "neighbor": graph.indices[useful]})
         n_left = np.bincount(edges["spot"], minlength=graph.shape[0])
+        n_slots = max(1, int(np.diff(graph.indptr).max(initial=0)))
         reached = _reach_further(graph, np.flatnonzero((n_left == 0) & (np.diff(graph.indptr) > 0)), self.has_content)
-        edges = pd.concat([edges, reached])
+        stranded = ~self.has_content & (n_left == 0)
+        stranded[reached["spot"]] = False
+        nearest = _nearest(coordinates, samples, np.flatnonzero(stranded), self.has_content, n_slots)
+        edges = pd.concat([edges, reached, nearest])
         edges["distance"] = (
             np.linalg.norm(coordinates[edges["spot"]] - coordinates[edges["neighbor"]], axis=1)
             / pitch[samples[edges["spot"]]]
@@ -125,7 +131,6 @@ class NeighborhoodDataset(AnnTorchDataset):
         edges = edges.sort_values(["spot", "distance"], kind="stable")
         edges["slot"] = edges.groupby("spot").cumcount()
         # a far ring may hold many spots: the nearest suffice
-        n_slots = max(1, int(np.diff(graph.indptr).max(initial=0)))
         edges = edges[edges["slot"] < n_slots]
         self.neighbors = np.full((graph.shape[0], n_slots), -1, dtype=np.int64)
         self.distances = np.zeros((graph.shape[0], n_slots), dtype=np.float32)
@@ -135,9 +140,8 @@ class NeighborhoodDataset(AnnTorchDataset):
         lost = np.flatnonzero(~self.has_content & (self.neighbors[:, 0] < 0))
         if len(lost):
             raise ValueError(
-                f"{len(lost):,} of {adata.n_obs:,} spots ({list_names(adata.obs_names[lost])}) have no observed count and "
-                "no neighbour that has one, so nothing predicts them; drop them, or connect them with "
-                "pp.spatial_neighbors(adata, n_neighbors=...)"
+                f"{len(lost):,} of {adata.n_obs:,} spots ({list_names(adata.obs_names[lost])}) lie on a slide of which no count "
+                "is observed, so nothing predicts them; drop that slide"
             )
 
     def along_graph(self, spots: np.ndarray) -> np.ndarray:
@@ -222,6 +226,21 @@ def _reach_further(graph: sparse.csr_matrix, spots: np.ndarray, has_content: np.
     return pd.DataFrame(
         {"spot": np.asarray(found_spots, dtype=np.int64), "neighbor": np.asarray(found, dtype=np.int64)}
     )
+
+
+def _nearest(
+    coordinates: np.ndarray, samples: np.ndarray, spots: np.ndarray, has_content: np.ndarray, n: int
+) -> pd.DataFrame:
+    """Join spots to the `n` nearest of their slide that have content."""
+    found = [pd.DataFrame({"spot": [], "neighbor": []}, dtype=np.int64)]
+    for sample in np.unique(samples[spots]):
+        asking = spots[samples[spots] == sample]
+        useful = np.flatnonzero(has_content & (samples == sample))
+        if len(useful):
+            rank = np.arange(1, min(n, len(useful)) + 1)
+            _, place = cKDTree(coordinates[useful]).query(coordinates[asking], rank)
+            found.append(pd.DataFrame({"spot": np.repeat(asking, len(rank)), "neighbor": useful[place].ravel()}))
+    return pd.concat(found)
 
 
 def _columns(adata: AnnData, genes: np.ndarray) -> np.ndarray | None:
