@@ -8,6 +8,7 @@ import torch
 from lgdist_scvi.module._factors import SpatialFactors
 
 N_GENES, N_FACTORS = 30, 3
+NOBODY = torch.zeros(1, 2, dtype=torch.long)  # rows of two neighbours that are not there
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_factors_that_fitting_pruned():
 
 def test_reliability_is_the_share_of_the_variance_that_is_known(factors):
     residuals, weights = data(4)
-    around = factors.around(residuals, weights, torch.zeros(4, 4))
+    around = factors.around(residuals, weights, NOBODY.expand(4, -1), NOBODY.expand(4, -1))
     *_, reliability = factors.parts(residuals, weights, around)
     _, variance = factors.posterior(residuals, weights)
     strength = (factors.loadings**2).sum(0)
@@ -74,11 +75,23 @@ def test_no_neighbour_changes_nothing(factors):
     residuals, weights = data(3)
     factors.pull.fill_(0.5)
     factors.gain.fill_(0.5)
-    around = factors.around(*data(2, seed=2), torch.zeros(3, 2))
+    around = factors.around(*data(2, seed=2), NOBODY.expand(3, -1), NOBODY.expand(3, -1))
     score, _ = factors.posterior(residuals, weights)
     _, pull, carried, _ = factors.parts(residuals, weights, around)
     assert not carried.any()
     torch.testing.assert_close(pull, -score @ factors.loadings.T)
+
+
+def test_neighbours_are_averaged(factors):
+    residuals, weights = data(5, seed=2)
+    index, valid = torch.tensor([[4, 1], [2, 0], [0, 0]]), torch.tensor([[1, 1], [1, 0], [0, 0]])
+    score, carried = factors.around(residuals, weights, index, valid)
+    alone, _ = factors.posterior(residuals, weights)
+    torch.testing.assert_close(score, torch.stack([(alone[4] + alone[1]) / 2, alone[2], torch.zeros(N_FACTORS)]))
+    left = weights * (residuals - weights * (alone @ factors.loadings.T))
+    torch.testing.assert_close(carried[0], (left[4] + left[1]) / (weights[4] ** 2 + weights[1] ** 2 + 1))
+    torch.testing.assert_close(carried[1], left[2] / (weights[2] ** 2 + 1))
+    assert not carried[2].any()
 
 
 def test_gains_are_those_that_made_the_data(factors):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from lgdist_scvi.module._neighborhood import sum_of_neighbors
+
 
 class SpatialFactors(nn.Module):
     """Factor analysis with exact inference for any pattern of missing entries, corrected by the neighbours.
@@ -74,7 +76,7 @@ class SpatialFactors(nn.Module):
         return precision + torch.eye(self.n_factors, device=upper.device)
 
     def around(
-        self, residuals: torch.Tensor, weights: torch.Tensor, adjacency: torch.Tensor
+        self, residuals: torch.Tensor, weights: torch.Tensor, index: torch.Tensor, valid: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What neighbours tell: their mean score and what it leaves unexplained.
 
@@ -82,8 +84,8 @@ class SpatialFactors(nn.Module):
         ----------
         residuals, weights
             Of every spot that is a neighbour of some centre, (n, n_genes).
-        adjacency
-            1 where a spot is a neighbour of a centre, (batch, n).
+        index, valid
+            Rows of a centre's neighbours among these, and 1 where there is one, (batch, k).
 
         Returns
         -------
@@ -93,8 +95,8 @@ class SpatialFactors(nn.Module):
         score, _ = self.posterior(residuals, weights)
         unexplained = weights * (residuals - weights * (score @ self.loadings.T))
         # one pseudo-neighbour without a deviation keeps small what few neighbours say
-        carried = (adjacency @ unexplained) / (adjacency @ weights**2 + 1.0)
-        return adjacency @ score / adjacency.sum(1, keepdim=True).clamp(min=1.0), carried
+        carried = sum_of_neighbors(unexplained, index, valid) / (sum_of_neighbors(weights**2, index, valid) + 1.0)
+        return sum_of_neighbors(score, index, valid) / valid.sum(1, keepdim=True).clamp(min=1.0), carried
 
     def parts(
         self, residuals: torch.Tensor, weights: torch.Tensor, around: tuple[torch.Tensor, torch.Tensor]

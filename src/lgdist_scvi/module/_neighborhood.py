@@ -1,10 +1,11 @@
-"""What is visible of spots, and what it tells: the data that the networks hand on."""
+"""What is visible of spots, and what it tells: the data that the networks hand on, and sums over neighbours."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
 
 
 @dataclass
@@ -89,3 +90,18 @@ class Condition:
     def sample(self, noise: torch.Tensor) -> torch.Tensor:
         """Reparametrised sample of the latent, in the shape of `noise`, (..., batch, n_latent)."""
         return self.mean + torch.exp(0.5 * self.log_variance) * noise
+
+
+def sum_of_neighbors(values: torch.Tensor, index: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Sum over the neighbours of each centre, (batch, n_columns).
+
+    Parameters
+    ----------
+    values
+        Of every spot that is a neighbour of some centre, (n, n_columns).
+    index
+        Rows of a centre's neighbours among these, (batch, k).
+    valid
+        1 where there is a neighbour, (batch, k).
+    """
+    return functional.embedding_bag(index, values, mode="sum", per_sample_weights=valid.to(values))

@@ -5,12 +5,17 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from lgdist_scvi.module._neighborhood import sum_of_neighbors
+
 _USAGE_SHAPE = 1.0
 _PROFILE_SHAPE = 0.3
 _FROM_NEIGHBORS = 0.9  # share of the neighbours in what is expected of a spot's usage
 _FIT_STEPS = 200
 _STEPS = 5
-_STRIDE = 1.8  # of a step with given profiles, on the logarithmic scale; below 2 it ends where single steps do
+# With given profiles a step goes further than expectation-maximisation would, and keeps some of its direction (heavy ball): it
+# ends in the same place, sooner, as long as the stride is below twice (1 + momentum).
+_STRIDE = 2.2
+_MOMENTUM = 0.2
 _SMALLEST = 1e-20
 
 
@@ -95,12 +100,14 @@ class ProfileMixture(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Posterior mean of the usages and exponential of their expected logarithm, from the latter; all (n, n_profiles)."""
         shape = _USAGE_SHAPE + geometric * (self._ratio(counts, geometric) @ self.geometric.T)
-        return shape / rate, torch.exp(torch.digamma(shape)) / rate
+        # exponential of the digamma function by its series, within .2 % for shapes of at least 1: the function itself is slow
+        exponential = shape - 0.5 + (1.0 / 24.0 + 1.0 / 48.0 / shape) / shape
+        return shape / rate, exponential / rate
 
     def _expected(self, usage: torch.Tensor, index: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """Usages that neighbours let expect, (n, n_profiles)."""
         n_neighbors = valid.sum(1, keepdim=True)
-        mean = (usage[index] * valid[:, :, None]).sum(1) / n_neighbors.clamp(min=1.0)
+        mean = sum_of_neighbors(usage, index, valid) / n_neighbors.clamp(min=1.0)
         return self.typical_usage + _FROM_NEIGHBORS * (n_neighbors > 0) * (mean - self.typical_usage)
 
     def usage(
@@ -119,11 +126,12 @@ class ProfileMixture(nn.Module):
         """
         counts = counts * visible
         rate = self._usage_rate(visible, library, expected)
-        geometric = expected.expand(len(counts), -1)
+        logarithm, direction = expected.log().expand(len(counts), -1), 0.0
         for _ in range(_STEPS - 1):
-            _, target = self._usage_step(counts, rate, geometric)
-            geometric = target * (target / geometric) ** (_STRIDE - 1.0)
-        return self._usage_step(counts, rate, geometric)[0]
+            _, target = self._usage_step(counts, rate, logarithm.exp())
+            direction = _STRIDE * (target.log() - logarithm) + _MOMENTUM * direction
+            logarithm = logarithm + direction
+        return self._usage_step(counts, rate, logarithm.exp())[0]
 
     def around(
         self,

@@ -9,7 +9,7 @@ from lgdist_scvi._expression import COUNTS_PER
 from lgdist_scvi.module._factors import SpatialFactors
 from lgdist_scvi.module._layers import CentreBlock, DistanceEncoding, ResidualBlock
 from lgdist_scvi.module._likelihood import CountLikelihood, NormalLikelihood
-from lgdist_scvi.module._neighborhood import Around, Condition, Spots
+from lgdist_scvi.module._neighborhood import Around, Condition, Spots, sum_of_neighbors
 from lgdist_scvi.module._profiles import AveragedMixtures
 
 _LOG_VARIANCE_RANGE = (-9.0, 3.0)
@@ -198,17 +198,17 @@ class NeighborhoodVAE(nn.Module):
         """
         library = self.visible_library(neighbors)
         tokens = self.neighbor(self._embed(neighbors, library, self._depth(library, neighbors.visible)) + self.role[1])
-        adjacency = tokens.new_zeros(len(index), len(tokens)).scatter_add_(1, index, valid.to(tokens))
         if self.counts_are_modelled:
-            counted = adjacency @ (neighbors.counts * neighbors.visible)
-            expected = adjacency @ (library * neighbors.visible * self.gene_rate)
+            counted = sum_of_neighbors(neighbors.counts * neighbors.visible, index, valid)
+            expected = sum_of_neighbors(library * neighbors.visible, index, valid) * self.gene_rate
             deviation = torch.log((counted + 1.0) / (expected + 1.0))
         else:
             standardised = self._standardised(neighbors, library)
-            deviation = (adjacency @ standardised) / (adjacency @ neighbors.visible + 1.0)
+            n_seen = sum_of_neighbors(neighbors.visible, index, valid)
+            deviation = sum_of_neighbors(standardised, index, valid) / (n_seen + 1.0)
         experts = None
         if with_experts and self.has_experts:
-            linear = self.linear.around(*self.residuals(neighbors, library), adjacency)
+            linear = self.linear.around(*self.residuals(neighbors, library), index, valid)
             mixture = self.mixtures.around(neighbors.counts, neighbors.visible, library, index, valid)
             experts = (linear, mixture)
         return Around(
