@@ -60,6 +60,7 @@ def fit_experts(module: LGDiSTModule, batches: Iterable[dict[str, torch.Tensor]]
     vae.weights_hidden.copy_(_best_weights(module, chosen, "set_aside", generator))
     if vae.counts_are_modelled:
         vae.weights_visible.copy_(_best_weights(module, chosen, "split", generator))
+        _fit_deviations(module, chosen, generator)
 
 
 def _for_profiles(module: LGDiSTModule, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -131,6 +132,22 @@ def _best_weights(
         for place, weights in enumerate(candidates):
             losses[place] += vae.error(vae.corrected(network[scored], weights @ full), target, exposure).sum()
     return candidates[losses.argmin()]
+
+
+def _fit_deviations(
+    module: LGDiSTModule, batches: Sequence[dict[str, torch.Tensor]], generator: torch.Generator
+) -> None:
+    """Let genes learn from halves of their counts how far they stray from what is expected of them."""
+    vae = module.vae
+    vae.deviations.variance.zero_()
+    evidence = 0.0
+    for tensors in batches:
+        inputs = module._get_inference_input(tensors, "split", generator)
+        condition = vae.encode(inputs["centre"], module.around(inputs))
+        rate, observed = vae.decode(condition.mean, condition), inputs["centre"].visible
+        again, exposure = inputs["target"] * observed, module.fitted_exposure(tensors, inputs) * observed
+        evidence = evidence + vae.deviations.evidence(rate, *condition.own, again, exposure)
+    vae.deviations.fit(evidence)
 
 
 def _candidates(n_experts: int) -> torch.Tensor:

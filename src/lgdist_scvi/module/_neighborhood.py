@@ -75,6 +75,9 @@ class Condition:
         have no say.
     correction
         What they do to the network's prediction, (batch, n_genes).
+    own
+        Visible counts of the spot, and the library sizes, in counts, that they are a part of, (batch, n_genes) each, 0 where
+        nothing is visible; ``None`` if the experts have no say.
     """
 
     mean: torch.Tensor
@@ -86,6 +89,7 @@ class Condition:
     experts: torch.Tensor | None = None
     reliability: torch.Tensor | None = None
     correction: torch.Tensor | None = None
+    own: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def sample(self, noise: torch.Tensor) -> torch.Tensor:
         """Reparametrised sample of the latent, in the shape of `noise`, (..., batch, n_latent)."""

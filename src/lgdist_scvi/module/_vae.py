@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lgdist_scvi._expression import COUNTS_PER
+from lgdist_scvi.module._deviations import GeneDeviations
 from lgdist_scvi.module._factors import SpatialFactors
 from lgdist_scvi.module._layers import CentreBlock, DistanceEncoding, ResidualBlock
 from lgdist_scvi.module._likelihood import CountLikelihood, NormalLikelihood
@@ -102,6 +103,7 @@ class NeighborhoodVAE(nn.Module):
         self.register_buffer("has_experts", torch.tensor(False))
         self.register_buffer("weights_visible", torch.zeros(_N_EXPERTS))
         self.register_buffer("weights_hidden", torch.zeros(_N_EXPERTS))
+        self.deviations = GeneDeviations(n_genes) if self.counts_are_modelled else None
         self._start_from(loadings, signal)
 
     @torch.no_grad()
@@ -243,6 +245,7 @@ class NeighborhoodVAE(nn.Module):
                 centre.visible > 0, self.weights_visible[:, None, None], self.weights_hidden[:, None, None]
             )
             condition.correction = self.correction(condition, weights)
+            condition.own = (centre.counts * centre.visible, library * centre.visible)
         return condition
 
     def _expert_predictions(
@@ -284,7 +287,8 @@ class NeighborhoodVAE(nn.Module):
     def decode(self, latent: torch.Tensor, condition: Condition) -> torch.Tensor:
         """Expected rate (share of the library) or, for ``"normal"``, expected captured log1p(CP10K).
 
-        The average of what the network and the experts say, whose errors are of different kinds.
+        The average of what the network and the experts say, whose errors are of different kinds; and for rates what the
+        own count of each gene adds to that.
 
         Parameters
         ----------
@@ -301,7 +305,9 @@ class NeighborhoodVAE(nn.Module):
         if condition.correction is None:
             return decoded
         decoded = self.corrected(decoded, condition.correction)
-        return self._close(decoded) if self.counts_are_modelled else decoded
+        if not self.counts_are_modelled:
+            return decoded
+        return self._close(self.deviations(self._close(decoded), *condition.own))
 
     def corrected(self, decoded: torch.Tensor, correction: torch.Tensor) -> torch.Tensor:
         """Apply a :meth:`correction`, entry by entry; rates are not brought to a sum of 1."""

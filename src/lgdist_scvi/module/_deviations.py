@@ -1,0 +1,102 @@
+"""What a spot's own count of a gene adds to what everything else lets expect of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+# variances of the deviation that genes choose among
+_VARIANCES = (0.0, *torch.logspace(-3.5, 1.5, 17).tolist())
+_STEPS = 100
+
+
+class GeneDeviations(nn.Module):
+    """Deviations of single genes in single spots, which neither other genes nor neighbours share.
+
+    A count is Poisson with mean L * r * e: r is the expected share of the library, and e, the deviation, is gamma
+    distributed around 1 with a variance per gene. Gamma and Poisson are conjugate: a count x moves the expected rate from r
+    to r * (1 + variance * x) / (1 + variance * L * r), and a second count is negative binomial.
+
+    Parameters
+    ----------
+    n_genes
+        Number of genes. None of them deviates before :meth:`fit`.
+    """
+
+    def __init__(self, n_genes: int):
+        super().__init__()
+        self.register_buffer("variance", torch.zeros(n_genes))
+
+    def forward(self, rate: torch.Tensor, counts: torch.Tensor, exposure: torch.Tensor) -> torch.Tensor:
+        """Rate that a count leads to expect, (..., batch, n_genes).
+
+        Parameters
+        ----------
+        rate
+            Expected without it, share of the library, (..., batch, n_genes).
+        counts, exposure
+            The count and its library size, in counts, (batch, n_genes); both 0 where it may not be looked at.
+        """
+        return _updated(rate, counts, exposure, self.variance)
+
+    @staticmethod
+    def evidence(
+        rate: torch.Tensor,
+        counts: torch.Tensor,
+        exposure: torch.Tensor,
+        again: torch.Tensor,
+        exposure_again: torch.Tensor,
+    ) -> torch.Tensor:
+        """Log-likelihood, in nats, of second counts under each variance that genes choose among, (n_variances, n_genes).
+
+        Parameters
+        ----------
+        rate, counts, exposure
+            As in :meth:`forward`.
+        again, exposure_again
+            Second counts of the same rates, and their library size, in counts, (batch, n_genes); both 0 where there is none.
+        """
+        return torch.stack(
+            [
+                _log_likelihood(
+                    again, exposure_again * _updated(rate, counts, exposure, variance) + 1e-8, counts, variance
+                ).sum(0)
+                for variance in _VARIANCES
+            ]
+        )
+
+    @torch.no_grad()
+    def fit(self, evidence: torch.Tensor) -> None:
+        """Learn the variances by empirical Bayes: genes share a prior over them, learnt from all genes.
+
+        Parameters
+        ----------
+        evidence
+            Sum of :meth:`evidence` over batches.
+        """
+        prior = torch.full((len(_VARIANCES), 1), 1.0 / len(_VARIANCES), device=evidence.device)
+        for _ in range(_STEPS):
+            posterior = torch.softmax(evidence + prior.log(), dim=0)
+            prior = posterior.mean(1, keepdim=True).clamp(min=1e-12)
+        self.variance.copy_(torch.tensor(_VARIANCES).to(posterior) @ posterior)
+
+
+def _updated(
+    rate: torch.Tensor, counts: torch.Tensor, exposure: torch.Tensor, variance: torch.Tensor | float
+) -> torch.Tensor:
+    return rate * (1.0 + variance * counts) / (1.0 + variance * exposure * rate)
+
+
+def _log_likelihood(
+    again: torch.Tensor, expected: torch.Tensor, counts: torch.Tensor, variance: float
+) -> torch.Tensor:
+    """Of second counts with given expectation, after a first one, entrywise and up to a constant of the counts."""
+    if variance == 0.0:
+        return torch.xlogy(again, expected) - expected
+    shape = 1.0 / variance + counts
+    return (
+        torch.lgamma(shape + again)
+        - torch.lgamma(shape)
+        - shape * torch.log1p(expected / shape)
+        - again * torch.log(shape / expected + 1.0)
+    )
