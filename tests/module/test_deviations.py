@@ -66,4 +66,3 @@ def test_hidden_counts_change_nothing(data, deviations):
     expected, _, first, *_ = data
     nothing = torch.zeros_like(first)
     torch.testing.assert_close(deviations(expected, nothing, nothing), expected, rtol=0, atol=0)
-

@@ -87,9 +87,7 @@ def _updated(
     return rate * (1.0 + variance * counts) / (1.0 + variance * exposure * rate)
 
 
-def _log_likelihood(
-    again: torch.Tensor, expected: torch.Tensor, counts: torch.Tensor, variance: float
-) -> torch.Tensor:
+def _log_likelihood(again: torch.Tensor, expected: torch.Tensor, counts: torch.Tensor, variance: float) -> torch.Tensor:
     """Of second counts with given expectation, after a first one, entrywise and up to a constant of the counts."""
     if variance == 0.0:
         return torch.xlogy(again, expected) - expected
