@@ -52,6 +52,8 @@ def build() -> Callable:
         fit_experts(module, [tensors], torch.Generator().manual_seed(0))
         module.vae.weights_visible.fill_(0.3)
         module.vae.weights_hidden.fill_(0.2)
+        if module.vae.counts_are_modelled:
+            module.vae.deviations.variance.fill_(0.3)
         return module, tensors
 
     return build

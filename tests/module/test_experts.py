@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from lgdist_scvi import LGDiST, datasets
@@ -87,3 +88,38 @@ def test_factors_that_do_not_explain_anything_leave_hidden_spots_alone(build, li
     tensors = {**tensors, "observed_mask": tensors["observed_mask"].clone()}
     tensors["observed_mask"][0] = 0.0
     assert (module.condition(tensors).correction[0] == 0).all()
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "poisson"])
+def test_deviations_are_learnt_from_two_halves_of_what_is_observed(build, likelihood, monkeypatch):
+    module, tensors = build(likelihood)
+    deviations, seen = module.vae.deviations, []
+    evidence = type(deviations).evidence
+    monkeypatch.setattr(deviations, "evidence", lambda *halves: seen.append(halves) or evidence(*halves))
+    fit_experts(module, [tensors], torch.Generator().manual_seed(0))
+    ((rate, first, exposure, second, exposure_again),) = seen
+    torch.testing.assert_close(first + second, tensors["X"])
+    assert (first > 0).any() and (second > 0).any()
+    unobserved = tensors["observed_mask"] == 0
+    assert unobserved.any()
+    assert not exposure[unobserved].any() and not exposure_again[unobserved].any()
+    # both halves are as deep as each other, one of them as estimated from what is seen
+    ratio = (exposure / exposure_again)[~unobserved]
+    assert 0.8 < ratio.mean() < 1.25
+    assert (deviations.variance >= 0).all() and deviations.variance.isfinite().all()
+
+
+def test_the_own_count_moves_its_rate_and_hidden_ones_do_not(build):
+    module, tensors = build("nb")
+    module.vae.deviations.variance.fill_(0.5)
+    condition = module.condition(tensors)
+    counts, exposure = condition.own
+    with_own = module.vae.decode(condition.mean, condition)
+    condition.own = (torch.zeros_like(counts), torch.zeros_like(exposure))
+    without = module.vae.decode(condition.mean, condition)
+    torch.testing.assert_close(with_own.sum(1), torch.ones(len(counts)))
+    more = counts > exposure * without
+    # rates sum to 1: only what moves less than the sum does may go the other way
+    moved = with_own / without
+    assert (moved[more] > 0.99).float().mean() > 0.9 and moved[more].mean() > 1.1
+    assert moved[~more].mean() < 1.0

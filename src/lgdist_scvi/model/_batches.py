@@ -59,6 +59,11 @@ class BatchMixin:
         """Expected value at a latent, as it is averaged over samples: CP10K for rates, log1p(CP10K) for captured values."""
         return self._in_units(self.module.vae.decode(latent, condition), tensors, estimand)
 
+    def _value(self, latent: torch.Tensor, condition: Condition, tensors: dict, estimand: Estimand) -> torch.Tensor:
+        """Expected value at a latent, log1p(CP10K)."""
+        value = self._expected(latent, condition, tensors, estimand)
+        return torch.log1p(value) if estimand == "rate" else value
+
     def _in_units(self, decoded: torch.Tensor, tensors: dict, estimand: Estimand) -> torch.Tensor:
         """Turn decoder output into what is averaged over samples: CP10K for rates, log1p(CP10K) for captured values."""
         library = self.module.vae.usable(tensors[keys.LIBRARY])

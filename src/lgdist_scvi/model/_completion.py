@@ -15,9 +15,8 @@ from lgdist_scvi._checks import get_counts
 from lgdist_scvi._expression import log1p_cp10k
 from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.metrics._skill import MIN_ENTRIES, skill_per_gene
+from lgdist_scvi.model._arguments import check_choices, check_interval, seed_or_default
 from lgdist_scvi.model._batches import BatchMixin, Estimand, samples_for_spread
-from lgdist_scvi.model._intervals import check_interval
-from lgdist_scvi.model._prediction import _check_arguments, _seed
 from lgdist_scvi.model._record import RecordMixin
 from lgdist_scvi.model._skill import SkillMixin
 
@@ -91,7 +90,7 @@ class CompletionMixin(BatchMixin, SkillMixin, RecordMixin):
         KeyError
             If a gene is not registered.
         """
-        _check_arguments(n_samples, observed, fill)
+        check_choices(n_samples, observed, fill)
         if level is not None:
             check_interval(level, n_samples)
         target = self.adata if adata is None else adata
@@ -100,7 +99,7 @@ class CompletionMixin(BatchMixin, SkillMixin, RecordMixin):
                 "layers cannot be added to an AnnData that is backed by a file; call adata.to_memory() first"
             )
         _check_target(target, layer_added)
-        estimand, seed = self._estimand(estimand), _seed(seed)
+        estimand, seed = self._estimand(estimand), seed_or_default(seed)
         skill = skill_per_gene(self, estimand)
         adata = self._prepare(adata)
         chosen = self._chosen(genes, skill)
@@ -149,8 +148,7 @@ class CompletionMixin(BatchMixin, SkillMixin, RecordMixin):
         for place, tensors, library in self._blocks(adata, np.arange(adata.n_obs), batch_size, silent):
             condition = self.module.condition(tensors)
             latents = self._latents(condition, tensors, samples_for_spread(n_samples), seed, n_steps)
-            mean = self._expected(self.module.latent_mean(condition), condition, tensors, estimand)
-            value = torch.log1p(mean) if estimand == "rate" else mean
+            value = self._value(self.module.latent_mean(condition), condition, tensors, estimand)
             spreads = {
                 what: self._spread(latents, condition, tensors, what)
                 for what in ({estimand} if level is None else {estimand, self._modelled})

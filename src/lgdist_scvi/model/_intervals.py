@@ -11,9 +11,9 @@ import torch
 
 from lgdist_scvi._expression import COUNTS_PER
 from lgdist_scvi.data import _keys as keys
+from lgdist_scvi.model._arguments import check_choices, check_interval, seed_or_default, spots_at
 from lgdist_scvi.model._batches import BatchMixin, Estimand
 from lgdist_scvi.model._conformal import N_THIRDS, Deviations, calibrate, expression_strata
-from lgdist_scvi.model._prediction import _check_arguments, _rows, _seed
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -151,10 +151,10 @@ class IntervalMixin(BatchMixin):
             If the level is not between 0 and 1, or the model is not trained.
         """
         check_interval(level, n_samples)
-        _check_arguments(n_samples, observed, fill)
+        check_choices(n_samples, observed, fill)
         adata, estimand = self._prepare(adata), self._estimand(estimand)
         positions, names = self._genes(gene_list)
-        rows, seed = _rows(adata, indices), _seed(seed)
+        rows, seed = spots_at(adata, indices), seed_or_default(seed)
         lower = np.empty((len(rows), len(names)), dtype=np.float32)
         upper = np.empty_like(lower)
         for place, tensors, library in self._blocks(adata, rows, batch_size, silent):
@@ -192,11 +192,3 @@ def _relative_to(
     nothing_left = (shown[keys.LIBRARY] == 0) & (library > 0)
     brought = torch.round(counts * typical / library.clamp(min=1.0)).clamp(min=1.0) * (counts > 0)
     return torch.where(nothing_left, brought, counts)
-
-
-def check_interval(level: float, n_samples: int) -> None:
-    """Refuse arguments that no interval can have."""
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
-    if n_samples < 2:
-        raise ValueError(f"an interval needs n_samples of at least 2, got {n_samples}")

@@ -12,6 +12,7 @@ import torch
 from lgdist_scvi._checks import list_names
 from lgdist_scvi._expression import COUNTS_PER
 from lgdist_scvi.data import _keys as keys
+from lgdist_scvi.model._arguments import check_choices, seed_or_default, spots_at
 from lgdist_scvi.model._batches import BatchMixin, Estimand, samples_for_spread
 
 if TYPE_CHECKING:
@@ -150,12 +151,11 @@ class PredictionMixin(BatchMixin):
         KeyError
             If genes are not registered.
         """
-        _check_arguments(n_samples, observed, fill)
+        check_choices(n_samples, observed, fill)
         adata, estimand = self._prepare(adata), self._estimand(estimand)
         positions, names = self._genes(gene_list)
-        rows = _rows(adata, indices)
-        seed = _seed(seed)
-        by_sample = n_samples > 1 and not return_mean
+        rows, seed = spots_at(adata, indices), seed_or_default(seed)
+        averaged, by_sample = n_samples > 1 and return_mean, n_samples > 1 and not return_mean
         values = np.empty(((n_samples,) if by_sample else ()) + (len(rows), len(names)), dtype=np.float32)
         spread = np.zeros((len(rows), len(names)), dtype=np.float32) if return_std else None
 
@@ -165,17 +165,17 @@ class PredictionMixin(BatchMixin):
             if n_samples > 1 or return_std or not return_mean:
                 n_drawn = samples_for_spread(n_samples) if return_std else n_samples
                 latents = self._latents(condition, tensors, n_drawn, seed, n_steps)
-            if return_std or n_samples > 1 and return_mean:
+            if return_std or averaged:
                 mean, deviation = self._in_logarithms(*self._spread(latents, condition, tensors, estimand), estimand)
             if return_std:
                 spread[place] = np.where(kept, 0.0, deviation.cpu().numpy()[:, positions])
-            if n_samples > 1 and return_mean:
+            if averaged:
                 block = mean
+            elif by_sample:
+                block = torch.stack([self._value(each, condition, tensors, estimand) for each in latents.unbind(1)])
             else:
-                points = self.module.latent_mean(condition)[:, None] if return_mean else latents[:, :n_samples]
-                block = torch.stack([self._expected(point, condition, tensors, estimand) for point in points.unbind(1)])
-                block = torch.log1p(block) if estimand == "rate" else block
-                block = block if by_sample else block[0]
+                latent = self.module.latent_mean(condition) if return_mean else latents[:, 0]
+                block = self._value(latent, condition, tensors, estimand)
             values[..., place, :] = np.where(kept, measured, block.cpu().numpy()[..., positions])
         if not (return_numpy or by_sample):
             index = adata.obs_names[rows]
@@ -216,7 +216,7 @@ class PredictionMixin(BatchMixin):
         adata = self._prepare(adata)
         self._estimand("rate")
         positions, names = self._genes(gene_list)
-        rows, seed = _rows(adata, indices), _seed(seed)
+        rows, seed = spots_at(adata, indices), seed_or_default(seed)
         by_sample = n_samples > 1 and not return_mean
         values = np.empty(((n_samples,) if by_sample else ()) + (len(rows), len(names)), dtype=np.float32)
         for place, tensors, _ in self._blocks(adata, rows, batch_size, silent):
@@ -259,7 +259,7 @@ class PredictionMixin(BatchMixin):
         (n_obs, n_latent)
         """
         adata = self._prepare(adata)
-        rows, seed = _rows(adata, indices), _seed(seed)
+        rows, seed = spots_at(adata, indices), seed_or_default(seed)
         latent = np.empty((len(rows), self.module.n_latent), dtype=np.float32)
         for place, tensors, _ in self._blocks(adata, rows, batch_size, silent):
             condition = self.module.condition(tensors)
@@ -269,37 +269,3 @@ class PredictionMixin(BatchMixin):
                 block = self._latents(condition, tensors, 1, seed, None)[:, 0]
             latent[place] = block.cpu().numpy()
         return latent
-
-
-def _seed(seed: int | None) -> int:
-    from scvi import settings
-
-    return int(settings.seed or 0) if seed is None else int(seed)
-
-
-def _rows(adata: AnnData, indices: Sequence[int] | None) -> np.ndarray:
-    """Rows of the chosen spots."""
-    if indices is None:
-        return np.arange(adata.n_obs)
-    indices = np.asarray(indices)
-    if indices.dtype == bool:
-        if len(indices) != adata.n_obs:
-            raise ValueError(f"indices is a mask of {len(indices):,} values for {adata.n_obs:,} spots")
-        return np.flatnonzero(indices)
-    if indices.dtype.kind not in "iu" and len(indices):
-        raise ValueError(
-            "indices must be positions of spots or a bool mask; adata.obs_names.get_indexer(names) gives them"
-        )
-    indices = indices.astype(np.int64)
-    if len(indices) and (indices.min() < -adata.n_obs or indices.max() >= adata.n_obs):
-        raise ValueError(f"indices reach beyond the {adata.n_obs:,} spots")
-    return indices % max(adata.n_obs, 1)
-
-
-def _check_arguments(n_samples: int, observed: str, fill: str) -> None:
-    if n_samples < 1:
-        raise ValueError(f"n_samples must be at least 1, got {n_samples}")
-    if observed not in ("keep", "model"):
-        raise ValueError(f"observed must be 'keep' or 'model', got {observed!r}")
-    if fill not in ("zeros", "masked"):
-        raise ValueError(f"fill must be 'zeros' or 'masked', got {fill!r}")
