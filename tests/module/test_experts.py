@@ -9,7 +9,7 @@ import torch
 from lgdist_scvi import LGDiST, datasets
 from lgdist_scvi.module import fit_experts
 
-LEARNT = ("mixtures", "mixture_offset", "linear")
+LEARNT = ("mixtures", "mixture_offset", "linear")  # weights and deviations are chosen with them in view
 
 
 def learnt(module):
@@ -98,28 +98,36 @@ def test_deviations_are_learnt_from_two_halves_of_what_is_observed(build, likeli
     monkeypatch.setattr(deviations, "evidence", lambda *halves: seen.append(halves) or evidence(*halves))
     fit_experts(module, [tensors], torch.Generator().manual_seed(0))
     ((rate, first, exposure, second, exposure_again),) = seen
-    torch.testing.assert_close(first + second, tensors["X"])
     assert (first > 0).any() and (second > 0).any()
     unobserved = tensors["observed_mask"] == 0
-    assert unobserved.any()
+    aside = module.set_aside(tensors["spot"])
+    assert unobserved.any() and aside.any() and not second[aside].any() and not exposure_again[aside].any()
+    torch.testing.assert_close((first * ~aside) + second, tensors["X"] * ~aside)
     assert not exposure[unobserved].any() and not exposure_again[unobserved].any()
     # both halves are as deep as each other, one of them as estimated from what is seen
-    ratio = (exposure / exposure_again)[~unobserved]
+    ratio = (exposure / exposure_again)[~unobserved & ~aside]
     assert 0.8 < ratio.mean() < 1.25
     assert (deviations.variance >= 0).all() and deviations.variance.isfinite().all()
+    # what an earlier training learnt plays no part
+    learnt = deviations.variance.clone()
+    deviations.variance.fill_(5.0)
+    fit_experts(module, [tensors], torch.Generator().manual_seed(0))
+    torch.testing.assert_close(deviations.variance, learnt, rtol=0, atol=0)
 
 
-def test_the_own_count_moves_its_rate_and_hidden_ones_do_not(build):
+def test_the_own_count_moves_its_rate_and_hidden_ones_only_as_the_sum_does(build):
     module, tensors = build("nb")
     module.vae.deviations.variance.fill_(0.5)
+    hidden = tensors["observed_mask"] == 0
     condition = module.condition(tensors)
     counts, exposure = condition.own
     with_own = module.vae.decode(condition.mean, condition)
     condition.own = (torch.zeros_like(counts), torch.zeros_like(exposure))
     without = module.vae.decode(condition.mean, condition)
     torch.testing.assert_close(with_own.sum(1), torch.ones(len(counts)))
-    more = counts > exposure * without
-    # rates sum to 1: only what moves less than the sum does may go the other way
     moved = with_own / without
-    assert (moved[more] > 0.99).float().mean() > 0.9 and moved[more].mean() > 1.1
-    assert moved[~more].mean() < 1.0
+    for one, unseen in zip(moved, hidden, strict=True):
+        torch.testing.assert_close(one[unseen], one[unseen][:1].expand(int(unseen.sum())))
+    by_sum = torch.stack([one[unseen][0] for one, unseen in zip(moved, hidden, strict=True)])[:, None]
+    more = counts > exposure * without
+    assert (moved / by_sum)[more & ~hidden].min() > 1.0 and (moved / by_sum)[~more & ~hidden].max() <= 1.0

@@ -13,12 +13,13 @@ def posterior(module, tensors, hide, seed=0):
     return inputs, module.inference(**inputs)["condition"]
 
 
-PARTS = ("tokens", "mean", "log_variance", "experts")
+PARTS = ("tokens", "mean", "log_variance", "experts", "decoded")
 
 
-def parts(condition):
+def parts(module, condition):
     """What there is of these: experts have no say in a condition of neighbours only."""
-    return {name: value for name in PARTS if (value := getattr(condition, name)) is not None}
+    found = {name: value for name in PARTS if (value := getattr(condition, name, None)) is not None}
+    return {**found, "decoded": module.vae.decode(condition.mean, condition)}
 
 
 @pytest.mark.parametrize("hide", ["random", "set_aside", "nothing"])
@@ -28,7 +29,7 @@ def test_gradient_of_the_condition_is_zero_at_hidden_entries_of_the_centre(build
     # counts that the data set has not blanked, so that a leak would show
     tensors["X"] = (tensors["X"] + 1.0).requires_grad_()
     inputs, condition = posterior(module, tensors, hide)
-    value = parts(condition)[part]
+    value = parts(module, condition)[part]
     weights = torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
     (gradient,) = torch.autograd.grad((value * weights).sum(), tensors["X"])
     visible = inputs["centre"].visible > 0
@@ -46,7 +47,7 @@ def test_gradient_of_the_condition_is_zero_at_hidden_entries_of_the_neighbours(b
     module, tensors = build(likelihood, conditioning)
     tensors["neighbor_counts"] = (tensors["neighbor_counts"] + 1.0).requires_grad_()
     inputs, condition = posterior(module, tensors, hide)
-    total = sum((value * torch.randn_like(value)).sum() for value in parts(condition).values())
+    total = sum((value * torch.randn_like(value)).sum() for value in parts(module, condition).values())
     (gradient,) = torch.autograd.grad(total, tensors["neighbor_counts"])
     visible = inputs["neighbors"].visible > 0
     assert not (visible & (tensors["neighbor_mask"] == 0)).any()
@@ -63,7 +64,7 @@ def test_neighbourhood_condition_does_not_look_at_the_centre(build, likelihood):
     module, tensors = build(likelihood, "neighborhood")
     tensors["X"] = (tensors["X"] + 1.0).requires_grad_()
     condition = module.condition(tensors)
-    total = sum((value * torch.randn_like(value)).sum() for value in parts(condition).values())
+    total = sum((value * torch.randn_like(value)).sum() for value in parts(module, condition).values())
     (gradient,) = torch.autograd.grad(total, tensors["X"], allow_unused=True)
     assert gradient is None or (gradient == 0).all()
     assert total.item() != 0
@@ -154,8 +155,8 @@ def test_hidden_counts_do_not_enter_the_split(build):
     centre = inputs["centre"]
     centre.counts = torch.where(hidden, centre.counts + 7.0, centre.counts)
     changed = module.inference(**inputs)["condition"]
-    for name, value in parts(condition).items():
-        assert torch.equal(value, parts(changed)[name]), name
+    for name, value in parts(module, condition).items():
+        assert torch.equal(value, parts(module, changed)[name]), name
 
 
 def test_masked_entries_are_never_scored(build, likelihood):

@@ -114,7 +114,7 @@ class NeighborhoodDataset(AnnTorchDataset):
         coordinates = get_coordinates(adata, registry[keys.COORDINATES].attr_key, sample_key)
         rows = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
         lengths = np.linalg.norm(coordinates[rows] - coordinates[graph.indices], axis=1)
-        pitch = spot_pitch(rows, lengths, samples)
+        pitch = spot_pitch(rows, lengths, samples, coordinates)
         useful = self.has_content[graph.indices]
         edges = pd.DataFrame({"spot": rows[useful], "neighbor": graph.indices[useful]})
         n_left = np.bincount(edges["spot"], minlength=graph.shape[0])
@@ -198,12 +198,19 @@ class NeighborhoodDataset(AnnTorchDataset):
         return batch
 
 
-def spot_pitch(rows: np.ndarray, lengths: np.ndarray, samples: np.ndarray) -> np.ndarray:
-    """Distance between neighbouring spots of each slide: the median over spots of the nearest neighbour's, (n_slides,)."""
+def spot_pitch(rows: np.ndarray, lengths: np.ndarray, samples: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
+    """Distance between neighbouring spots of each slide: the median over spots of the nearest neighbour's, (n_slides,).
+
+    `rows` and `lengths` are those of the graph's edges; on a slide without edges the nearest spot is the neighbour.
+    """
     nearest = pd.Series(lengths).groupby(rows).min()
     medians = nearest.groupby(samples[nearest.index]).median()
     pitch = np.ones(samples.max(initial=0) + 1)
     pitch[medians.index] = medians.to_numpy()
+    for sample in np.setdiff1d(samples, medians.index):
+        spots = coordinates[samples == sample]
+        if len(spots) > 1:
+            pitch[sample] = np.median(cKDTree(spots).query(spots, [2])[0])
     return pitch
 
 

@@ -16,7 +16,7 @@ from lgdist_scvi._expression import log1p_cp10k
 from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.metrics._skill import MIN_ENTRIES, skill_per_gene
 from lgdist_scvi.model._arguments import check_choices, check_interval, seed_or_default
-from lgdist_scvi.model._batches import BatchMixin, Estimand, samples_for_spread
+from lgdist_scvi.model._batches import Estimand, samples_for_spread
 from lgdist_scvi.model._record import RecordMixin
 from lgdist_scvi.model._skill import SkillMixin
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MEASURED, FILLED_ZERO, FILLED_MISSING, REPLACED, LEFT_MISSING = 0, 1, 2, 3, 4
 
 
-class CompletionMixin(BatchMixin, SkillMixin, RecordMixin):
+class CompletionMixin(SkillMixin, RecordMixin):
     """Completion of an AnnData by :class:`~lgdist_scvi.LGDiST`."""
 
     def complete(

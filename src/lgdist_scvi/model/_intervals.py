@@ -12,8 +12,9 @@ import torch
 from lgdist_scvi._expression import COUNTS_PER
 from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.model._arguments import check_choices, check_interval, seed_or_default, spots_at
-from lgdist_scvi.model._batches import BatchMixin, Estimand
+from lgdist_scvi.model._batches import Estimand
 from lgdist_scvi.model._conformal import N_THIRDS, Deviations, calibrate, expression_strata
+from lgdist_scvi.model._prediction import PredictionMixin
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -23,7 +24,7 @@ _N_SPOTS, _N_HIDDEN_SPOTS, _N_NOISE_SPOTS = 1024, 512, 512  # that calibrate, ch
 _N_NOISE_SAMPLES = 8
 
 
-class IntervalMixin(BatchMixin):
+class IntervalMixin(PredictionMixin):
     """Prediction intervals of :class:`~lgdist_scvi.LGDiST`."""
 
     @torch.inference_mode()
@@ -176,11 +177,13 @@ def _without(tensors: dict[str, torch.Tensor], hidden: torch.Tensor, keep_librar
     """A batch as it would be if these entries of its spots were missing, (batch, n_genes)."""
     left = (~hidden).float()
     lost = 0.0 if keep_library else (tensors[keys.COUNTS] * hidden).sum(dim=1, keepdim=True)
+    library = (tensors[keys.LIBRARY] - lost).clamp(min=0.0)
     return {
         **tensors,
         keys.COUNTS: tensors[keys.COUNTS] * left,
-        keys.MASK: tensors[keys.MASK] * left,
-        keys.LIBRARY: (tensors[keys.LIBRARY] - lost).clamp(min=0.0),
+        # as in the data set, a spot without counts says nothing
+        keys.MASK: tensors[keys.MASK] * left * (library > 0),
+        keys.LIBRARY: library,
     }
 
 

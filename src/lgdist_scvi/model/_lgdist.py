@@ -26,14 +26,13 @@ from lgdist_scvi.data import (
 from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.model._completion import CompletionMixin
 from lgdist_scvi.model._intervals import IntervalMixin
-from lgdist_scvi.model._prediction import PredictionMixin
 from lgdist_scvi.model._record import random_state
 from lgdist_scvi.model._setup import DEFAULT_GRAPH, choose_sample_key, ensure_graph, resolve_likelihood
 from lgdist_scvi.model._training import TrainingMixin
 from lgdist_scvi.module import LGDiSTModule, NeighborhoodVAE
 
 
-class LGDiST(TrainingMixin, PredictionMixin, IntervalMixin, CompletionMixin, BaseModelClass):
+class LGDiST(TrainingMixin, IntervalMixin, CompletionMixin, BaseModelClass):
     """Latent gene diffusion for the completion of spatial transcriptomics (Cárdenas et al. 2025, arXiv 2509.01864).
 
     A neighbourhood VAE encodes each spot from its own visible entries and its spatial neighbours; a latent diffusion model

@@ -16,6 +16,7 @@ from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.metrics._skill import compare
 from lgdist_scvi.metrics.baselines._means import MOLECULES
 from lgdist_scvi.model._batches import Estimand
+from lgdist_scvi.model._prediction import PredictionMixin
 from lgdist_scvi.module._likelihood import CountLikelihood
 
 _MAX_SPOTS = 4096
@@ -23,7 +24,7 @@ _DEPTH_ENTRIES = 10.0  # shrinkage of the dependence on depth, in known entries
 _ENTRIES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # shrinkage of the neighbour mean, in known entries
 
 
-class SkillMixin:
+class SkillMixin(PredictionMixin):
     """Skill of :class:`~lgdist_scvi.LGDiST` on the entries that training set aside."""
 
     def skill_table(self, estimand: Estimand | None = None, neighbors_only: bool = False) -> pd.DataFrame:

@@ -15,7 +15,8 @@ class GeneDeviations(nn.Module):
 
     A count is Poisson with mean L * r * e: r is the expected share of the library, and e, the deviation, is gamma
     distributed around 1 with a variance per gene. Gamma and Poisson are conjugate: a count x moves the expected rate from r
-    to r * (1 + variance * x) / (1 + variance * L * r), and a second count is negative binomial.
+    to r * (1 + variance * x) / (1 + variance * L * r), and a second count is negative binomial. As r is found from all counts
+    of a spot, x among them, variances are those that predict second counts best, given that.
 
     Parameters
     ----------
@@ -47,7 +48,7 @@ class GeneDeviations(nn.Module):
         again: torch.Tensor,
         exposure_again: torch.Tensor,
     ) -> torch.Tensor:
-        """Log-likelihood, in nats, of second counts under each variance that genes choose among, (n_variances, n_genes).
+        """Log-likelihood, in nats, of second counts under each variance that genes choose among, (n_variances, n_genes), float64.
 
         Parameters
         ----------
@@ -74,11 +75,11 @@ class GeneDeviations(nn.Module):
         evidence
             Sum of :meth:`evidence` over batches.
         """
-        prior = torch.full((len(_VARIANCES), 1), 1.0 / len(_VARIANCES), device=evidence.device)
+        prior = evidence.new_full((len(_VARIANCES), 1), 1.0 / len(_VARIANCES))
         for _ in range(_STEPS):
             posterior = torch.softmax(evidence + prior.log(), dim=0)
             prior = posterior.mean(1, keepdim=True).clamp(min=1e-12)
-        self.variance.copy_(torch.tensor(_VARIANCES).to(posterior) @ posterior)
+        self.variance.copy_(posterior.new_tensor(_VARIANCES) @ posterior)
 
 
 def _updated(
@@ -89,6 +90,8 @@ def _updated(
 
 def _log_likelihood(again: torch.Tensor, expected: torch.Tensor, counts: torch.Tensor, variance: float) -> torch.Tensor:
     """Of second counts with given expectation, after a first one, entrywise and up to a constant of the counts."""
+    # small differences of large numbers; not every device has double precision
+    again, expected, counts = (part.cpu().double() for part in (again, expected, counts))
     if variance == 0.0:
         return torch.xlogy(again, expected) - expected
     shape = 1.0 / variance + counts

@@ -1,4 +1,4 @@
-"""After stage 1: what the experts learn, and how much say each of them has."""
+"""After stage 1: what the experts learn, how much say each of them has, and how far genes stray from what all of them say."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _N_WEIGHTS = 10  # weights are multiples of a tenth
 
 @torch.no_grad()
 def fit_experts(module: LGDiSTModule, batches: Iterable[dict[str, torch.Tensor]], generator: torch.Generator) -> None:
-    """Let the experts learn, and choose their weights on what training set aside.
+    """Let the experts learn, choose their weights on what training set aside, and let genes learn their deviations.
 
     Parameters
     ----------
@@ -53,6 +53,8 @@ def fit_experts(module: LGDiSTModule, batches: Iterable[dict[str, torch.Tensor]]
     _fit_mixtures(vae, parts, generator)
     vae.weights_hidden.zero_()
     vae.weights_visible.zero_()
+    if vae.counts_are_modelled:
+        vae.deviations.variance.zero_()
     vae.has_experts.fill_(True)
     _fit_neighbors(module, chosen, generator)
     if not vae.counts_are_modelled:
@@ -139,13 +141,12 @@ def _fit_deviations(
 ) -> None:
     """Let genes learn from halves of their counts how far they stray from what is expected of them."""
     vae = module.vae
-    vae.deviations.variance.zero_()
     evidence = 0.0
     for tensors in batches:
         inputs = module._get_inference_input(tensors, "split", generator)
         condition = vae.encode(inputs["centre"], module.around(inputs))
-        rate, observed = vae.decode(condition.mean, condition), inputs["centre"].visible
-        again, exposure = inputs["target"] * observed, module.fitted_exposure(tensors, inputs) * observed
+        rate, known = vae.decode(condition.mean, condition), inputs["known"]
+        again, exposure = inputs["target"] * known, module.fitted_exposure(tensors, inputs) * known
         evidence = evidence + vae.deviations.evidence(rate, *condition.own, again, exposure)
     vae.deviations.fit(evidence)
 

@@ -130,7 +130,8 @@ class LGDiSTModule(BaseModuleClass):
         """Split a batch into what is visible and what is scored.
 
         `hide` = "random" hides a part of the observed entries for training, "set_aside" those kept for validation,
-        "nothing" shows all that is observed. With a generator, "set_aside" hides a further part as training does. Where
+        "nothing" shows all that is observed, and "split" shows half of the molecules of all that is observed, the other
+        half being the target. With a generator, "set_aside" hides a further part as training does. Where
         spots are predicted from their neighbours only, nothing of them is visible but in the VAE's training (`autoencode`).
         """
         counts, observed = tensors["X"], tensors["observed_mask"].bool()

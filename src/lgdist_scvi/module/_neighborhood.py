@@ -77,7 +77,7 @@ class Condition:
         What they do to the network's prediction, (batch, n_genes).
     own
         Visible counts of the spot, and the library sizes, in counts, that they are a part of, (batch, n_genes) each, 0 where
-        nothing is visible; ``None`` if the experts have no say.
+        nothing is visible; ``None`` like the experts.
     """
 
     mean: torch.Tensor

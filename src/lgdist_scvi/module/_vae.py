@@ -99,8 +99,9 @@ class NeighborhoodVAE(nn.Module):
         self.mixtures = AveragedMixtures(gene_rate, n_profiles, n_mixtures)
         # from the logarithm of an expected count to the expected logarithm of a captured one
         self.register_buffer("mixture_offset", torch.zeros(n_genes))
-        # weight of each expert on entries that are visible and hidden, where it knows everything else about a spot
+        # whether experts and deviations have learnt, and with that their say
         self.register_buffer("has_experts", torch.tensor(False))
+        # weight of each expert on entries that are visible and hidden, where it knows everything else about a spot
         self.register_buffer("weights_visible", torch.zeros(_N_EXPERTS))
         self.register_buffer("weights_hidden", torch.zeros(_N_EXPERTS))
         self.deviations = GeneDeviations(n_genes) if self.counts_are_modelled else None
