@@ -225,14 +225,18 @@ def test_never_more_neighbours_than_slots():
     assert batch[keys.NEIGHBOR_INDEX].shape[1] == 7  # the most that any spot has in the graph
 
 
-def test_a_piece_of_tissue_without_counts_looks_at_the_nearest_of_its_slide():
-    counts = np.ones((9, 3))
-    counts[[0, 1]] = 0
-    adata = chain(counts)
+def torn_chain(n: int, breaks: tuple[int, ...]) -> ad.AnnData:
+    """A chain torn before some spots; the first two have no counts."""
+    adata = chain(np.repeat([[0.0], [1.0]], [2, n - 2], axis=0) * np.ones(3))
     graph = adata.obsp["spatial_connectivities"].tolil()
-    graph[1, 2] = graph[2, 1] = 0
-    graph[5, 6] = graph[6, 5] = 0
+    for spot in breaks:
+        graph[spot - 1, spot] = graph[spot, spot - 1] = 0
     adata.obsp["spatial_connectivities"] = graph.tocsr()
+    return adata
+
+
+def test_a_piece_of_tissue_without_counts_looks_at_the_nearest_of_its_slide():
+    adata = torn_chain(9, breaks=(2, 6))
     adata.obsm["spatial"][6:] = adata.obsm["spatial"][:3] + [0, 1]  # nearer, but on another slide
     adata.obs["slide"] = pd.Categorical(["a"] * 6 + ["b"] * 3)
     batch = dataset_of(adata, sample_key="slide")[np.arange(9)]
@@ -241,12 +245,7 @@ def test_a_piece_of_tissue_without_counts_looks_at_the_nearest_of_its_slide():
 
 
 def test_a_slide_without_counts_is_refused():
-    counts = np.ones((6, 3))
-    counts[[0, 1]] = 0
-    adata = chain(counts)
-    graph = adata.obsp["spatial_connectivities"].tolil()
-    graph[1, 2] = graph[2, 1] = 0
-    adata.obsp["spatial_connectivities"] = graph.tocsr()
+    adata = torn_chain(6, breaks=(2,))
     adata.obs["slide"] = pd.Categorical(["a"] * 2 + ["b"] * 4)
     with pytest.raises(ValueError, match=r"2 of 6 spots \('0', '1'\) lie on a slide.*nothing predicts them; drop"):
         dataset_of(adata, sample_key="slide")
@@ -258,6 +257,14 @@ def test_a_slide_without_edges():
     batch = dataset_of(adata)[np.arange(4)]
     assert not batch[keys.NEIGHBOR_VALID].any()
     assert batch[keys.NEIGHBOR_VALID].shape[1] >= 1
+
+
+def test_distances_without_edges_are_in_units_of_the_nearest_spot():
+    adata = torn_chain(6, breaks=())
+    adata.obsp["spatial_connectivities"] = sparse.csr_matrix((6, 6))
+    batch = dataset_of(adata)[np.arange(6)]
+    assert neighbor_sets(batch) == [{2}, {2}, set(), set(), set(), set()]
+    np.testing.assert_allclose(batch[keys.NEIGHBOR_DISTANCE][:2], [[2], [1]])
 
 
 # ---- library sizes and likelihoods
