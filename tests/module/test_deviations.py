@@ -48,17 +48,17 @@ def test_the_own_count_brings_the_rate_nearer(data, deviations):
 
 
 def test_the_evidence_is_a_distribution_with_the_mean_that_the_first_count_leads_to_expect():
-    variance = torch.tensor(_VARIANCES)
+    variance = torch.tensor(_VARIANCES, dtype=torch.float64)
     rate, first, exposure = torch.tensor([[0.02]]), torch.tensor([[5.0]]), torch.tensor([[100.0]])
     values = torch.stack(
         [
             GeneDeviations.evidence(rate, first, exposure, torch.tensor([[again]]), 2 * exposure)[:, 0]
-            - torch.lgamma(torch.tensor(again + 1.0))
+            - torch.lgamma(torch.tensor(again + 1.0, dtype=torch.float64))
             for again in map(float, range(400))
         ]
     )
-    torch.testing.assert_close(values.exp().sum(0), torch.ones(len(variance)), rtol=0, atol=0.02)
-    mean = (values.exp() * torch.arange(400.0)[:, None]).sum(0)
+    torch.testing.assert_close(values.exp().sum(0), torch.ones_like(variance), rtol=0, atol=0.02)
+    mean = (values.exp() * torch.arange(400.0).double()[:, None]).sum(0)
     torch.testing.assert_close(mean[:8], (4.0 * (1 + 5 * variance) / (1 + 2 * variance))[:8], rtol=1e-3, atol=1e-3)
 
 
