@@ -57,6 +57,9 @@ class GeneDeviations(nn.Module):
         again, exposure_again
             Second counts of the same rates, and their library size, in counts, (batch, n_genes); both 0 where there is none.
         """
+        # small differences of large numbers; not every device has double precision
+        given = (rate, counts, exposure, again, exposure_again)
+        rate, counts, exposure, again, exposure_again = (part.cpu().double() for part in given)
         return torch.stack(
             [
                 _log_likelihood(
@@ -90,8 +93,6 @@ def _updated(
 
 def _log_likelihood(again: torch.Tensor, expected: torch.Tensor, counts: torch.Tensor, variance: float) -> torch.Tensor:
     """Of second counts with given expectation, after a first one, entrywise and up to a constant of the counts."""
-    # small differences of large numbers; not every device has double precision
-    again, expected, counts = (part.cpu().double() for part in (again, expected, counts))
     if variance == 0.0:
         return torch.xlogy(again, expected) - expected
     shape = 1.0 / variance + counts
