@@ -89,7 +89,8 @@ class ProfileMixture(nn.Module):
 
     def _ratio(self, counts: torch.Tensor, geometric: torch.Tensor) -> torch.Tensor:
         """Counts over what they are attributed to, (n, n_genes)."""
-        return counts / (geometric @ self.geometric).add_(_SMALLEST)
+        attributed = (geometric @ self.geometric).add_(_SMALLEST)
+        return torch.div(counts, attributed, out=attributed)  # in place: large, and made again in every step
 
     def _usage_rate(self, visible: torch.Tensor, library: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
         """Rate of the usages' gamma posterior, (n, n_profiles)."""
