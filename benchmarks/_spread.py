@@ -40,6 +40,8 @@ def spread_scores(model: LGDiST, task: Task, seed: int) -> dict:
     - ``"variance_sample"``, ``"variance_latent"``, ``"variance_mean"``: variance over spots of one sample, of one decoded
       latent, of the posterior mean, relative to the measured values: median over genes, and with ``"_within"`` the share of
       the genes between 0.8 and 1.25;
+    - ``"deviation_over_error"``: standard deviation of the expected value over its error, what sampling noise alone leaves
+      taken off: roots of mean squares, 1 where the model knows how sure it is;
     - ``"coverage"``: records with `level`, `stratum` (all, and thirds of the scored genes by expression), `coverage`,
       `width`, `n`, and `endless`, the share of all intervals of this level that reach to infinity (counted as 20 wide on
       that side).
@@ -52,7 +54,9 @@ def spread_scores(model: LGDiST, task: Task, seed: int) -> dict:
     truth, scored = task.measured[chosen], np.asarray(task.scored[chosen])
     latents, samples = draw(model, task, spots, genes, seed)
     arguments = {"indices": spots, "observed": "model", "estimand": task.estimand, "return_numpy": True}
-    mean = model.get_completed_expression(**arguments)[:, genes]
+    mean, deviation = (
+        values[:, genes] for values in model.get_completed_expression(return_std=True, seed=seed, **arguments)
+    )
     scores: dict = {"n_samples": _N_SAMPLES, "n_spots": len(spots), "n_genes": len(genes)}
     for suffix, drawn in (("", samples), ("_latent", latents)):
         scores[f"crps{suffix}"] = metrics.crps(drawn, truth, scored)
@@ -63,6 +67,7 @@ def spread_scores(model: LGDiST, task: Task, seed: int) -> dict:
         ratio = ratio[np.isfinite(ratio)]
         scores[f"variance_{name}"] = float(np.median(ratio))
         scores[f"variance_{name}_within"] = float(np.mean((ratio >= 0.8) & (ratio <= 1.25)))
+    scores["deviation_over_error"] = _deviation_over_error(task, truth, scored, mean, deviation, task.library[spots])
     strata = np.broadcast_to(_thirds(task, genes), truth.shape)
     scores["coverage"] = []
     for level in LEVELS:
@@ -77,6 +82,24 @@ def spread_scores(model: LGDiST, task: Task, seed: int) -> dict:
             record["endless"] = endless
             scores["coverage"].append({"level": level, "stratum": name, **record})
     return scores
+
+
+def _deviation_over_error(
+    task: Task, truth: np.ndarray, scored: np.ndarray, mean: np.ndarray, deviation: np.ndarray, library: np.ndarray
+) -> float:
+    """Root of the mean variance that is claimed over the mean squared error, without sampling noise."""
+    counts_per_value = np.maximum(library[:, None], 1.0) / 1e4
+    measured = np.expm1(truth) * counts_per_value
+    if task.estimand == "captured":
+        counts = np.where(scored, np.rint(measured), 0.0)
+        error = np.mean((truth - mean)[scored] ** 2) - metrics.poisson_floor(counts, library, scored)
+        return float(np.sqrt(np.mean(deviation[scored] ** 2) / error))
+    # in counts, where noise is known; each gene weighted by the inverse of its mean
+    expected = np.expm1(mean) * counts_per_value
+    claimed = (deviation * (np.expm1(mean) + 1.0) * counts_per_value) ** 2
+    weight = scored / np.maximum(expected.mean(axis=0), 1e-9)
+    error = (weight * ((measured - expected) ** 2 - expected)).sum()
+    return float(np.sqrt((weight * claimed).sum() / error))
 
 
 def _energy_modules(samples: np.ndarray, truth: np.ndarray, scored: np.ndarray) -> float:

@@ -148,9 +148,15 @@ def _numbers(spread: dict) -> dict[str, float]:
 
 
 def coverage(rows: pd.DataFrame) -> pd.DataFrame:
-    """Coverage of intervals: protocol, method, file, level, stratum, coverage, width; mean over seeds."""
+    """Coverage and width of intervals, by protocol, method, file, level and stratum, and size of the deviation; mean over seeds."""
     records = [
-        {"protocol": row["protocol"], "method": row["method"], "file": row["file"], **record}
+        {
+            "protocol": row["protocol"],
+            "method": row["method"],
+            "file": row["file"],
+            "deviation_over_error": row["spread"].get("deviation_over_error", np.nan),
+            **record,
+        }
         for _, row in rows.iterrows()
         if isinstance(row["spread"], dict)
         for record in row["spread"]["coverage"]
@@ -158,7 +164,8 @@ def coverage(rows: pd.DataFrame) -> pd.DataFrame:
     if not records:
         return pd.DataFrame()
     keys = ["protocol", "method", "file", "level", "stratum"]
-    return pd.DataFrame(records).groupby(keys, observed=True, sort=False)[["coverage", "width"]].mean().reset_index()
+    values = ["coverage", "width", "deviation_over_error"]
+    return pd.DataFrame(records).groupby(keys, observed=True, sort=False)[values].mean().reset_index()
 
 
 def cost(rows: pd.DataFrame) -> pd.DataFrame:
@@ -284,12 +291,14 @@ def spread_section(rows: pd.DataFrame) -> str:
                 for level in wide.columns.get_level_values(0).unique()
             }
         )
-        width = table[(table["stratum"] == "all") & (table["level"] == 0.9)].set_index(["protocol", "file"])["width"]
-        shown["width, 90%"] = width
+        overall = table[(table["stratum"] == "all") & (table["level"] == 0.9)].set_index(["protocol", "file"])
+        shown["width, 90%"] = overall["width"]
+        shown["deviation / error"] = overall["deviation_over_error"]
         shown.index = [f"{TITLES[p]}: {FILES.get(file, file)}" for p, file in shown.index]
         parts.append(
-            "### Coverage of intervals\n\nOver all scored genes, and in brackets over each third of them, from low to high "
-            "expression:\n\n" + markdown_table(shown)
+            "### Coverage of intervals, and size of the standard deviation\n\nOver all scored genes, and in brackets over each "
+            "third of them, from low to high expression. Last: standard deviation of the expected value over its error, roots "
+            "of mean squares, without the noise of what it is compared with:\n\n" + markdown_table(shown)
         )
     return "\n\n".join(parts)
 

@@ -18,7 +18,14 @@ def _spread(crps: float) -> dict:
     strata = [("all", 0.88), ("low", 0.85), ("middle", 0.9), ("high", 0.91)]
     records = [{"level": q, "stratum": s, "coverage": c, "width": 1.0, "n": 9} for q in (0.5, 0.9) for s, c in strata]
     names = ("variance_sample", "variance_sample_within", "variance_mean")
-    return {"crps": crps, "energy": 2 * crps, "n_samples": 20, **dict.fromkeys(names, 0.9), "coverage": records}
+    return {
+        "crps": crps,
+        "energy": 2 * crps,
+        "deviation_over_error": 0.95,
+        "n_samples": 20,
+        **dict.fromkeys(names, 0.9),
+        "coverage": records,
+    }
 
 
 @pytest.fixture
@@ -64,7 +71,7 @@ def test_tables_say_what_the_rows_say(document):
     assert "2026-01-01 to 2026-01-02" in text and "torch 2" in text
     assert "| Entry hold-out: LGDiST | .2000 | .4000 |" in text
     covered = ".880 (.850, .900, .910)"
-    assert f"| Entry hold-out: HER2ST A | {covered} | {covered} | 1.000 |" in text
+    assert f"| Entry hold-out: HER2ST A | {covered} | {covered} | 1.000 | .950 |" in text
 
 
 def test_a_page_is_written_between_its_marks(document, tmp_path, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -178,18 +179,21 @@ def test_estimand_none_is_rate_for_counts_and_captured_for_values(trained, captu
         np.testing.assert_array_equal(default, named)
 
 
-def test_standard_deviation(trained, tissue):
+def test_standard_deviation(trained, tissue, monkeypatch):
     values, spread = trained.get_completed_expression(return_std=True)
     assert list(spread.columns) == list(tissue.var_names)
     kept = known(tissue) & (tissue.X.toarray() > 0)
     assert (spread.to_numpy()[kept] == 0).all()
     assert (spread.to_numpy()[~kept] > 0).all()
     np.testing.assert_array_equal(values, trained.get_completed_expression())
-    # of samples on the same scale
+    # of samples on the same scale, and of what no sample of the latent holds
     samples = trained.get_completed_expression(n_samples=200, return_mean=False, observed="model")
-    _, spread = trained.get_completed_expression(n_samples=200, return_std=True, observed="model", return_numpy=True)
-    ratio = spread / samples.std(axis=0)
-    assert 0.9 < np.median(ratio) < 1.1
+    arguments = {"n_samples": 200, "return_std": True, "observed": "model", "return_numpy": True}
+    _, spread = trained.get_completed_expression(**arguments)
+    monkeypatch.setattr(trained.module.vae, "own_variance", lambda decoded, condition: torch.zeros_like(decoded))
+    _, of_latents = trained.get_completed_expression(**arguments)
+    assert 0.9 < np.median(of_latents / samples.std(axis=0)) < 1.1
+    assert (spread >= of_latents).all() and (spread > of_latents).any()
 
 
 def test_latent_has_one_row_per_spot(trained, tissue):

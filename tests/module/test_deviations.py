@@ -47,6 +47,16 @@ def test_the_own_count_brings_the_rate_nearer(data, deviations):
     assert (after[TRUE == 0] < 0.002 * noise[TRUE == 0]).all()
 
 
+def test_the_variance_that_is_left_is_the_squared_error_that_is_left(data, deviations):
+    expected, rate, first, _, library = data
+    after = deviations(expected, first, library)
+    claimed = (after**2 * deviations.relative_variance(first)).mean(0)
+    deviates = TRUE > 0
+    torch.testing.assert_close(claimed[deviates], ((after - rate) ** 2).mean(0)[deviates], rtol=0.2, atol=0)
+    # nothing is looked at of a hidden entry, and all of its variance is left
+    assert (deviations.relative_variance(torch.zeros_like(first)) == deviations.variance).all()
+
+
 def test_the_evidence_is_a_distribution_with_the_mean_that_the_first_count_leads_to_expect():
     variance = torch.tensor(_VARIANCES, dtype=torch.float64)
     rate, first, exposure = torch.tensor([[0.02]]), torch.tensor([[5.0]]), torch.tensor([[100.0]])

@@ -65,10 +65,10 @@ def poisson_floor(counts: Matrix, library: np.ndarray, mask: Matrix, rate: Matri
         expected = library[rows] * take(rate, rows, columns, "rate")
         if (expected <= 0).any():
             raise ValueError(f"rate is not positive in {int((expected <= 0).sum()):,} scored entries with counts")
-    return float(np.mean(_variance_given_positive(expected, COUNTS_PER / library[rows])))
+    return float(np.mean(variance_given_positive(expected, COUNTS_PER / library[rows])))
 
 
-def _variance_given_positive(expected: np.ndarray, scale: np.ndarray) -> np.ndarray:
+def variance_given_positive(expected: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Var[log1p(scale * x) | x > 0] for x ~ Poisson(expected)."""
     from scipy.stats import poisson
 

@@ -88,15 +88,28 @@ class BatchMixin:
             square = square + delta * (value - mean)
         return mean, square / max(latents.shape[1] - 1, 1)
 
-    @staticmethod
     def _in_logarithms(
-        mean: torch.Tensor, variance: torch.Tensor, estimand: Estimand
+        self,
+        spread: tuple[torch.Tensor, torch.Tensor],
+        latents: torch.Tensor,
+        condition: Condition,
+        tensors: dict,
+        estimand: Estimand,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation in log1p(CP10K), from the units of :meth:`_expected`."""
+        """Mean and standard deviation of the expected value, log1p(CP10K), from its :meth:`_spread` over latents.
+
+        The standard deviation is that over latents together with what no latent holds: the value is that of one gene in one
+        spot, which may differ from what other genes and spots share with it.
+        """
+        mean, variance = spread
+        centre = self.module.vae.decode(latents.mean(1), condition)
+        own = self.module.vae.own_variance(centre, condition).sqrt()
+        above, below = (self._in_units((centre + sign * own).clamp(min=0.0), tensors, estimand) for sign in (1.0, -1.0))
+        deviation = (variance + ((above - below) / 2.0) ** 2).sqrt()
         if estimand == "captured":
-            return mean, variance.sqrt()
+            return mean, deviation
         # delta method from CP10K to its logarithm
-        return torch.log1p(mean), variance.sqrt() / (1.0 + mean)
+        return torch.log1p(mean), deviation / (1.0 + mean)
 
     @property
     def _modelled(self) -> Estimand:

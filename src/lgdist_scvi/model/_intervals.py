@@ -11,6 +11,7 @@ import torch
 
 from lgdist_scvi._expression import COUNTS_PER
 from lgdist_scvi.data import _keys as keys
+from lgdist_scvi.metrics._poisson import variance_given_positive
 from lgdist_scvi.model._arguments import check_choices, check_interval, seed_or_default, spots_at
 from lgdist_scvi.model._batches import Estimand
 from lgdist_scvi.model._conformal import N_THIRDS, Deviations, calibrate, expression_strata
@@ -31,10 +32,11 @@ class IntervalMixin(PredictionMixin):
     def _fit_noise(self, spots: np.ndarray) -> None:
         """Bring the likelihood's noise to the size seen on set-aside entries, one factor per third of the genes.
 
-        In training much more is hidden than where the model is asked, and the noise learnt there makes up for it.
+        In training much more is hidden than where the model is asked, and the noise learnt there makes up for it. Of captured
+        values, what is more than sampling noise lasts: another measurement would show it again.
         """
         vae = self.module.vae
-        totals = torch.zeros(2, len(vae.gene_rate), dtype=torch.float64)
+        totals = torch.zeros(3, len(vae.gene_rate), dtype=torch.float64)
         for _, tensors, _ in self._blocks(self.adata, spots, None, silent=True):
             aside = self.module.set_aside(tensors[keys.SPOT]) & (tensors[keys.MASK] > 0)
             shown = _without(tensors, aside, keep_library=False)
@@ -42,17 +44,27 @@ class IntervalMixin(PredictionMixin):
             condition = self.module.condition(shown)
             latents = self._latents(condition, shown, _N_NOISE_SAMPLES, seed=0, n_steps=None)
             mean, variance = self._as_modelled(self._spread(latents, condition, shown, self._modelled), shown)
+            sampling = torch.zeros_like(mean)
             if vae.counts_are_modelled:
                 square = (measured - mean) ** 2 - mean - variance
             else:
-                values = torch.log1p(measured / vae.usable(shown[keys.LIBRARY]) * COUNTS_PER)
-                square = (values - mean) ** 2 - variance
-            for total, part in zip(totals, (square, vae.likelihood.noise_variance(mean, variance)), strict=True):
+                scale = (COUNTS_PER / vae.usable(shown[keys.LIBRARY])).expand_as(measured)
+                square = (torch.log1p(measured * scale) - mean) ** 2 - variance
+                noise = variance_given_positive(
+                    measured[aside].double().numpy(force=True), scale[aside].numpy(force=True)
+                )
+                sampling[aside] = torch.from_numpy(noise).to(sampling)
+            for total, part in zip(
+                totals, (square, vae.likelihood.noise_variance(mean, variance), sampling), strict=True
+            ):
                 total += (part * aside).double().sum(0).cpu()
         third = torch.from_numpy(expression_strata(vae.gene_rate.cpu().numpy()))
-        pooled = torch.zeros(2, N_THIRDS, dtype=torch.float64).index_add_(1, third, totals)
-        if (pooled[1] > 0).all():
-            vae.likelihood.scale_noise(*pooled[:, third].float().to(vae.gene_rate.device))
+        pooled = torch.zeros(3, N_THIRDS, dtype=torch.float64).index_add_(1, third, totals)
+        square, expected, sampling = pooled[:, third].float().to(vae.gene_rate.device)
+        if (expected > 0).all():
+            vae.likelihood.scale_noise(square, expected)
+        if not vae.counts_are_modelled:
+            vae.likelihood.lasting_share.copy_((1.0 - sampling / square.clamp(min=1e-12)).clamp(min=0.0))
 
     def _calibrate(self) -> None:
         """Learn how far out intervals must reach, per stratum of genes, to cover as often as they say."""

@@ -118,8 +118,8 @@ class PredictionMixin(BatchMixin):
         return_mean
             Whether to average over samples.
         return_std
-            Whether to return the standard deviation over samples too (from 25 if `n_samples` is 1), 0 where a measured value
-            is kept.
+            Whether to return the standard deviation of the expected value too, 0 where a measured value is kept: over samples
+            (25 if `n_samples` is 1), and of what is peculiar to one gene in one spot, which no sample of the latent holds.
         observed
             ``"keep"``: measured entries stay exactly as measured, and only what `fill` names is replaced. ``"model"``: the
             model's value everywhere.
@@ -166,7 +166,8 @@ class PredictionMixin(BatchMixin):
                 n_drawn = samples_for_spread(n_samples) if return_std else n_samples
                 latents = self._latents(condition, tensors, n_drawn, seed, n_steps)
             if return_std or averaged:
-                mean, deviation = self._in_logarithms(*self._spread(latents, condition, tensors, estimand), estimand)
+                spread_over_latents = self._spread(latents, condition, tensors, estimand)
+                mean, deviation = self._in_logarithms(spread_over_latents, latents, condition, tensors, estimand)
             if return_std:
                 spread[place] = np.where(kept, 0.0, deviation.cpu().numpy()[:, positions])
             if averaged:

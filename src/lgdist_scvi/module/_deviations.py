@@ -40,6 +40,16 @@ class GeneDeviations(nn.Module):
         """
         return _updated(rate, counts, exposure, self.variance)
 
+    def relative_variance(self, counts: torch.Tensor) -> torch.Tensor:
+        """Variance that is left of a rate, relative to the square of its expectation, (batch, n_genes).
+
+        Parameters
+        ----------
+        counts
+            As in :meth:`forward`.
+        """
+        return self.variance / (1.0 + self.variance * counts)
+
     @staticmethod
     def evidence(
         rate: torch.Tensor,

@@ -132,6 +132,8 @@ class NormalLikelihood(nn.Module):
         # one for all genes: completed values are judged on log1p(CP10K), whatever the gene
         self.register_buffer("scale", scale.square().mean().sqrt())
         self.log_sigma = nn.Parameter(torch.zeros_like(scale))
+        # share of the noise's variance that another measurement of the same spots would show again
+        self.register_buffer("lasting_share", torch.zeros_like(scale))
 
     @torch.no_grad()
     def scale_noise(self, square: torch.Tensor, expected: torch.Tensor) -> None:
@@ -150,6 +152,11 @@ class NormalLikelihood(nn.Module):
     def noise_variance(self, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
         """Variance of a measured value that the latent does not explain, (batch, n_genes)."""
         return (self.sigma**2).expand_as(mean)
+
+    @property
+    def lasting_variance(self) -> torch.Tensor:
+        """Variance of what is peculiar to a gene in a spot, and not sampling noise, (n_genes,)."""
+        return self.lasting_share * self.sigma**2
 
     @property
     def sigma(self) -> torch.Tensor:

@@ -310,6 +310,24 @@ class NeighborhoodVAE(nn.Module):
             return decoded
         return self._close(self.deviations(self._close(decoded), *condition.own))
 
+    def own_variance(self, decoded: torch.Tensor, condition: Condition) -> torch.Tensor:
+        """Variance of an expected value that no latent holds: what is peculiar to one gene in one spot.
+
+        Parameters
+        ----------
+        decoded, condition
+            Output and argument of :meth:`decode`; (batch, n_genes).
+
+        Returns
+        -------
+        (batch, n_genes), in squared units of `decoded`; 0 for rates where deviations have no say.
+        """
+        if not self.counts_are_modelled:
+            return self.likelihood.lasting_variance.expand_as(decoded)
+        if condition.own is None:
+            return torch.zeros_like(decoded)
+        return decoded**2 * self.deviations.relative_variance(condition.own[0])
+
     def corrected(self, decoded: torch.Tensor, correction: torch.Tensor) -> torch.Tensor:
         """Apply a :meth:`correction`, entry by entry; rates are not brought to a sum of 1."""
         return decoded * (1.0 + correction) if self.counts_are_modelled else decoded + correction
