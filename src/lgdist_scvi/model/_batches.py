@@ -102,9 +102,10 @@ class BatchMixin:
         spot, which may differ from what other genes and spots share with it.
         """
         mean, variance = spread
-        centre = self.module.vae.decode(latents.mean(1), condition)
-        own = self.module.vae.own_variance(centre, condition).sqrt()
-        above, below = (self._in_units((centre + sign * own).clamp(min=0.0), tensors, estimand) for sign in (1.0, -1.0))
+        decoded = self.module.vae.decode(latents.mean(1), condition)
+        own = self.module.vae.own_variance(decoded, condition).sqrt()
+        ends = (decoded + own, (decoded - own).clamp(min=0.0))
+        above, below = (self._in_units(end, tensors, estimand) for end in ends)
         deviation = (variance + ((above - below) / 2.0) ** 2).sqrt()
         if estimand == "captured":
             return mean, deviation

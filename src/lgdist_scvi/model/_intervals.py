@@ -32,8 +32,7 @@ class IntervalMixin(PredictionMixin):
     def _fit_noise(self, spots: np.ndarray) -> None:
         """Bring the likelihood's noise to the size seen on set-aside entries, one factor per third of the genes.
 
-        In training much more is hidden than where the model is asked, and the noise learnt there makes up for it. Of captured
-        values, what is more than sampling noise lasts: another measurement would show it again.
+        In training much more is hidden than where the model is asked, and the noise learnt there makes up for it.
         """
         vae = self.module.vae
         totals = torch.zeros(3, len(vae.gene_rate), dtype=torch.float64)
@@ -44,27 +43,20 @@ class IntervalMixin(PredictionMixin):
             condition = self.module.condition(shown)
             latents = self._latents(condition, shown, _N_NOISE_SAMPLES, seed=0, n_steps=None)
             mean, variance = self._as_modelled(self._spread(latents, condition, shown, self._modelled), shown)
-            sampling = torch.zeros_like(mean)
             if vae.counts_are_modelled:
-                square = (measured - mean) ** 2 - mean - variance
+                values, sampling = measured, mean
             else:
                 scale = (COUNTS_PER / vae.usable(shown[keys.LIBRARY])).expand_as(measured)
-                square = (torch.log1p(measured * scale) - mean) ** 2 - variance
-                noise = variance_given_positive(
-                    measured[aside].double().numpy(force=True), scale[aside].numpy(force=True)
-                )
-                sampling[aside] = torch.from_numpy(noise).to(sampling)
-            for total, part in zip(
-                totals, (square, vae.likelihood.noise_variance(mean, variance), sampling), strict=True
-            ):
+                values, sampling = torch.log1p(measured * scale), torch.zeros_like(mean)
+                counts, scale = (part[aside].cpu().double().numpy() for part in (measured, scale))
+                sampling[aside] = torch.from_numpy(variance_given_positive(counts, scale)).to(sampling)
+            parts = ((values - mean) ** 2 - variance, sampling, vae.likelihood.noise_variance(mean, variance))
+            for total, part in zip(totals, parts, strict=True):
                 total += (part * aside).double().sum(0).cpu()
         third = torch.from_numpy(expression_strata(vae.gene_rate.cpu().numpy()))
-        pooled = torch.zeros(3, N_THIRDS, dtype=torch.float64).index_add_(1, third, totals)
-        square, expected, sampling = pooled[:, third].float().to(vae.gene_rate.device)
-        if (expected > 0).all():
-            vae.likelihood.scale_noise(square, expected)
-        if not vae.counts_are_modelled:
-            vae.likelihood.lasting_share.copy_((1.0 - sampling / square.clamp(min=1e-12)).clamp(min=0.0))
+        pooled = torch.zeros(len(totals), N_THIRDS, dtype=torch.float64).index_add_(1, third, totals)
+        if (pooled[-1] > 0).all():
+            vae.likelihood.scale_noise(*pooled[:, third].float().to(vae.gene_rate.device))
 
     def _calibrate(self) -> None:
         """Learn how far out intervals must reach, per stratum of genes, to cover as often as they say."""

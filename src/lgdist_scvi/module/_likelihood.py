@@ -66,10 +66,10 @@ class CountLikelihood(nn.Module):
         )
 
     @torch.no_grad()
-    def scale_noise(self, square: torch.Tensor, expected: torch.Tensor) -> None:
+    def scale_noise(self, square: torch.Tensor, sampling: torch.Tensor, expected: torch.Tensor) -> None:
         """Bring the overdispersion to the size that was seen; as :meth:`NormalLikelihood.scale_noise`."""
         if self.log_theta is not None:
-            self.log_theta -= torch.log((square / expected).clamp(*_NOISE_FACTORS))
+            self.log_theta -= torch.log(((square - sampling) / expected).clamp(*_NOISE_FACTORS))
 
     def noise_variance(self, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
         """Variance of a count beyond that of its mean and the Poisson distribution, (batch, n_genes)."""
@@ -136,18 +136,19 @@ class NormalLikelihood(nn.Module):
         self.register_buffer("lasting_share", torch.zeros_like(scale))
 
     @torch.no_grad()
-    def scale_noise(self, square: torch.Tensor, expected: torch.Tensor) -> None:
-        """Bring the noise to the size that was seen.
+    def scale_noise(self, square: torch.Tensor, sampling: torch.Tensor, expected: torch.Tensor) -> None:
+        """Bring the noise to the size that was seen, and tell what lasts from sampling noise.
 
         Parameters
         ----------
         square
             Sum over entries of the squared error that the spread of samples leaves to the noise, of a stratum for each of
             its genes, (n_genes,).
-        expected
-            The sum of :meth:`noise_variance` over the same entries, (n_genes,).
+        sampling, expected
+            The sums of the variance of sampling noise, and of :meth:`noise_variance`, over the same entries, (n_genes,).
         """
         self.log_sigma += 0.5 * torch.log((square / expected).clamp(*_NOISE_FACTORS))
+        self.lasting_share.copy_((1.0 - sampling / square.clamp(min=1e-12)).clamp(min=0.0))
 
     def noise_variance(self, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
         """Variance of a measured value that the latent does not explain, (batch, n_genes)."""
