@@ -88,7 +88,7 @@ class BatchMixin:
             square = square + delta * (value - mean)
         return mean, square / max(latents.shape[1] - 1, 1)
 
-    def _in_logarithms(
+    def _mean_and_deviation(
         self,
         spread: tuple[torch.Tensor, torch.Tensor],
         latents: torch.Tensor,

@@ -167,7 +167,7 @@ class PredictionMixin(BatchMixin):
                 latents = self._latents(condition, tensors, n_drawn, seed, n_steps)
             if return_std or averaged:
                 spread_over_latents = self._spread(latents, condition, tensors, estimand)
-                mean, deviation = self._in_logarithms(spread_over_latents, latents, condition, tensors, estimand)
+                mean, deviation = self._mean_and_deviation(spread_over_latents, latents, condition, tensors, estimand)
             if return_std:
                 spread[place] = np.where(kept, 0.0, deviation.cpu().numpy()[:, positions])
             if averaged:
