@@ -90,6 +90,8 @@ class ProfileMixture(nn.Module):
     def _ratio(self, counts: torch.Tensor, geometric: torch.Tensor) -> torch.Tensor:
         """Counts over what they are attributed to, (n, n_genes)."""
         attributed = (geometric @ self.geometric).add_(_SMALLEST)
+        if torch.is_grad_enabled():
+            return counts / attributed
         return torch.div(counts, attributed, out=attributed)  # in place: large, and made again in every step
 
     def _usage_rate(self, visible: torch.Tensor, library: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
