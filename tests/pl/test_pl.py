@@ -163,6 +163,8 @@ def test_held_out():
     ax = figure.axes[0]
     assert f"MSE {np.mean((truth - prediction)[mask] ** 2):.3f}" in ax.get_title()
     assert 0.98 * mask.sum() <= ax.collections[0].get_array().sum() <= mask.sum()
+    far = pl.held_out(truth + 50, prediction + 50, mask).axes[0]
+    assert far.get_xlim() == pytest.approx(np.add(ax.get_xlim(), 50)), "the axes fit the values"
     canvas, own = plt.subplots()
     assert pl.held_out(truth, prediction, mask, ax=own) is canvas
     plt.close(canvas)

@@ -69,8 +69,10 @@ def held_out(
     scores = completion_scores(truth, prediction, mask)
     entries = scored_entries(mask)
     true, predicted = take(truth, *entries, "truth"), take(prediction, *entries, "prediction")
-    low = float(min(0, true.min(), predicted.min()))
-    high = float(max(np.quantile(true, 0.9995), np.quantile(predicted, 0.9995))) * 1.03 + 1e-6
+    low = float(min(true.min(), predicted.min()))
+    high = float(max(np.quantile(true, 0.9995), np.quantile(predicted, 0.9995)))
+    margin = 0.03 * (high - low) + 1e-6
+    low, high = low - margin, high + margin
     figure, ax = figure_of(ax, figsize)
     density = ax.hexbin(
         true,
