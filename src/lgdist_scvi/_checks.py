@@ -318,3 +318,39 @@ def get_mask(adata: AnnData, mask_layer: str) -> np.ndarray:
             "a mask is bool, True where an entry is observed (see pp.observed_mask)"
         )
     return mask.astype(bool)
+
+
+def get_library(adata: AnnData, size_factor_key: str) -> np.ndarray:
+    """Read library sizes.
+
+    Parameters
+    ----------
+    adata
+        Annotated data, (n_obs, n_vars).
+    size_factor_key
+        Column of `adata.obs` with library sizes in counts.
+
+    Returns
+    -------
+    Library size in counts, float64, (n_obs,).
+
+    Raises
+    ------
+    KeyError
+        If the column is absent.
+    ValueError
+        If values are not numbers, NaN, infinite or negative.
+    """
+    remedy = "pp.select_genes writes 'total_counts'; None sums the counts of the genes"
+    require_key(adata.obs, size_factor_key, "adata.obs", remedy)
+    where = f"adata.obs[{size_factor_key!r}]"
+    try:
+        library = np.asarray(adata.obs[size_factor_key], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where} is not numeric; give library sizes in counts") from error
+    if n_bad := int((~np.isfinite(library) | (library < 0)).sum()):
+        raise ValueError(
+            f"{n_bad:,} of {adata.n_obs:,} library sizes in {where} are NaN, infinite or negative; "
+            "give total counts per spot, for example from pp.select_genes"
+        )
+    return library

@@ -34,6 +34,13 @@ def library_size(counts: np.ndarray | sparse.spmatrix, mask: np.ndarray | None =
     return np.bincount(rows, weights=values, minlength=n_obs)
 
 
+def known_counts(counts: np.ndarray | sparse.csr_matrix, known: np.ndarray | None) -> np.ndarray | sparse.csr_matrix:
+    """Counts with 0 where a mask says that they are unknown."""
+    if known is None:
+        return counts
+    return counts.multiply(known).tocsr() if sparse.issparse(counts) else np.where(known, counts, 0)
+
+
 def log1p_cp10k(counts: np.ndarray | sparse.spmatrix, library: np.ndarray) -> np.ndarray:
     """Normalise counts to log1p(CP10K).
 

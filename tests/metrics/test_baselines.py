@@ -242,7 +242,7 @@ def test_bad_input_is_named(hidden):
     with pytest.raises(KeyError, match="1 of 2 genes are not in adata.var_names: 'no such gene'"):
         baselines.gene_mean(adata, genes=[adata.var_names[0], "no such gene"])
     adata.obs["bad"] = np.where(np.arange(adata.n_obs) < 2, np.nan, 100)
-    with pytest.raises(ValueError, match="in 2 of 300 spots"):
+    with pytest.raises(ValueError, match="2 of 300 library sizes in adata.obs\\[.bad.\\]"):
         baselines.gene_mean(adata, size_factor_key="bad")
     adata.layers["observed"][:, :3] = False
     with pytest.raises(ValueError, match=r"3 of 80 genes to predict have no observed entry .* \(genes=...\)"):

@@ -24,7 +24,8 @@ def model() -> LGDiST:
     # deeper than simulated, so that neighbours tell something within few steps
     counts = np.random.default_rng(0).poisson(500 * adata.layers["rate"])
     adata.X = sparse.csr_matrix(counts.astype(np.float32))
-    LGDiST.setup_anndata(adata, sample_key="sample")
+    with pytest.warns(UserWarning, match="names 2 slides and is used"):
+        LGDiST.setup_anndata(adata)
     model = LGDiST(adata, **SIZES)
     model.train(**QUICK)
     scvi.settings.seed = None

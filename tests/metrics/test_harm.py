@@ -52,6 +52,17 @@ def test_morans_i_is_squidpys(layers):
     assert found == pytest.approx(expected["I"].mean(), rel=1e-4)
 
 
+def test_what_the_model_was_given_is_read_from_the_record(layers):
+    expected = metrics.do_no_harm(layers, "same")
+    layers.layers["counts"], layers.X = layers.X, None
+    layers.obsp["graph"] = layers.obsp.pop("spatial_connectivities")
+    layers.uns["same"] = {"setup": {"layer": "counts", "graph_key": "graph"}}
+    assert metrics.do_no_harm(layers, "same").equals(expected)
+    layers.uns["same"] = {}
+    with pytest.raises(KeyError, match="'spatial_connectivities' not found"):
+        metrics.do_no_harm(layers, "same", counts_layer="counts")
+
+
 def test_correlation_is_numpys(layers):
     correlation = np.abs(np.corrcoef(layers.layers["same"].T))
     np.fill_diagonal(correlation, 0)

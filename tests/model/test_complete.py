@@ -68,6 +68,10 @@ def test_without_intervals(trained):
     adata = trained.adata.copy()
     trained.complete(adata, layer_added="filled", level=None, n_samples=2, silent=True)
     assert {"filled", "filled_std", "filled_provenance"} <= set(adata.layers)
+    # intervals of an earlier completion do not stay beside other values
+    trained.complete(adata, level=0.9, n_samples=2, silent=True)
+    trained.complete(adata, level=None, n_samples=2, silent=True)
+    assert not {"completed_lower", "completed_upper"} & set(adata.layers)
     assert "filled_lower" not in adata.layers
     assert "level" not in adata.uns["filled"]
 

@@ -325,6 +325,13 @@ def test_customary_slide_column_is_used_with_a_warning(fit):
     crossing = adata.obsp["spatial_connectivities"].tocoo()
     samples = adata.obs["sample"].to_numpy()
     assert (samples[crossing.row] == samples[crossing.col]).all()
+    assert LGDiST(adata, n_hidden=16).registry_["setup_args"]["sample_key"] == "sample"
+
+
+def test_filling_what_no_mask_hides_is_refused(adata):
+    LGDiST.setup_anndata(adata)
+    with pytest.raises(ValueError, match='"masked" fills nothing: no mask is registered.*pp.observed_mask'):
+        LGDiST(adata, n_hidden=16).complete(fill="masked")
 
 
 def test_setup_can_be_repeated(adata):
@@ -348,8 +355,11 @@ def test_setup_can_be_repeated(adata):
         ({"gene_likelihood": "zinb"}, "gene_likelihood must be one of 'auto', 'nb', 'poisson', 'normal', got 'zinb'"),
         ({"conditioning": "image"}, "conditioning must be one of"),
         ({"n_hidden": 30, "n_heads": 4}, "n_hidden=30 must be a multiple of n_heads=4"),
-        ({"n_profiles": 0}, "n_profiles must be at least 1, got 0"),
-        ({"n_mixtures": 0}, "n_mixtures must be at least 1, got 0"),
+        ({"n_profiles": 0}, "n_profiles must be a whole number of at least 1, got 0"),
+        ({"n_draws": 0}, "n_draws must be a whole number of at least 1, got 0"),
+        ({"n_layers": 1.5}, "n_layers must be a whole number of at least 1, got 1.5"),
+        ({"keep_at_least": 2}, "keep_at_least must be from 0 to 1, got 2"),
+        ({"kl_weight": -1}, "kl_weight must be at least 0, got -1"),
         ({"set_aside_fraction": 0.0}, "set_aside_fraction must lie between 0 and 0.5"),
         ({"gene_likelihood": "normal"}, r"zeros are registered as data.*pp.observed_mask\(adata\).*mask_layer"),
     ],
@@ -397,7 +407,7 @@ def test_asking_before_training(adata, ask, snapshot):
         ({"validation_samples": ["A1"]}, "validation_samples needs slides; pass sample_key"),
         ({"n_rounds": 2}, "second round.*mask_layer"),
         ({"n_rounds": 3}, "n_rounds must be 1 or 2, got 3"),
-        ({"max_epochs": 0}, "max_epochs must be at least 1, got 0"),
+        ({"max_epochs": 0}, "max_epochs must be a whole number of at least 1, got 0"),
     ],
 )
 def test_train_refuses(adata, arguments, message):
@@ -431,11 +441,11 @@ def test_validation_slides(adata, samples, message):
             KeyError,
             "2 of 2 genes are not registered.*'Actb', 'gene_x'.*available: 'gene_",
         ),
-        ({"n_samples": 0}, ValueError, "n_samples must be at least 1, got 0"),
-        ({"observed": "all"}, ValueError, "observed must be 'keep' or 'model', got 'all'"),
-        ({"fill": "none"}, ValueError, "fill must be 'zeros' or 'masked', got 'none'"),
-        ({"estimand": "mean"}, ValueError, "estimand must be 'rate', 'captured' or None, got 'mean'"),
-        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        ({"n_samples": 0}, ValueError, "n_samples must be a whole number of at least 1, got 0"),
+        ({"observed": "all"}, ValueError, "observed must be one of 'keep', 'model', got 'all'"),
+        ({"fill": "none"}, ValueError, "fill must be one of 'zeros', 'masked', got 'none'"),
+        ({"estimand": "mean"}, ValueError, "estimand must be one of 'rate', 'captured', got 'mean'"),
+        ({"batch_size": 0}, ValueError, "batch_size must be a whole number of at least 1, got 0"),
         ({"indices": [0, 9999]}, ValueError, "indices reach beyond the .* spots"),
         ({"indices": [True, False]}, ValueError, "indices is a mask of 2 values for .* spots"),
         ({"indices": ["spot_1"]}, ValueError, "adata.obs_names.get_indexer"),

@@ -66,6 +66,22 @@ def test_completion_draws_what_the_layers_hold(completed):
     figure.draw_without_rendering()
 
 
+def test_completion_reads_what_the_model_was_given(completed):
+    completed.layers["counts"], completed.obs["depth"] = completed.X.copy(), 1000.0
+    completed.X = np.full(completed.shape, 0.5)  # no counts
+    completed.uns["completed"] = {"setup": {"layer": "counts", "size_factor_key": "depth", "sample_key": "sample"}}
+    completed.obs["sample"] = np.where(np.arange(completed.n_obs) < 100, "first", "second")
+    figure = pl.completion(completed, completed.var_names[3])
+    expected = log1p_cp10k(completed.layers["counts"], np.full(completed.n_obs, 1000.0))[:100, 3]
+    np.testing.assert_allclose(_drawn(_panels(figure)[0]), expected, rtol=1e-6)
+    assert figure.get_suptitle() == "first"
+    # what the caller names goes before
+    completed.obs["double"] = 2000.0
+    figure = pl.completion(completed, completed.var_names[3], size_factor_key="double", sample="second")
+    expected = log1p_cp10k(completed.layers["counts"], np.full(completed.n_obs, 2000.0))[100:, 3]
+    np.testing.assert_allclose(_drawn(_panels(figure)[0]), expected, rtol=1e-6)
+
+
 def test_completion_leaves_the_data_alone(completed):
     before = completed.copy()
     pl.completion(completed, completed.var_names[0])

@@ -16,6 +16,7 @@ from lgdist_scvi._checks import (
     check_unique_names,
     get_coordinates,
     get_counts,
+    get_library,
     get_mask,
     get_samples,
     list_names,
@@ -201,14 +202,4 @@ class LibraryField(_Field):
         super().__init__(keys.LIBRARY, "obs", size_factor_key)
 
     def validate_field(self, adata: AnnData) -> None:
-        require_key(adata.obs, self.attr_key, "adata.obs", "pp.select_genes writes 'total_counts'; None sums the genes")
-        where = f"adata.obs[{self.attr_key!r}]"
-        try:
-            library = np.asarray(adata.obs[self.attr_key], dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{where} is not numeric; give library sizes in counts") from error
-        if n_bad := int((~np.isfinite(library) | (library < 0)).sum()):
-            raise ValueError(
-                f"{n_bad:,} of {adata.n_obs:,} library sizes in {where} are NaN, infinite or negative; "
-                "give total counts per spot, for example from pp.select_genes"
-            )
+        get_library(adata, self.attr_key)

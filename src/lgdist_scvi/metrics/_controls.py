@@ -10,8 +10,9 @@ import pandas as pd
 from scipy import sparse
 
 from lgdist_scvi._checks import get_counts, get_mask, get_samples
-from lgdist_scvi._expression import library_size, log1p_cp10k
-from lgdist_scvi.metrics._structure import known_counts, mean_correlation, morans_i
+from lgdist_scvi._expression import known_counts, log1p_cp10k
+from lgdist_scvi._registered import library_of
+from lgdist_scvi.metrics._structure import mean_correlation, morans_i
 from lgdist_scvi.metrics.baselines._data import read_graph
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def _poisson(
     mask_layer, size_factor_key, n_vars = setup["mask_layer"], setup["size_factor_key"], data.n_vars
     known = None if mask_layer is None else data.layers[mask_layer]
     seen = known_counts(data.X, known)
-    library = library_size(seen) if size_factor_key is None else data.obs[size_factor_key].to_numpy(dtype=float)
+    library = library_of(data, seen, size_factor_key)
     n_poisson = int(np.clip(n_poisson, 1, max(1, n_vars // 5)))
     share = np.asarray(seen.sum(axis=0)).ravel() / library.sum()
     share = np.quantile(share[share > 0], np.linspace(0.1, 0.9, n_poisson))
@@ -176,8 +177,7 @@ def _poisson(
     other = _train(model, extended, setup, calls)
     after = other.get_completed_expression(return_numpy=True)
     counts = known_counts(extended.X, layers.get(mask_layer))
-    library = library_size(counts) if size_factor_key is None else extended.obs[size_factor_key].to_numpy(dtype=float)
-    before = log1p_cp10k(counts, library)
+    before = log1p_cp10k(counts, library_of(extended, counts, size_factor_key))
     added, graph = np.arange(n_vars, n_vars + n_poisson), read_graph(extended, setup["graph_key"])
     samples = get_samples(extended, setup["sample_key"])
     return [

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from lgdist_scvi._checks import get_counts, get_mask, get_samples, require_key
-from lgdist_scvi._expression import library_size, log1p_cp10k
+from lgdist_scvi._checks import get_samples, require_key
+from lgdist_scvi._expression import log1p_cp10k
+from lgdist_scvi._registered import registered
 from lgdist_scvi.metrics._arrays import dense
 from lgdist_scvi.metrics._completion import variance_ratio
-from lgdist_scvi.metrics._structure import known_counts, mean_correlation, morans_i
+from lgdist_scvi.metrics._structure import mean_correlation, morans_i
 from lgdist_scvi.metrics.baselines._data import read_graph
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def do_no_harm(
     counts_layer: str | None = None,
     size_factor_key: str | None = None,
     sample_key: str | None = None,
-    graph_key: str = "spatial_connectivities",
+    graph_key: str | None = None,
     n_components: int = 30,
     n_seeds: int = 5,
 ) -> pd.DataFrame:
@@ -47,11 +47,10 @@ def do_no_harm(
     labels_key
         Column of `adata.obs` with the known tissue domains. Spots without a label are left out of the comparison with them.
         ``None``: no such comparison.
-    counts_layer, size_factor_key, sample_key
-        Layer with raw counts, columns of `adata.obs` with library size and slide; ``None``: what ``uns[layer]`` says that the
-        model was given, else `adata.X`, the sum of the counts, and one slide.
-    graph_key
-        Key of `adata.obsp` with the neighbourhood graph.
+    counts_layer, size_factor_key, sample_key, graph_key
+        Layer with raw counts, columns of `adata.obs` with library size and slide, key of `adata.obsp` with the neighbourhood
+        graph; ``None``: what ``uns[layer]`` says that the model was given, else `adata.X`, the sum of the counts, one slide
+        and ``"spatial_connectivities"``.
     n_components
         Principal components that are clustered.
     n_seeds
@@ -77,25 +76,16 @@ def do_no_harm(
     ValueError
         If fewer than two labels are left, or values are not counts.
     """
-    require_key(adata.layers, layer, "adata.layers", "complete the slide first: model.complete(adata)")
-    record = adata.uns.get(layer, {})
-    setup: Mapping[str, Any] = record.get("setup", {}) if isinstance(record, Mapping) else {}
-    counts = get_counts(adata, counts_layer or setup.get("layer"))
-    if setup.get("mask_layer") is not None:
-        counts = known_counts(counts, get_mask(adata, setup["mask_layer"]))
-    size_factor_key = size_factor_key or setup.get("size_factor_key")
-    samples = get_samples(adata, sample_key or setup.get("sample_key"))
-    if size_factor_key is None:
-        registered = record.get("registered_genes") if isinstance(record, Mapping) else None
-        columns = slice(None) if registered is None else adata.var_names.get_indexer(registered)
-        library = library_size(counts[:, columns])
-    else:
-        require_key(adata.obs, size_factor_key, "adata.obs", "size_factor_key is a column with the counts of each spot")
-        library = adata.obs[size_factor_key].to_numpy(dtype=np.float64)
-    genes = np.arange(adata.n_vars)
-    if isinstance(record, Mapping) and len(record.get("genes", ())):
-        genes = np.flatnonzero(adata.var_names.isin(record["genes"]))
-    before = log1p_cp10k(counts[:, genes], library)
+    given = registered(
+        adata,
+        layer,
+        layer=counts_layer,
+        size_factor_key=size_factor_key,
+        sample_key=sample_key,
+        graph_key=graph_key,
+    )
+    genes, samples = given.genes, get_samples(adata, given.sample_key)
+    before = log1p_cp10k(given.counts[:, genes], given.library)
     after = np.asarray(dense(adata.layers[layer][:, genes]), dtype=np.float32)
 
     rows: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -111,7 +101,7 @@ def do_no_harm(
             )
         rows["domain ARI"] = tuple(_ari(values[labelled], codes, n_components, n_seeds) for values in (before, after))
     rows["variance ratio"] = np.ones(len(genes)), variance_ratio(before, after)
-    graph = read_graph(adata, graph_key)
+    graph = read_graph(adata, given.graph_key)
     rows["Moran's I"] = morans_i(before, graph, samples), morans_i(after, graph, samples)
     some = np.unique(np.linspace(0, len(genes) - 1, min(_MAX_GENES, len(genes))).astype(int))
     rows["gene-gene correlation"] = mean_correlation(before[:, some]), mean_correlation(after[:, some])

@@ -9,13 +9,6 @@ from scipy import sparse
 _NEGLIGIBLE = 1e-10  # variance below which a gene is constant
 
 
-def known_counts(counts: np.ndarray | sparse.csr_matrix, known: np.ndarray | None) -> np.ndarray | sparse.csr_matrix:
-    """Counts with 0 where a mask says that they are unknown."""
-    if known is None:
-        return counts
-    return counts.multiply(known).tocsr() if sparse.issparse(counts) else np.where(known, counts, 0)
-
-
 def morans_i(values: np.ndarray, graph: sparse.csr_matrix, samples: np.ndarray) -> np.ndarray:
     """Moran's I of each gene within slides, averaged over slides by number of spots.
 

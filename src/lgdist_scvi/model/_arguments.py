@@ -1,15 +1,22 @@
-"""Arguments that the questions to a trained model share."""
+"""Arguments of the model, and those that the questions to a trained one share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scvi import settings
 
+from lgdist_scvi._checks import check_choice, check_positive_int
+
 if TYPE_CHECKING:
     from anndata import AnnData
+
+_SIZES = (
+    "n_latent", "n_factors", "n_profiles", "n_mixtures", "n_hidden", "n_layers", "n_heads", "n_denoiser_hidden",
+    "n_denoiser_layers", "n_denoiser_heads", "n_timesteps", "n_draws",
+)  # fmt: skip
 
 
 def seed_or_default(seed: int | None) -> int:
@@ -36,14 +43,16 @@ def spots_at(adata: AnnData, indices: Sequence[int] | None) -> np.ndarray:
     return indices % max(adata.n_obs, 1)
 
 
-def check_choices(n_samples: int, observed: str, fill: str) -> None:
+def check_choices(n_samples: int, observed: str, fill: str, is_masked: bool) -> None:
     """Refuse arguments that no completion can have."""
-    if n_samples < 1:
-        raise ValueError(f"n_samples must be at least 1, got {n_samples}")
-    if observed not in ("keep", "model"):
-        raise ValueError(f"observed must be 'keep' or 'model', got {observed!r}")
-    if fill not in ("zeros", "masked"):
-        raise ValueError(f"fill must be 'zeros' or 'masked', got {fill!r}")
+    check_positive_int(n_samples, "n_samples")
+    check_choice("observed", observed, ("keep", "model"))
+    check_choice("fill", fill, ("zeros", "masked"))
+    if fill == "masked" and not is_masked:
+        raise ValueError(
+            'fill="masked" fills nothing: no mask is registered, and every entry is data; use fill="zeros", or register a '
+            "mask_layer (pp.observed_mask)"
+        )
 
 
 def check_interval(level: float, n_samples: int) -> None:
@@ -52,3 +61,20 @@ def check_interval(level: float, n_samples: int) -> None:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
     if n_samples < 2:
         raise ValueError(f"an interval needs n_samples of at least 2, got {n_samples}")
+
+
+def check_sizes(arguments: Mapping[str, Any]) -> None:
+    """Refuse numbers that no model can have; `arguments` are those of :class:`~lgdist_scvi.LGDiST`."""
+    for name in _SIZES:
+        check_positive_int(arguments[name], name)
+    for width, heads in (("n_hidden", "n_heads"), ("n_denoiser_hidden", "n_denoiser_heads")):
+        if arguments[width] % arguments[heads]:
+            raise ValueError(f"{width}={arguments[width]} must be a multiple of {heads}={arguments[heads]}")
+    if not 0 < arguments["set_aside_fraction"] < 0.5:
+        raise ValueError(f"set_aside_fraction must lie between 0 and 0.5, got {arguments['set_aside_fraction']}")
+    for name in ("dropout_rate", "hide_up_to", "hide_spot", "keep_at_least"):
+        if not 0 <= arguments[name] <= 1:
+            raise ValueError(f"{name} must be from 0 to 1, got {arguments[name]}")
+    for name in ("visible_weight", "decoded_weight", "kl_weight"):
+        if not 0 <= arguments[name] < np.inf:
+            raise ValueError(f"{name} must be at least 0, got {arguments[name]}")

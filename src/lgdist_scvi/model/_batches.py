@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from lgdist_scvi._checks import check_positive_int
 from lgdist_scvi._expression import COUNTS_PER, log1p_cp10k
 from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.model._conformal import reach
@@ -33,8 +34,8 @@ class BatchMixin:
         self, adata: AnnData, rows: np.ndarray, batch_size: int | None, silent: bool
     ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor], np.ndarray]]:
         """Batches along the graph: positions in `rows`, tensors, and library sizes in double precision."""
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if batch_size is not None:
+            check_positive_int(batch_size, "batch_size")
         # no data loader: it would draw from torch's global generator
         dataset = self.get_anndata_manager(adata, required=True).create_torch_dataset()
         order, size = dataset.along_graph(rows), batch_size or _BATCH_SIZE

@@ -23,6 +23,7 @@ from lgdist_scvi.model._skill import SkillMixin
 if TYPE_CHECKING:
     from anndata import AnnData
 
+_SUFFIXES = ("", "_std", "_lower", "_upper", "_provenance")
 MEASURED, FILLED_ZERO, FILLED_MISSING, REPLACED, LEFT_MISSING = 0, 1, 2, 3, 4
 
 
@@ -90,7 +91,7 @@ class CompletionMixin(SkillMixin, RecordMixin):
         KeyError
             If a gene is not registered.
         """
-        check_choices(n_samples, observed, fill)
+        check_choices(n_samples, observed, fill, self._is_masked)
         if level is not None:
             check_interval(level, n_samples)
         target = self.adata if adata is None else adata
@@ -119,6 +120,8 @@ class CompletionMixin(SkillMixin, RecordMixin):
         elif not np.array_equal(positions, np.arange(len(positions))):
             layers = {suffix: block[:, np.argsort(positions)] for suffix, block in layers.items()}
         record = self._record(adata, arguments, chosen)
+        for suffix in _SUFFIXES:
+            target.layers.pop(layer_added + suffix, None)  # of an earlier completion
         for suffix, block in layers.items():
             target.layers[layer_added + suffix] = block
         for column, missing in (("skill", np.nan), ("skilled", False)):
@@ -206,7 +209,7 @@ def _check_target(adata: AnnData, layer_added: str) -> None:
     record = adata.uns.get(layer_added)
     if isinstance(record, Mapping) and "provenance" in record:
         return
-    names = [layer_added + suffix for suffix in ("", "_std", "_lower", "_upper", "_provenance")]
+    names = [layer_added + suffix for suffix in _SUFFIXES]
     taken = [f"adata.layers[{name!r}]" for name in names if name in adata.layers]
     columns = [f"{layer_added}_{what}" for what in ("skill", "skilled")]
     taken += [f"adata.var[{name!r}]" for name in columns if name in adata.var]

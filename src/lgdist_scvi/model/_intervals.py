@@ -156,7 +156,7 @@ class IntervalMixin(PredictionMixin):
             If the level is not between 0 and 1, or the model is not trained.
         """
         check_interval(level, n_samples)
-        check_choices(n_samples, observed, fill)
+        check_choices(n_samples, observed, fill, self._is_masked)
         adata, estimand = self._prepare(adata), self._estimand(estimand)
         positions, names = self._genes(gene_list)
         rows, seed = spots_at(adata, indices), seed_or_default(seed)

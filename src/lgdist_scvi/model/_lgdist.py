@@ -24,6 +24,7 @@ from lgdist_scvi.data import (
     set_aside_patterns,
 )
 from lgdist_scvi.data import _keys as keys
+from lgdist_scvi.model._arguments import check_sizes
 from lgdist_scvi.model._completion import CompletionMixin
 from lgdist_scvi.model._intervals import IntervalMixin
 from lgdist_scvi.model._record import random_state
@@ -126,14 +127,7 @@ class LGDiST(TrainingMixin, IntervalMixin, CompletionMixin, BaseModelClass):
         self.random_state_ = random_state()
         check_choice("gene_likelihood", gene_likelihood, ("auto", "nb", "poisson", "normal"))
         check_choice("conditioning", conditioning, ("spot+neighborhood", "neighborhood"))
-        if not 0 < set_aside_fraction < 0.5:
-            raise ValueError(f"set_aside_fraction must lie between 0 and 0.5, got {set_aside_fraction}")
-        for name in ("n_latent", "n_factors", "n_profiles", "n_mixtures"):
-            if locals()[name] < 1:
-                raise ValueError(f"{name} must be at least 1, got {locals()[name]}")
-        for width, heads in (("n_hidden", "n_heads"), ("n_denoiser_hidden", "n_denoiser_heads")):
-            if locals()[width] % locals()[heads]:
-                raise ValueError(f"{width}={locals()[width]} must be a multiple of {heads}={locals()[heads]}")
+        check_sizes(locals())
         n_genes = self.summary_stats["n_vars"]
         closed = keys.LIBRARY not in self.registry_["field_registries"]
         patterns = set_aside_patterns(n_genes, set_aside_fraction, seed)
@@ -260,8 +254,9 @@ class LGDiST(TrainingMixin, IntervalMixin, CompletionMixin, BaseModelClass):
         ValueError
             If counts, mask, coordinates, graph or library sizes are not what they should be.
         """
-        setup_method_args = cls._get_setup_method_args(**locals())
+        # resolved first: whoever reads the registry must know which spots are of one slide
         sample_key = choose_sample_key(adata, sample_key)
+        setup_method_args = cls._get_setup_method_args(**locals())
         ensure_graph(adata, graph_key, sample_key, spatial_key)
         fields = [
             CountsField(layer),

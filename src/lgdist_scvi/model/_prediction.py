@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lgdist_scvi._checks import list_names
+from lgdist_scvi._checks import check_choice, check_positive_int, list_names
 from lgdist_scvi._expression import COUNTS_PER
 from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.model._arguments import check_choices, seed_or_default, spots_at
@@ -66,6 +66,11 @@ class PredictionMixin(BatchMixin):
             )
         return positions, names[positions]
 
+    @property
+    def _is_masked(self) -> bool:
+        """Whether a mask tells known from missing entries."""
+        return keys.MASK in self.registry_["field_registries"]
+
     def get_var_names_registered(self) -> np.ndarray:
         """Names of the registered genes, in the order of the model's output."""
         return np.asarray(self.get_state_registry(keys.COUNTS)["column_names"])
@@ -76,8 +81,7 @@ class PredictionMixin(BatchMixin):
         counts = self.module.vae.counts_are_modelled
         if estimand is None:
             return "rate" if counts else "captured"
-        if estimand not in ("rate", "captured"):
-            raise ValueError(f"estimand must be 'rate', 'captured' or None, got {estimand!r}")
+        check_choice("estimand", estimand, ("rate", "captured"))
         if estimand == "rate" and not counts:
             raise ValueError(
                 "estimand='rate' needs a model of counts, but this one saw captured values only (its mask calls every zero "
@@ -151,7 +155,7 @@ class PredictionMixin(BatchMixin):
         KeyError
             If genes are not registered.
         """
-        check_choices(n_samples, observed, fill)
+        check_choices(n_samples, observed, fill, self._is_masked)
         adata, estimand = self._prepare(adata), self._estimand(estimand)
         positions, names = self._genes(gene_list)
         rows, seed = spots_at(adata, indices), seed_or_default(seed)
@@ -212,8 +216,7 @@ class PredictionMixin(BatchMixin):
         -------
         (n_obs, n_genes), not in logarithms; with ``n_samples > 1`` and not `return_mean` (n_samples, n_obs, n_genes).
         """
-        if n_samples < 1:
-            raise ValueError(f"n_samples must be at least 1, got {n_samples}")
+        check_positive_int(n_samples, "n_samples")
         adata = self._prepare(adata)
         self._estimand("rate")
         positions, names = self._genes(gene_list)

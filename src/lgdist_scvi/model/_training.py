@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from scvi import settings
 
-from lgdist_scvi._checks import check_choice, list_names
+from lgdist_scvi._checks import check_choice, check_positive_int, list_names
 from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.model._record import training_call
 from lgdist_scvi.train import DiffusionPlan, EntrySplitter, VAEPlan, run_stage
@@ -79,8 +79,8 @@ class TrainingMixin:
                 'a second round trains on what the first one completed: it needs stage="all" and missing entries '
                 "(register a mask_layer, see pp.observed_mask)"
             )
-        if max_epochs is not None and max_epochs < 1:
-            raise ValueError(f"max_epochs must be at least 1, got {max_epochs}")
+        if max_epochs is not None:
+            check_positive_int(max_epochs, "max_epochs")
         if stage == "diffusion" and not self.is_trained_:
             raise ValueError('the diffusion needs a trained VAE; call train(stage="vae") or train() first')
         splitter = EntrySplitter(

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from lgdist_scvi._checks import get_coordinates, get_counts, list_names, require_key
-from lgdist_scvi._expression import library_size, log1p_cp10k
+from lgdist_scvi._checks import get_coordinates, list_names, require_key
+from lgdist_scvi._expression import log1p_cp10k
+from lgdist_scvi._registered import registered
 from lgdist_scvi.pl._figure import new_figure
 from lgdist_scvi.pp._neighbors import lattice
 
@@ -31,7 +32,7 @@ def completion(
     counts_layer: str | None = None,
     sample_key: str | None = None,
     sample: str | None = None,
-    spatial_key: str = "spatial",
+    spatial_key: str | None = None,
     *,
     size_factor_key: str | None = None,
     image: bool = True,
@@ -52,16 +53,12 @@ def completion(
         Gene or genes to show.
     layer
         Layer with the completed values, log1p(CP10K); ``layers[layer + "_std"]`` holds their standard deviation.
-    counts_layer
-        Layer that holds raw counts; ``None`` reads `adata.X`.
-    sample_key
-        Column of `adata.obs` with the slide; ``None``: one slide.
+    counts_layer, size_factor_key, sample_key, spatial_key
+        Layer with raw counts, columns of `adata.obs` with library size and slide, key of `adata.obsm` with the coordinates and
+        of `adata.uns` with images (as Space Ranger has them); ``None``: what ``uns[layer]`` says that the model was given, else
+        `adata.X`, the sum of the counts, one slide and ``"spatial"``.
     sample
         Slide to show; ``None``: the first.
-    spatial_key
-        Key of `adata.obsm` with the coordinates and of `adata.uns` with images, as Space Ranger has them.
-    size_factor_key
-        Column of `adata.obs` with the library size used in the completion; ``None`` sums the counts of `adata`.
     image
         Draw the tissue image underneath, if there is one.
     size
@@ -89,11 +86,19 @@ def completion(
     unknown = [name for name in names if name not in adata.var_names]
     if unknown or not names:
         raise KeyError(f"{len(unknown):,} of {len(names):,} genes are not in adata.var_names: {list_names(unknown)}")
-    require_key(adata.layers, layer, "adata.layers", "complete the slide first: model.complete(adata)")
+    given = registered(
+        adata,
+        layer,
+        layer=counts_layer,
+        size_factor_key=size_factor_key,
+        sample_key=sample_key,
+        spatial_key=spatial_key,
+    )
+    sample_key, spatial_key = given.sample_key, given.spatial_key
     spots, slide = _spots(adata, sample_key, sample)
     columns = adata.var_names.get_indexer(names)
     values = {
-        "observed": _observed(adata, counts_layer, size_factor_key, spots, columns),
+        "observed": log1p_cp10k(given.counts[spots][:, columns], given.library[spots]),
         "completed": _block(adata.layers[layer], spots, columns),
     }
     if f"{layer}_std" in adata.layers:
@@ -153,19 +158,6 @@ def _spots(adata: AnnData, sample_key: str | None, sample: str | None) -> tuple[
 def _block(matrix: Any, spots: np.ndarray, columns: np.ndarray) -> np.ndarray:
     block = matrix[spots][:, columns]
     return block.toarray() if sparse.issparse(block) else np.asarray(block)
-
-
-def _observed(
-    adata: AnnData, counts_layer: str | None, size_factor_key: str | None, spots: np.ndarray, columns: np.ndarray
-) -> np.ndarray:
-    """Measured values of the genes, log1p(CP10K)."""
-    counts = get_counts(adata, counts_layer)[spots]
-    if size_factor_key is None:
-        library = library_size(counts)
-    else:
-        require_key(adata.obs, size_factor_key, "adata.obs", "size_factor_key is a column with the counts of each spot")
-        library = adata.obs[size_factor_key].to_numpy(dtype=np.float64)[spots]
-    return log1p_cp10k(counts[:, columns], library)
 
 
 def _library(adata: AnnData, spatial_key: str, slide: str | None, image: bool) -> Mapping[str, Any] | None:

@@ -14,12 +14,14 @@ import pandas as pd
 from scipy import sparse
 
 from lgdist_scvi._checks import get_counts, get_mask, list_names, require_key
-from lgdist_scvi._expression import COUNTS_PER, library_size, log1p_cp10k
+from lgdist_scvi._expression import COUNTS_PER, known_counts, log1p_cp10k
+from lgdist_scvi._registered import library_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 INNER_FRACTION = 0.1  # part of the data set aside to choose hyper-parameters
+_MANY_SPOTS = 0.05  # share of the spots without anything observed from which on whole spots are the question
 _MIN_GENE_COUNT = 0.1  # a gene never seen is still not impossible
 
 _PARAMETERS = """\
@@ -92,21 +94,31 @@ class LogData:
         """Observed values minus the gene mean, float32, (n_obs, n_vars); 0 where not observed."""
         return np.where(self.mask, self.values - self.mean, np.float32(0))
 
+    @cached_property
+    def has_content(self) -> np.ndarray:
+        """Whether anything is observed of a spot, (n_obs,)."""
+        return self.mask.any(axis=1)
+
     def split(self, seed: int) -> tuple[LogData, Callable[[np.ndarray], float]]:
-        """Hide a part of the observed entries of the genes asked for.
+        """Hide a part of what is observed: entries of the genes asked for, or whole spots where whole spots are missing.
 
         Returns
         -------
         The data without them, and the mean squared error on them as a function of a prediction, (n_obs, columns).
         """
-        candidates = np.flatnonzero(self.mask[:, self.columns])
         rng = np.random.default_rng(seed)
-        n_hidden = max(1, round(INNER_FRACTION * len(candidates)))
-        hidden = np.sort(rng.choice(candidates, n_hidden, replace=False))
-        rows, places = np.divmod(hidden, len(self.columns))
-        mask, values = self.mask.copy(), self.values.copy()
-        mask[rows, self.columns[places]] = False
-        values[rows, self.columns[places]] = 0
+        mask = self.mask.copy()
+        if self.has_content.mean() < 1 - _MANY_SPOTS:
+            spots = np.flatnonzero(mask[:, self.columns].any(axis=1))
+            hidden = rng.choice(spots, max(1, round(INNER_FRACTION * len(spots))), replace=False)
+            mask[hidden] = False
+        else:
+            candidates = np.flatnonzero(mask[:, self.columns])
+            hidden = rng.choice(candidates, max(1, round(INNER_FRACTION * len(candidates))), replace=False)
+            rows, places = np.divmod(hidden, len(self.columns))
+            mask[rows, self.columns[places]] = False
+        values = np.where(mask, self.values, np.float32(0))
+        rows, places = np.nonzero((self.mask & ~mask)[:, self.columns])
         truth = self.values[rows, self.columns[places]]
 
         def error(prediction: np.ndarray) -> float:
@@ -136,6 +148,11 @@ class CountData:
     counts: np.ndarray
     library: np.ndarray
     columns: np.ndarray
+
+    @cached_property
+    def has_content(self) -> np.ndarray:
+        """Whether anything was counted in a spot, (n_obs,)."""
+        return self.library > 0
 
     @cached_property
     def gene_rate(self) -> np.ndarray:
@@ -200,27 +217,12 @@ def read(
                 f"{n_empty:,} of {len(columns):,} genes to predict have no observed entry in "
                 f"adata.layers[{mask_layer!r}]; drop them or name the others (genes=...)"
             )
-        counts = counts.multiply(mask).tocsr() if sparse.issparse(counts) else np.where(mask, counts, 0)
-    library = _library(adata, counts, size_factor_key)
+        counts = known_counts(counts, mask)
+    library = library_of(adata, counts, size_factor_key)
     if mask is not None:
         return LogData(log1p_cp10k(counts, library), mask, columns)
     dense = counts.toarray() if sparse.issparse(counts) else np.asarray(counts)
     return CountData(dense.astype(np.float32), library, columns)
-
-
-def _library(adata: AnnData, counts: np.ndarray | sparse.csr_matrix, size_factor_key: str | None) -> np.ndarray:
-    observed = library_size(counts)
-    if size_factor_key is None:
-        return observed
-    require_key(adata.obs, size_factor_key, "adata.obs", "size_factor_key is a column with the counts of each spot")
-    library = adata.obs[size_factor_key].to_numpy(dtype=np.float64)
-    bad = ~np.isfinite(library) | (library < 0) | ((library == 0) & (observed > 0))
-    if bad.any():
-        raise ValueError(
-            f"adata.obs[{size_factor_key!r}] is NaN, infinite, negative, or 0 beside observed counts in "
-            f"{int(bad.sum()):,} of {len(bad):,} spots; recompute it from the raw counts"
-        )
-    return library
 
 
 def _gene_columns(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarray:

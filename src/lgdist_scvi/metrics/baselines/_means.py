@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _ENTRIES = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0)  # shrinkage, in observed entries
 _MAX_RINGS = 3
+_NEAREST = (1, 12, 24, 48)  # spots in the surroundings
+_MAX_REACH = 30  # rings
 MOLECULES = (30.0, 100.0, 300.0, 1e3, 2e3, 4e3, 8e3, 16e3, 32e3)  # shrinkage, in molecules
 
 
@@ -50,11 +52,13 @@ def neighbor_mean(
     genes: str | Sequence[str] | None = None,
     seed: int = 0,
     shrinkage: float | None = None,
+    n_nearest: int | None = None,
 ) -> np.ndarray:
-    """Predict the mean over a spot's neighbours, shrunk toward the gene mean.
+    """Predict the mean over a spot's surroundings, shrunk toward the gene mean.
 
-    With a mask, the mean of the neighbours' observed values, (sum + s * gene mean) / (number + s). Where zeros are data,
-    the pooled counts of the spot and its neighbours, (sum of counts + s * gene rate) / (sum of libraries + s).
+    With a mask, the mean of the observed values around, (sum + s * gene mean) / (number + s). Where zeros are data, the pooled
+    counts of the spot and its surroundings, (sum of counts + s * gene rate) / (sum of libraries + s). Surroundings grow ring by
+    ring on the graph until they hold `n_nearest` spots of which anything is observed: inside a hole they reach to its rim.
 
     Parameters
     ----------
@@ -62,18 +66,44 @@ def neighbor_mean(
     shrinkage
         Weight s of the gene mean: in observed entries with a mask, else in molecules. ``None``: chosen on an inner
         hold-out.
+    n_nearest
+        Smallest number of spots in the surroundings; 1 is the ring of neighbours, where any of them is observed. ``None``:
+        chosen on the inner hold-out.
 
     {returns}
     """
     data = read(adata, layer, mask_layer, size_factor_key, genes)
     graph = read_graph(adata, graph_key)
-    if isinstance(data, CountData):
-        graph = graph + sparse.identity(graph.shape[0], dtype=np.float32, format="csr")
-    strengths = grid(shrinkage, _ENTRIES if isinstance(data, LogData) else MOLECULES)
-    if len(strengths) > 1:
+    sizes, strengths = grid(n_nearest, _NEAREST), grid(shrinkage, _ENTRIES if isinstance(data, LogData) else MOLECULES)
+    if len(sizes) * len(strengths) > 1:
         fit, loss = data.split(seed)
-        strengths = (best(((s, smooth(graph, fit, s)) for s in strengths), loss),)
-    return data.answer(smooth(graph, data, strengths[0]))
+        around = {size: _surroundings(fit, graph, size) for size in sizes}
+        candidates = (((size, s), smooth(around[size], fit, s)) for size in sizes for s in strengths)
+        (size, strength) = best(candidates, loss)
+    else:
+        size, strength = sizes[0], strengths[0]
+    return data.answer(smooth(_surroundings(data, graph, size), data, strength))
+
+
+def _surroundings(data: LogData | CountData, graph: sparse.csr_matrix, n_nearest: int) -> sparse.csr_matrix:
+    """Graph of each spot's smallest number of rings that hold `n_nearest` observed spots; with the spot itself for counts."""
+    observed = data.has_content.astype(np.float32)
+    itself = sparse.identity(graph.shape[0], dtype=np.float32, format="csr")
+    step, window, open_ = graph + itself, itself, np.arange(graph.shape[0])
+    rows = []
+    for ring in range(_MAX_REACH):
+        wider = window @ step
+        wider.data[:] = 1
+        # without the spot itself
+        n_around = wider @ observed - observed[open_]
+        done = (n_around >= n_nearest) | (wider.getnnz(axis=1) == window.getnnz(axis=1)) | (ring == _MAX_REACH - 1)
+        rows.append((open_[done], wider[done]))
+        open_, window = open_[~done], wider[~done]
+        if not len(open_):
+            break
+    order = np.concatenate([spots for spots, _ in rows])
+    around = sparse.vstack([block for _, block in rows], format="csr")[np.argsort(order)]
+    return around if isinstance(data, CountData) else (around - itself).tocsr()
 
 
 def smooth(graph: sparse.csr_matrix, data: LogData | CountData, shrinkage: float) -> np.ndarray:
