@@ -110,7 +110,7 @@ def test_neighbor_mean_by_hand():
     adata = _line(np.array([[1, 3], [2, 0], [4, 4]]))
     pp.observed_mask(adata)
     adata.obs["library"] = [10.0, 20.0, 40.0]
-    options = {"size_factor_key": "library", "shrinkage": 2.0}
+    options = {"size_factor_key": "library", "shrinkage": 2.0, "n_nearest": 1}
     mean = np.log1p([3000, 1000]).mean()
     got = baselines.neighbor_mean(adata, mask_layer="observed", **options)
     # the neighbours' observed values and twice the gene mean, never the spot itself
@@ -119,6 +119,37 @@ def test_neighbor_mean_by_hand():
     rate = baselines.neighbor_mean(adata, **options)
     # counts are pooled with the spot's own, which are evidence
     assert rate[0, 1] == pytest.approx(np.log1p(1e4 * (3 + 0 + 2 * 0.1) / (10 + 20 + 2)))
+
+
+def test_neighbor_mean_reaches_the_rim_of_a_hole():
+    adata = _line(np.array([[8], [4], [0], [0], [0], [0], [1]]))
+    pp.observed_mask(adata)
+    adata.obs["library"] = 10.0
+    options = {"mask_layer": "observed", "size_factor_key": "library", "shrinkage": 1e-9}
+    one, two = (baselines.neighbor_mean(adata, n_nearest=n, **options)[:, 0] for n in (1, 2))
+    values = np.log1p([8000, 4000, 1000])
+    # each spot's nearest observed ones; the spot itself never counts
+    np.testing.assert_allclose(one[:6], values[[1, 0, 1, 1, 2, 2]], rtol=1e-5)
+    np.testing.assert_allclose(one[6], values[1], rtol=1e-5)
+    np.testing.assert_allclose(two[[2, 6]], [values[:2].mean()] * 2, rtol=1e-5)
+    np.testing.assert_allclose(two[4], values[1:].mean(), rtol=1e-5)
+    rate = baselines.neighbor_mean(adata, size_factor_key="library", shrinkage=1e-9, n_nearest=2)
+    # where zeros are data every spot is observed, its own counts with them
+    np.testing.assert_allclose(rate[:2, 0], np.log1p([1e4 * 12 / 30, 1e4 * 12 / 30]), rtol=1e-5)
+
+
+def test_hyper_parameters_are_chosen_on_whole_spots_where_whole_spots_are_missing():
+    values = np.random.default_rng(0).random((200, 10)).astype(np.float32)
+    mask = np.ones(values.shape, dtype=bool)
+    mask[:20] = False
+    fit, error = LogData(np.where(mask, values, 0), mask, np.arange(4)).split(0)
+    hidden = mask & ~fit.mask
+    assert hidden.all(axis=1).sum() == 18 and hidden.any(axis=1).sum() == 18
+    assert error(values[:, :4]) == 0 and error(values[:, :4] + 1) == pytest.approx(1)
+    mask[:20] = True
+    mask[:5] = False  # a few empty spots are on every slide
+    fit, _ = LogData(np.where(mask, values, 0), mask, np.arange(4)).split(0)
+    assert (mask & ~fit.mask).sum() == 78 and not (mask & ~fit.mask)[:, 4:].any()
 
 
 def test_adaptive_median_by_hand():
