@@ -23,8 +23,8 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 	@echo "Environment: $(VENV), made with PYTHON=$(PYTHON) (3.11 or newer)."
 
-demo: $(VENV)/.installed ## complete a simulated tissue, or your own file with INPUT=path.h5ad, into demo/
-	@$(BIN)/python -m lgdist_scvi.demo --output "$(OUTPUT)" $(if $(INPUT),--input "$(INPUT)")
+demo: $(VENV)/.installed ## complete a simulated tissue, or your own file with INPUT=path.h5ad, into demo/; ARGS="--help" lists options
+	@$(BIN)/python -m lgdist_scvi.demo --output "$(OUTPUT)" $(if $(INPUT),--input "$(INPUT)") $(ARGS)
 
 test: $(VENV)/.installed ## run the tests; ARGS="-k pattern" is handed to pytest
 	@# the tests' small matrix products gain nothing from more threads

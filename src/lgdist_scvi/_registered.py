@@ -69,7 +69,16 @@ def registered(adata: AnnData, completed: str, /, **chosen: str | None) -> Regis
     counts = known_counts(
         get_counts(adata, setup.get("layer")), None if mask_layer is None else get_mask(adata, mask_layer)
     )
-    summed = adata.var_names.isin(record["registered_genes"]) if "registered_genes" in record else slice(None)
+    summed = np.ones(adata.n_vars, dtype=bool)
+    if "registered_genes" in record:
+        summed = adata.var_names.isin(record["registered_genes"])
+        n_gone = len(record["registered_genes"]) - int(summed.sum())
+        if n_gone and setup.get("size_factor_key") is None:
+            raise ValueError(
+                f"{n_gone:,} of the {len(record['registered_genes']):,} genes whose counts were the library behind "
+                f"layers[{completed!r}] are not in adata any more; ask before genes are left out, or name a column with the "
+                "library sizes (size_factor_key)"
+            )
     genes = adata.var_names.isin(record["genes"]) if len(record.get("genes", ())) else np.ones(adata.n_vars, dtype=bool)
     return Registered(
         counts,

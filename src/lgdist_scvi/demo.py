@@ -224,10 +224,7 @@ class _HeldOut:
         self.given = pp.hold_out(adata, 0.5, "thinning", seed=0)
         self.size_factor_key = size_factor_key
         self.counts = sparse.csr_matrix(self.given.layers["truth"] - self.given.X)
-        # molecules of genes that are left out count for the library size: they are split as well
-        others = adata.obs["total_counts"].to_numpy() - library_size(adata.X)
-        kept = library_size(self.given.X) + np.random.default_rng(0).binomial(np.rint(others).astype(np.int64), 0.5)
-        self.given.obs["total_counts"] = kept
+        kept = self.given.obs["total_counts"].to_numpy()
         self.library = adata.obs["total_counts"].to_numpy() - kept
         self.gene_mean = library_size(self.given.X.T) / kept.sum()
         self.values = log1p_cp10k(self.counts, self.library)

@@ -43,6 +43,18 @@ def test_statistics_of_known_entries_that_are_not_set_aside(masked):
     assert statistics.typical_library == pytest.approx(np.median(library))
 
 
+def test_a_gene_whose_known_entries_are_all_set_aside(masked):
+    patterns = set_aside_patterns(12, 0.2, seed=0)
+    spot = int(np.flatnonzero(patterns[np.arange(90) % len(patterns), 5])[0])
+    masked.layers["known"][:, 5] = False
+    masked.layers["known"][spot, 5] = True
+    statistics = summarise(masked, patterns, closed=False)
+    others = np.arange(12) != 5
+    # nothing is known of it: hardly expressed, with an average captured value
+    assert statistics.rate[5] < statistics.rate[others].min()
+    assert statistics.value_mean[others].min() < statistics.value_mean[5] < statistics.value_mean[others].max()
+
+
 def test_hidden_and_set_aside_counts_do_not_enter(masked):
     """Masked entries may hold anything; of entries set aside, only the library size knows."""
     patterns = set_aside_patterns(12, 0.2, seed=0)

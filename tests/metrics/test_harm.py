@@ -63,6 +63,17 @@ def test_what_the_model_was_given_is_read_from_the_record(layers):
         metrics.do_no_harm(layers, "same", counts_layer="counts")
 
 
+def test_a_library_of_genes_that_are_gone_is_refused(layers):
+    layers.uns["same"] = {"registered_genes": np.asarray(layers.var_names, dtype=str)}
+    assert metrics.do_no_harm(layers, "same").loc["variance ratio", "after"] == pytest.approx(1)
+    some = layers[:, :10].copy()
+    with pytest.raises(ValueError, match="50 of the 60 genes whose counts were the library.*size_factor_key"):
+        metrics.do_no_harm(some, "same")
+    some.obs["depth"] = np.asarray(layers.X.sum(axis=1)).ravel()
+    found = metrics.do_no_harm(some, "same", size_factor_key="depth")
+    assert found.loc["variance ratio", "after"] == pytest.approx(1, abs=1e-5)
+
+
 def test_correlation_is_numpys(layers):
     correlation = np.abs(np.corrcoef(layers.layers["same"].T))
     np.fill_diagonal(correlation, 0)

@@ -68,6 +68,10 @@ def test_without_intervals(trained):
     adata = trained.adata.copy()
     trained.complete(adata, layer_added="filled", level=None, n_samples=2, silent=True)
     assert {"filled", "filled_std", "filled_provenance"} <= set(adata.layers)
+    full = trained.adata.copy()
+    full.layers["known"] = np.ones(full.shape, dtype=bool)
+    with pytest.warns(UserWarning, match="Nothing was filled.*fill='masked' names no entry"):
+        trained.complete(full, fill="masked", level=None, n_samples=2, silent=True)
     # intervals of an earlier completion do not stay beside other values
     trained.complete(adata, level=0.9, n_samples=2, silent=True)
     trained.complete(adata, level=None, n_samples=2, silent=True)

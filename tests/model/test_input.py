@@ -328,12 +328,6 @@ def test_customary_slide_column_is_used_with_a_warning(fit):
     assert LGDiST(adata, n_hidden=16).registry_["setup_args"]["sample_key"] == "sample"
 
 
-def test_filling_what_no_mask_hides_is_refused(adata):
-    LGDiST.setup_anndata(adata)
-    with pytest.raises(ValueError, match='"masked" fills nothing: no mask is registered.*pp.observed_mask'):
-        LGDiST(adata, n_hidden=16).complete(fill="masked")
-
-
 def test_setup_can_be_repeated(adata):
     for arguments in ({}, {"mask_layer": "known"}, {"layer": "counts"}):
         LGDiST.setup_anndata(adata, **arguments)
@@ -457,6 +451,32 @@ def test_questions_refused(trained, arguments, error, message):
     if "n_samples" not in arguments:
         with pytest.raises(error, match=message):
             trained.get_prediction_interval(0.9, **arguments)
+
+
+def test_nothing_to_ask_about_is_said(trained, tmp_path):
+    with pytest.raises(ValueError, match="adata has no spots"):
+        trained.get_completed_expression(trained.adata[[]].copy())
+    trained.save(tmp_path / "model")
+    alone = LGDiST.load(tmp_path / "model", adata=False)
+    for ask in (alone.complete, alone.get_completed_expression):
+        with pytest.raises(ValueError, match="loaded without data; pass adata"):
+            ask()
+
+
+def test_other_data_must_have_a_mask_of_the_same_kind(trained, captured):
+    with pytest.raises(ValueError, match='"normal" describes captured values only.*zeros are registered as data'):
+        captured.get_completed_expression(trained.adata.copy())
+    with pytest.raises(ValueError, match='"nb" needs zeros, but the mask calls every zero missing'):
+        trained.complete(captured.adata.copy())
+
+
+def test_other_data_get_the_graph_that_the_model_was_trained_on(fit, tissue):
+    adata = tissue.copy()
+    pp.spatial_neighbors(adata, n_neighbors=12)
+    model, other = fit(adata, 1), adata.copy()
+    del other.obsp["spatial_connectivities"], other.uns["spatial_neighbors"]
+    expected = model.get_completed_expression(return_numpy=True)
+    np.testing.assert_array_equal(model.get_completed_expression(other, return_numpy=True), expected)
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def test_intervals_of_captured_values_start_at_one_count(trained):
     assert (rate_lower[seen] == 0).mean() > 0.5  # most counts of this slide are zero
 
 
-@pytest.mark.parametrize("level", [0.0, 1.0, -0.5, 90])
+@pytest.mark.parametrize("level", [0.0, 0.99995, 1.0, -0.5, 90])
 def test_level_out_of_range(trained, level):
     with pytest.raises(ValueError, match="level must lie between 0 and 1"):
         trained.get_prediction_interval(level)
@@ -267,6 +267,15 @@ def test_calibration_covers_new_entries_of_every_stratum():
         found = [inside.mean(), *(inside[third[gene] == t].mean() for t in range(3))]
         np.testing.assert_allclose(found, level, atol=0.02)
         np.testing.assert_allclose(row, level, atol=0.02)
+
+
+def test_levels_near_one_are_calibrated_where_entries_allow_it():
+    deviation = np.abs(np.random.default_rng(0).normal(size=150_000))
+    gene = np.arange(150_000) % 3
+    calibration = calibrate({"rate": (deviation, gene, gene)}, np.arange(3.0))
+    for level in (0.997, 0.9985, 0.9995):
+        found = (deviation <= reach(calibration, "rate", level)[gene]).mean()
+        assert found == pytest.approx(level, abs=2e-4)
 
 
 def test_strata_are_parts_of_thirds():

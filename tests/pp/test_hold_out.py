@@ -172,6 +172,17 @@ class TestSchemes:
         assert hidden.var() == pytest.approx(6, rel=0.06)
         assert abs(np.corrcoef(visible[:, 1], hidden[:, 1])[0, 1]) < 0.06
 
+    def test_thinning_thins_the_whole_library(self):
+        adata = slides(x=np.random.default_rng(0).poisson(20.0, size=(2000, 3)).astype(np.float32))
+        adata.obs["total_counts"] = adata.X.sum(axis=1) + 1000.0  # molecules of genes that are not in adata
+        result = pp.hold_out(adata, 0.3, "thinning")
+        library = result.obs["total_counts"].to_numpy()
+        others = library - result.X.sum(axis=1)
+        assert others.mean() == pytest.approx(700, rel=0.002) and others.std() == pytest.approx(np.sqrt(210), rel=0.1)
+        # where only some genes are thinned, everything else stays
+        result = pp.hold_out(adata, 0.3, "thinning", genes=[adata.var_names[0]])
+        np.testing.assert_allclose(result.obs["total_counts"] - result.X.sum(axis=1), 1000)
+
     @pytest.mark.parametrize("n_blocks", [1, 3])
     def test_blocks_are_connected_regions_of_every_slide(self, n_blocks):
         from lgdist_scvi import datasets

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import scvi
 import torch
@@ -29,9 +30,10 @@ def untrained() -> Callable:
     """Function that gives an untrained small model of a simulated slide."""
     scvi.settings.seed = 0
 
-    def untrained(n_samples: int = 1, **kwargs) -> LGDiST:
+    def untrained(n_samples: int = 1, mask: bool = False, **kwargs) -> LGDiST:
         adata = datasets.simulated_visium(n_spots=150, n_genes=30, n_samples=n_samples, seed=0)
-        LGDiST.setup_anndata(adata, sample_key="sample")
+        adata.layers["known"] = np.random.default_rng(0).random(adata.shape) < 0.9
+        LGDiST.setup_anndata(adata, sample_key="sample", mask_layer="known" if mask else None)
         return LGDiST(adata, **{**SIZES, **kwargs})
 
     yield untrained

@@ -319,3 +319,38 @@ def test_the_last_small_batch_is_trained_on(untrained):
     spots = np.setdiff1d(np.arange(150), model.module.spots_set_aside(150))
     model.train(max_epochs=1, stage="vae", batch_size=len(spots) - 1, callbacks=[Watch()], **QUICK)
     assert sorted(seen) == spots.tolist()
+
+
+def test_ctrl_c_in_calibration_leaves_it_for_later(untrained, monkeypatch):
+    """What the interruption kept the training from is done when it is first asked for, with the new weights."""
+    model = untrained()
+    model.train(max_epochs=1, **QUICK)
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "_deviations", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model.train(max_epochs=2, **QUICK)
+    assert model.calibration_ is None and len(model.training_) == 2
+    assert model.skill_table()["n"].sum() > 0
+    assert is_usable(model)
+    assert model.calibration_ is not None
+
+
+def test_interrupted_between_rounds(untrained, monkeypatch, tmp_path):
+    model = untrained(mask=True)
+    complete = type(model)._complete_first_round
+
+    def interrupt(self, *args):
+        if self.module.first_round is not None and self.calibration_ is None:
+            raise KeyboardInterrupt
+        complete(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "_complete_first_round", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model.train(max_epochs=1, n_rounds=2, **QUICK)
+    model.save(tmp_path / "model")
+    assert is_usable(type(model).load(tmp_path / "model", adata=model.adata, accelerator="cpu"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -161,7 +162,9 @@ class ObspField(_Field):
 
     def register_field(self, adata: AnnData) -> dict:
         super().register_field(adata)
-        return {"n_edges": int(adata.obsp[self.attr_key].nnz)}
+        built = adata.uns.get(f"{self.attr_key.removesuffix('_connectivities')}_neighbors", {})
+        n_neighbors = built.get("params", {}).get("n_neighbors") if isinstance(built, Mapping) else None
+        return {"n_edges": int(adata.obsp[self.attr_key].nnz), "n_neighbors": n_neighbors}
 
     def get_summary_stats(self, state_registry: dict) -> dict:
         return {"n_edges": state_registry["n_edges"]}

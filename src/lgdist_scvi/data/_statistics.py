@@ -99,10 +99,10 @@ def gene_statistics(
         n_known += known.sum(axis=0, dtype=np.float64)
         value_sum += (values * known).sum(axis=0, dtype=np.float64)
         square_sum += (values**2 * known).sum(axis=0, dtype=np.float64)
+    # a gene of which nothing is left has the mean of all, and one that was never counted a small rate, of finite logarithm
+    mean = np.where(n_known > 0, value_sum / np.maximum(n_known, 1.0), value_sum.sum() / max(n_known.sum(), 1.0))
+    rate = (counts_sum + 0.1) / np.maximum(np.where(library_sum > 0, library_sum, dataset.library.sum()), 1.0)
     n_known = np.maximum(n_known, 1.0)
-    mean = value_sum / n_known
-    # a gene that was never counted keeps a small rate, so that its logarithm is finite
-    rate = (counts_sum + 0.1) / np.maximum(library_sum, 1.0)
     if closed:
         rate /= rate.sum()
     scale = np.sqrt(np.maximum(square_sum / n_known - mean**2, 1e-2))

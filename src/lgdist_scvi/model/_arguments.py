@@ -9,6 +9,7 @@ import numpy as np
 from scvi import settings
 
 from lgdist_scvi._checks import check_choice, check_positive_int
+from lgdist_scvi.model._conformal import LEVELS
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -43,22 +44,17 @@ def spots_at(adata: AnnData, indices: Sequence[int] | None) -> np.ndarray:
     return indices % max(adata.n_obs, 1)
 
 
-def check_choices(n_samples: int, observed: str, fill: str, is_masked: bool) -> None:
+def check_choices(n_samples: int, observed: str, fill: str) -> None:
     """Refuse arguments that no completion can have."""
     check_positive_int(n_samples, "n_samples")
     check_choice("observed", observed, ("keep", "model"))
     check_choice("fill", fill, ("zeros", "masked"))
-    if fill == "masked" and not is_masked:
-        raise ValueError(
-            'fill="masked" fills nothing: no mask is registered, and every entry is data; use fill="zeros", or register a '
-            "mask_layer (pp.observed_mask)"
-        )
 
 
 def check_interval(level: float, n_samples: int) -> None:
     """Refuse arguments that no interval can have."""
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
+    if not 0 < level <= LEVELS[-1]:
+        raise ValueError(f"level must lie between 0 and {LEVELS[-1]}, got {level}")
     if n_samples < 2:
         raise ValueError(f"an interval needs n_samples of at least 2, got {n_samples}")
 

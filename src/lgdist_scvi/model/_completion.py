@@ -91,10 +91,10 @@ class CompletionMixin(SkillMixin, RecordMixin):
         KeyError
             If a gene is not registered.
         """
-        check_choices(n_samples, observed, fill, self._is_masked)
+        check_choices(n_samples, observed, fill)
         if level is not None:
             check_interval(level, n_samples)
-        target = self.adata if adata is None else adata
+        target = self._asked(adata)
         if target.isbacked:
             raise ValueError(
                 "layers cannot be added to an AnnData that is backed by a file; call adata.to_memory() first"
@@ -111,7 +111,7 @@ class CompletionMixin(SkillMixin, RecordMixin):
         }  # fmt: skip
         asked = {key: value for key, value in arguments.items() if key != "genes"}
         layers = self._completed(adata, chosen, silent, **asked)
-        layers["_provenance"] = self._provenance(adata, observed, fill, chosen)
+        layers["_provenance"] = provenance = self._provenance(adata, observed, fill, chosen)
 
         positions = adata.var_names.get_indexer(chosen)
         if adata.n_vars > len(positions):
@@ -128,6 +128,13 @@ class CompletionMixin(SkillMixin, RecordMixin):
             target.var[f"{layer_added}_{column}"] = skill[column].reindex(target.var_names, fill_value=missing)
         target.uns[layer_added] = record
         _warn_of_no_skill(skill.loc[chosen], layer_added)
+        if len(chosen) and not (provenance % LEFT_MISSING).any():
+            warnings.warn(
+                f"Nothing was filled: of the genes chosen, fill={fill!r} names no entry. Zeros are filled with "
+                'fill="zeros"; missing entries are those that a mask_layer registered at setup_anndata names.',
+                UserWarning,
+                stacklevel=settings.warnings_stacklevel,
+            )
 
     @torch.inference_mode()
     def _completed(

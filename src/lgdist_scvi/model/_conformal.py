@@ -9,7 +9,7 @@ import numpy as np
 Deviations = dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
 """Per estimand, of hidden entries: how far out they lie in their predictive distribution, genes and spots, (n,) each."""
 
-LEVELS = np.linspace(0.0, 1.0, 201)
+LEVELS = np.concatenate([np.linspace(0.0, 0.995, 200), [0.996, 0.997, 0.998, 0.999, 0.9995, 0.9999]])
 REPORTED_LEVELS = (0.5, 0.8, 0.9, 0.95)
 N_THIRDS = 3
 _MAX_STRATA_PER_THIRD = 5

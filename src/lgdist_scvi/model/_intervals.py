@@ -32,7 +32,7 @@ class IntervalMixin(PredictionMixin):
     def _fit_noise(self, spots: np.ndarray) -> None:
         """Bring the likelihood's noise to the size seen on set-aside entries, one factor per third of the genes.
 
-        In training much more is hidden than where the model is asked, and the noise learnt there makes up for it.
+        Training hides far more than prediction does, so that the noise it learns does not fit prediction.
         """
         vae = self.module.vae
         totals = torch.zeros(3, len(vae.gene_rate), dtype=torch.float64)
@@ -61,6 +61,7 @@ class IntervalMixin(PredictionMixin):
     def _calibrate(self) -> None:
         """Learn how far out intervals must reach, per stratum of genes, to cover as often as they say."""
         self.module.eval()
+        self._complete_first_round(self.adata, "set_aside")
         rng = np.random.default_rng(0)
         whole = self.module.spots_set_aside(self.adata.n_obs)
         spots = rng.permutation(np.setdiff1d(np.arange(self.adata.n_obs), whole))[:_N_SPOTS]
@@ -125,8 +126,8 @@ class IntervalMixin(PredictionMixin):
         the likelihood's noise. How far it reaches is calibrated on the entries that training set aside: split conformal
         prediction with the finite-sample correction, in up to five strata of each third of the genes by expression, so that
         it covers at `level` however well the model is trained. `calibration_["n_entries"]` says how many entries of each
-        third calibrated it, and `calibration_["coverage"]` which share of them intervals cover that the entries of other
-        spots calibrate. Spots of which nothing is visible have a calibration of their own, on one spot in 25 that training set
+        third calibrated it, and `calibration_["coverage"]` how often intervals that one half of the spots calibrates cover the
+        entries of the other half, at 0.5, 0.8, 0.9 and 0.95. Spots of which nothing is visible have a calibration of their own, on one spot in 25 that training set
         aside whole.
 
         What holds is coverage of entries and spots hidden like those: at random, on the slides of the training. Where an entry's
@@ -140,7 +141,7 @@ class IntervalMixin(PredictionMixin):
         Parameters
         ----------
         level
-            Between 0 and 1.
+            Above 0, and at most 0.9999.
         n_samples
             Latent samples the spread is taken from.
         adata, indices, gene_list, observed, fill, estimand, seed, n_steps, batch_size, return_numpy, silent
@@ -153,10 +154,10 @@ class IntervalMixin(PredictionMixin):
         Raises
         ------
         ValueError
-            If the level is not between 0 and 1, or the model is not trained.
+            If the level is out of range, or the model is not trained.
         """
         check_interval(level, n_samples)
-        check_choices(n_samples, observed, fill, self._is_masked)
+        check_choices(n_samples, observed, fill)
         adata, estimand = self._prepare(adata), self._estimand(estimand)
         positions, names = self._genes(gene_list)
         rows, seed = spots_at(adata, indices), seed_or_default(seed)

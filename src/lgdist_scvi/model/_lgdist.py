@@ -146,7 +146,7 @@ class LGDiST(TrainingMixin, IntervalMixin, CompletionMixin, BaseModelClass):
             )
         else:
             dataset = self.adata_manager.create_torch_dataset()
-            gene_likelihood = resolve_likelihood(gene_likelihood, dataset, adata)
+            gene_likelihood = resolve_likelihood(gene_likelihood, dataset)
             statistics = gene_statistics(
                 dataset, patterns, closed, n_latent, n_factors, zeros_are_data=gene_likelihood != "normal"
             )
@@ -197,7 +197,7 @@ class LGDiST(TrainingMixin, IntervalMixin, CompletionMixin, BaseModelClass):
     def paper_preset() -> dict[str, Any]:
         """Give the sizes and the condition of the paper, as arguments of the constructor.
 
-        A denoiser of 231 million parameters is made for a GPU. The paper also trains in two rounds: ``train(n_rounds=2)``.
+        A denoiser of about 220 million parameters is made for a GPU. The paper also trains in two rounds: ``train(n_rounds=2)``.
         """
         return {
             "conditioning": "neighborhood",
@@ -278,7 +278,8 @@ class LGDiST(TrainingMixin, IntervalMixin, CompletionMixin, BaseModelClass):
         if adata is not None and adata is not self.adata:
             setup = self.registry_["setup_args"]
             sample_key = choose_sample_key(adata, setup["sample_key"])
-            ensure_graph(adata, setup["graph_key"], sample_key, setup["spatial_key"])
+            built_with = self.get_state_registry(keys.GRAPH)["n_neighbors"]
+            ensure_graph(adata, setup["graph_key"], sample_key, setup["spatial_key"], built_with)
         return super()._validate_anndata(adata, copy_if_view)
 
     def __repr__(self) -> str:

@@ -14,6 +14,7 @@ from lgdist_scvi._expression import COUNTS_PER
 from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.model._arguments import check_choices, seed_or_default, spots_at
 from lgdist_scvi.model._batches import BatchMixin, Estimand, samples_for_spread
+from lgdist_scvi.model._setup import resolve_likelihood
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,10 +25,32 @@ class PredictionMixin(BatchMixin):
 
     # ---- what is asked, and of what
 
-    def _prepare(self, adata: AnnData | None) -> AnnData:
+    def _check_trained(self) -> None:
+        """Refuse questions before training, and do what an interruption kept the training from."""
         if not self.is_trained_:
             raise ValueError("the model is not trained yet; call model.train() first")
-        adata = self._validate_anndata(adata)
+        if self.calibration_ is None:
+            if self.adata is None:
+                raise ValueError(
+                    "training was interrupted before intervals were calibrated; load the model with the data it was trained on"
+                )
+            self._calibrate()
+
+    def _asked(self, adata: AnnData | None) -> AnnData:
+        """The data that are asked about: the registered ones unless others are given."""
+        self._check_trained()
+        adata = self.adata if adata is None else adata
+        if adata is None:
+            raise ValueError("the model was loaded without data; pass adata")
+        if not adata.n_obs:
+            raise ValueError("adata has no spots")
+        return adata
+
+    def _prepare(self, adata: AnnData | None) -> AnnData:
+        adata = self._validate_anndata(self._asked(adata))
+        if adata is not self.adata and keys.MASK in self.registry_["field_registries"]:
+            dataset = self.get_anndata_manager(adata, required=True).create_torch_dataset()
+            resolve_likelihood(self.gene_likelihood_, dataset)
         self.module.eval()
         self._complete_first_round(adata)
         return adata
@@ -65,11 +88,6 @@ class PredictionMixin(BatchMixin):
                 f"available: {list_names(names)}"
             )
         return positions, names[positions]
-
-    @property
-    def _is_masked(self) -> bool:
-        """Whether a mask tells known from missing entries."""
-        return keys.MASK in self.registry_["field_registries"]
 
     def get_var_names_registered(self) -> np.ndarray:
         """Names of the registered genes, in the order of the model's output."""
@@ -155,7 +173,7 @@ class PredictionMixin(BatchMixin):
         KeyError
             If genes are not registered.
         """
-        check_choices(n_samples, observed, fill, self._is_masked)
+        check_choices(n_samples, observed, fill)
         adata, estimand = self._prepare(adata), self._estimand(estimand)
         positions, names = self._genes(gene_list)
         rows, seed = spots_at(adata, indices), seed_or_default(seed)

@@ -140,10 +140,10 @@ class RecordMixin:
         return record
 
     def _remember_training(self, call: dict[str, Any], completed: bool) -> None:
-        """Keep what :func:`~lgdist_scvi.model._record.training_call` gave, and measure the skill while the data are there."""
+        """Keep what :func:`~lgdist_scvi.model._record.training_call` gave."""
+        self.training_seed_ = settings.seed
         self.training_ = [*self.training_, call | {"interrupted": not completed}]
         self.training_data_ = data_fingerprint(self.adata_manager.create_torch_dataset())
-        self.skill_table()
 
 
 def _versions() -> dict[str, Any]:

@@ -30,12 +30,17 @@ def choose_sample_key(adata: AnnData, sample_key: str | None) -> str | None:
     return column
 
 
-def ensure_graph(adata: AnnData, graph_key: str, sample_key: str | None, spatial_key: str) -> None:
+def ensure_graph(
+    adata: AnnData, graph_key: str, sample_key: str | None, spatial_key: str, n_neighbors: int | None = None
+) -> None:
+    """Build the customary graph where there is none, with as many neighbours as another one was built with."""
     if graph_key == DEFAULT_GRAPH and graph_key not in adata.obsp:
-        pp.spatial_neighbors(adata, sample_key=sample_key, spatial_key=spatial_key)
+        number = {} if n_neighbors is None else {"n_neighbors": n_neighbors}
+        pp.spatial_neighbors(adata, sample_key=sample_key, spatial_key=spatial_key, **number)
 
 
-def resolve_likelihood(gene_likelihood: str, dataset: NeighborhoodDataset, adata: AnnData) -> str:
+def resolve_likelihood(gene_likelihood: str, dataset: NeighborhoodDataset) -> str:
+    """Choose the likelihood that fits what is known of the data, or refuse one that does not."""
     zeros_are_missing = dataset.hides_every_zero()
     if gene_likelihood == "auto":
         return "normal" if zeros_are_missing else "nb"

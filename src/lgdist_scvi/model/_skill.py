@@ -47,8 +47,7 @@ class SkillMixin(PredictionMixin):
         ValueError
             If the model is not trained, or its likelihood does not offer the estimand.
         """
-        if not self.is_trained_:
-            raise ValueError("the model is not trained yet; call model.train() first")
+        self._check_trained()
         estimand = self._estimand(estimand)
         if neighbors_only:
             measured = self._measure_skill(neighbors_only=True)

@@ -37,12 +37,15 @@ class TrainingMixin:
     ) -> None:
         """Train the VAE, then the diffusion over it.
 
-        Stopping early follows the loss on set-aside entries. Interrupting (Ctrl-C) leaves a model that can be used.
+        Stopping early follows the loss on set-aside entries. Interrupting (Ctrl-C) leaves a model that can be used. Losses are in
+        ``history_["vae/train_loss"]``, ``"vae/validation_loss"``, ``"diffusion/..."``; :func:`lgdist_scvi.pl.training_history`
+        draws them.
 
         Parameters
         ----------
         max_epochs
-            Passes over the spots in each stage. ``None``: about 500 steps for the VAE and 300 for the diffusion.
+            Passes over the spots in each stage. ``None``: about 500 steps for the VAE and 300 for the diffusion, in 4 to 300
+            passes.
         stage
             ``"vae"``, ``"diffusion"`` (needs a trained VAE) or ``"all"``.
         n_rounds
@@ -55,11 +58,13 @@ class TrainingMixin:
         early_stopping
             Whether to stop when the validation loss no longer falls.
         validation_samples
-            Slides (values of `sample_key`) that are not trained on; validation uses their set-aside entries.
+            Slides (values of `sample_key`) that the networks are not trained on; validation uses their set-aside entries. Gene
+            statistics, the linear expert and the calibration know these slides: to score a slide that nothing has seen, hide
+            it with ``pp.hold_out(scheme="sample")``.
         ema_decay
             Decay of the moving average of the weights; ``None`` for none.
         plan_kwargs
-            For the training plans (`lr`, `weight_decay`).
+            For the training plans of both stages (`lr`, by default 2e-3 for the VAE and 1e-3 for the diffusion, `weight_decay`).
         datasplitter_kwargs
             For the data loaders (`num_workers`).
         **trainer_kwargs
@@ -95,6 +100,7 @@ class TrainingMixin:
             # a new VAE makes an old diffusion meaningless
             self.module.has_diffusion.fill_(False)
             self.module.first_round, self.n_rounds_ = None, 1
+        self.calibration_ = None  # of other weights
         self._complete_first_round(self.adata, "set_aside")
         plans = [
             (name, plan) for name, plan in (("vae", VAEPlan), ("diffusion", DiffusionPlan)) if stage in ("all", name)
@@ -102,8 +108,8 @@ class TrainingMixin:
         for index, (name, plan_class) in enumerate(plans * n_rounds):
             if index == len(plans):
                 self.module.begin_second_round()
-                self._complete_first_round(self.adata, "set_aside")
                 self.n_rounds_ = 2
+                self._complete_first_round(self.adata, "set_aside")
             completed = run_stage(
                 self,
                 name if index < len(plans) else f"{name}_round2",
@@ -119,9 +125,10 @@ class TrainingMixin:
             if not completed:
                 break
         if self.is_trained_:
-            self.training_seed_ = settings.seed
-            self._calibrate()
+            # Ctrl-C may come here as well: what is missing then is calibrated when first asked for
             self._remember_training(call, completed)
+            self._calibrate()
+            self.skill_table()  # while the data are there
 
     def _validation_spots(self, validation_samples: Sequence[str] | None) -> np.ndarray | None:
         if validation_samples is None:

@@ -75,8 +75,9 @@ def hold_out(
     n_blocks
         Number of regions on each slide, for ``"block"``.
     library_keys
-        Columns of `adata.obs` with library sizes, from which the hidden counts of a spot are subtracted.
-        ``"total_counts"`` (:func:`~lgdist_scvi.pp.select_genes`) may be absent.
+        Columns of `adata.obs` with library sizes, from which the hidden counts of a spot are subtracted; with ``"thinning"`` of
+        all genes, the molecules that they count of genes not in `adata` are thinned as well. ``"total_counts"``
+        (:func:`~lgdist_scvi.pp.select_genes`) may be absent.
 
     Returns
     -------
@@ -140,6 +141,10 @@ def hold_out(
             continue
         require_key(result.obs, key, "adata.obs", "library_keys are the columns with library sizes")
         result.obs[key] = _reduced(result.obs[key], n_hidden, key)
+        if scheme == "thinning" and chosen.all():
+            # molecules of genes that are not in adata are of the spot as well
+            others = np.maximum(np.rint(result.obs[key] - library_size(kept)), 0).astype(np.int64)
+            result.obs[key] -= rng.binomial(others, fraction)
     result.uns["hold_out"] = {
         "scheme": scheme,
         "fraction": float(fraction),
