@@ -165,7 +165,7 @@ def test_intervals_of_captured_values_start_at_one_count(trained):
 
 @pytest.mark.parametrize("level", [0.0, 0.99995, 1.0, -0.5, 90])
 def test_level_out_of_range(trained, level):
-    with pytest.raises(ValueError, match="level must lie between 0 and 1"):
+    with pytest.raises(ValueError, match="level must lie between 0 and 0.9999"):
         trained.get_prediction_interval(level)
 
 

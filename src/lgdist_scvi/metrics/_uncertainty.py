@@ -84,7 +84,8 @@ def crps(samples: np.ndarray, truth: Matrix, mask: Matrix) -> float:
     Parameters
     ----------
     samples
-        Samples of every entry, log1p(CP10K), (n_samples, n_obs, n_vars), at least 2.
+        Samples of every entry, log1p(CP10K), (n_samples, n_obs, n_vars), at least 2. They must hold measurement noise as the truth
+        does: those of ``LGDiST.posterior_predictive_sample`` do, those of ``get_completed_expression`` do not.
     truth
         Measured values, the same scale, (n_obs, n_vars).
     mask

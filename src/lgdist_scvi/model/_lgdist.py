@@ -27,13 +27,14 @@ from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.model._arguments import check_sizes
 from lgdist_scvi.model._completion import CompletionMixin
 from lgdist_scvi.model._intervals import IntervalMixin
+from lgdist_scvi.model._measurement import MeasurementMixin
 from lgdist_scvi.model._record import random_state
 from lgdist_scvi.model._setup import DEFAULT_GRAPH, choose_sample_key, ensure_graph, resolve_likelihood
 from lgdist_scvi.model._training import TrainingMixin
 from lgdist_scvi.module import LGDiSTModule, NeighborhoodVAE
 
 
-class LGDiST(TrainingMixin, IntervalMixin, CompletionMixin, BaseModelClass):
+class LGDiST(TrainingMixin, IntervalMixin, MeasurementMixin, CompletionMixin, BaseModelClass):
     """Latent gene diffusion for the completion of spatial transcriptomics (Cárdenas et al. 2025, arXiv 2509.01864).
 
     A neighbourhood VAE encodes each spot from its own visible entries and its spatial neighbours; a latent diffusion model

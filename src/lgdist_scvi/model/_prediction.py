@@ -136,9 +136,10 @@ class PredictionMixin(BatchMixin):
         gene_list
             Genes, in the order of the result; ``None``: all registered ones.
         n_samples
-            Samples of the latent. 1 with `return_mean`: the posterior mean, without sampling.
+            Samples of the latent. 1 with `return_mean`: the posterior mean, without sampling. They are samples of the expected
+            value, without measurement noise: :meth:`posterior_predictive_sample` draws measurements.
         return_mean
-            Whether to average over samples.
+            Whether to average over samples: of rates before the logarithm is taken.
         return_std
             Whether to return the standard deviation of the expected value too, 0 where a measured value is kept: over samples
             (25 if `n_samples` is 1), and of what is peculiar to one gene in one spot, which no sample of the latent holds.
