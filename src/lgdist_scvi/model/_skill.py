@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
 from lgdist_scvi._expression import COUNTS_PER
 from lgdist_scvi.data import _keys as keys
@@ -17,7 +16,6 @@ from lgdist_scvi.metrics._skill import compare
 from lgdist_scvi.metrics.baselines._means import MOLECULES
 from lgdist_scvi.model._batches import Estimand
 from lgdist_scvi.model._prediction import PredictionMixin
-from lgdist_scvi.module._likelihood import CountLikelihood
 
 _MAX_SPOTS = 4096
 _DEPTH_ENTRIES = 10.0  # shrinkage of the dependence on depth, in known entries
@@ -141,7 +139,8 @@ class SkillMixin(PredictionMixin):
         of_neighbors = [error(mean + deviation / (number + strength)) for strength in _ENTRIES]
         predicted = entries["predicted"]
         if self.module.vae.counts_are_modelled:
-            expected_value = self._measurement(entries, estimand)
+            likelihood = self.module.vae.likelihood.of_genes(entries["gene"])
+            value = likelihood.expected_captured if estimand == "captured" else likelihood.expected_value
             share, exposure = entries["share"], entries["exposure"]
             expected = [
                 exposure * (entries["molecules"] + strength * share) / (entries["depth"] + strength)
@@ -149,26 +148,11 @@ class SkillMixin(PredictionMixin):
             ]
             # Poisson loss: the mapping to log1p(CP10K) is dear
             nearest = min(expected, key=lambda m: float((m - torch.xlogy(entries["count"], m)).sum()))
-            of_gene.append(error(expected_value(exposure * share)))
-            of_neighbors.append(error(expected_value(nearest)))
-            predicted = expected_value(predicted)
+            of_gene.append(error(value(exposure * share, entries["library"])))
+            of_neighbors.append(error(value(nearest, entries["library"])))
+            predicted = value(predicted, entries["library"])
         baselines = {"gene mean": min(of_gene, key=np.sum), "neighbor mean": min(of_neighbors, key=np.sum)}
         return compare(entries["gene"].numpy(), n_genes, error(predicted), baselines)
-
-    def _measurement(self, entries: dict[str, torch.Tensor], estimand: str) -> Any:
-        """Function from the expected counts of entries to their expected log1p(CP10K)."""
-        fitted = self.module.vae.likelihood
-        likelihood = CountLikelihood(0, overdispersed=False)
-        if fitted.log_theta is not None:
-            # every entry with the dispersion of its gene
-            likelihood.log_theta = nn.Parameter(fitted.log_theta.cpu()[entries["gene"]], requires_grad=False)
-
-        def expected_value(mean: torch.Tensor) -> torch.Tensor:
-            mean = mean.clamp(min=1e-9)
-            value = likelihood.expected_captured(mean, entries["library"])
-            return value if estimand == "captured" else value * likelihood._any_left(mean)
-
-        return expected_value
 
 
 def _depth(library: torch.Tensor) -> torch.Tensor:

@@ -34,6 +34,13 @@ class CountLikelihood(nn.Module):
         """Inverse dispersion per gene, (n_genes,); ``None`` for Poisson. Variance = mean + mean^2 / theta."""
         return None if self.log_theta is None else self.log_theta.clamp(-5.0, 12.0).exp()
 
+    def of_genes(self, genes: torch.Tensor) -> CountLikelihood:
+        """Likelihood of some genes in their order, (n_genes,), each as often as it is named."""
+        part = CountLikelihood(len(genes), self.log_theta is not None).to(genes.device)
+        if self.log_theta is not None:
+            part.log_theta.data = self.log_theta.detach().to(genes.device)[genes]
+        return part
+
     def training_loss(self, counts: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
         """What training minimises, entrywise, in nats up to a constant; all (batch, n_genes).
 
@@ -110,6 +117,10 @@ class CountLikelihood(nn.Module):
             t = math.exp(log_t)
             total = total + math.exp(-t) * self._any_left(mean * -torch.expm1(-scale * t))
         return _LOG_TIME_STEP * total / self._any_left(mean)
+
+    def expected_value(self, mean: torch.Tensor, library: torch.Tensor) -> torch.Tensor:
+        """Expected log1p(CP10K) of an entry, zeros included; arguments as in :meth:`expected_captured`."""
+        return self.expected_captured(mean, library) * self._any_left(mean)
 
     def _any_left(self, mean: torch.Tensor) -> torch.Tensor:
         """Probability of a positive count."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,32 @@ Hide = Literal["random", "set_aside", "split", "nothing"]
 
 # what a latent may be is widest, and least Gaussian, where nothing of a spot is visible
 _WHOLE_SPOTS_IN_DIFFUSION = 0.3
+
+
+class _Split(NamedTuple):
+    """What is visible of the centres of a batch, and what is scored, (batch, n_genes) but where said.
+
+    Attributes
+    ----------
+    counts, visible
+        Counts to look at, and which entries are looked at, bool.
+    looked_at
+        Share of the library that the counts looked at are a part of: a number, or (batch, 1).
+    known
+        Entries that may ever be looked at, bool.
+    target, share
+        Counts to fit, and the share of the library that they are a part of: a number, or as `target`.
+    score
+        Weights of the entries in the loss.
+    """
+
+    counts: torch.Tensor
+    visible: torch.Tensor
+    looked_at: torch.Tensor | float
+    known: torch.Tensor
+    target: torch.Tensor
+    share: torch.Tensor | float
+    score: torch.Tensor
 
 
 class LGDiSTModule(BaseModuleClass):
@@ -127,53 +153,21 @@ class LGDiSTModule(BaseModuleClass):
         generator: torch.Generator | None = None,
         autoencode: bool = True,
     ) -> dict:
-        """Split a batch into what is visible and what is scored.
-
-        `hide` = "random" hides a part of the observed entries for training, "set_aside" those kept for validation,
-        "nothing" shows all that is observed, and "split" shows half of the molecules of all that is observed, the other
-        half being the target. With a generator, "set_aside" hides a further part as training does. Where
-        spots are predicted from their neighbours only, nothing of them is visible but in the VAE's training (`autoencode`).
-        """
-        counts, observed = tensors["X"], tensors["observed_mask"].bool()
+        """What is visible of a batch, and what is scored; arguments as in :meth:`_split`."""
+        split = self._split(tensors, hide, generator, autoencode)
         neighbors_visible = tensors["neighbor_mask"]
-        target, share, looked_at = counts, 1.0, 1.0
-        whole_spots = self.hide_spot if autoencode else max(self.hide_spot, _WHOLE_SPOTS_IN_DIFFUSION)
-        if hide == "nothing":
-            known, visible, score = observed, observed, torch.zeros_like(counts)
-        else:
-            aside = self.set_aside(tensors["spot"])
-            known = observed & ~aside
+        if hide != "nothing":
             neighbors_visible = neighbors_visible * ~self.set_aside(tensors["neighbor_spot"])
-            if hide == "random":
-                visible = known & ~self._hide(known, whole_spots)
-                weight = self.visible_weight
-                if self.vae.counts_are_modelled and autoencode:
-                    kept = torch.rand(len(counts), 1, device=counts.device)
-                    kept = self.keep_at_least + (1.0 - self.keep_at_least) * kept
-                    counts, target, share = split_counts(counts, kept, visible)
-                    weight, looked_at = 1.0, kept
-                score = torch.where(visible, weight, 1.0) * known
-            elif hide == "split":
-                visible, score = observed, (observed & aside).float()
-                half = torch.full_like(counts[:, :1], 0.5)
-                counts, target, share = split_counts(counts, half, visible, generator)
-                looked_at = half
-            else:
-                visible, score = known, (observed & aside).float()
-                if generator is not None:
-                    visible = known & ~self._hide(known, whole_spots, generator)
-        if not (self.own_entries or (hide == "random" and autoencode)):
-            visible = torch.zeros_like(visible)
         # of counts, the library that those looked at would be a part of
-        library = self._whole_library(tensors["size_factor"], tensors["observed_mask"]) * looked_at
+        library = self._whole_library(tensors["size_factor"], tensors["observed_mask"]) * split.looked_at
         neighbor_library = self._whole_library(tensors["neighbor_library"], tensors["neighbor_mask"])
         return {
-            "centre": Spots(counts, visible.float(), library),
-            "known": known.float(),
+            "centre": Spots(split.counts, split.visible.float(), library),
+            "known": split.known.float(),
             "counts": tensors["X"],
-            "score": score,
-            "target": target,
-            "share": share,
+            "score": split.score,
+            "target": split.target,
+            "share": split.share,
             "neighbors": Spots(
                 tensors["neighbor_counts"], neighbors_visible.float(), neighbor_library, self._fill(tensors)
             ),
@@ -181,6 +175,39 @@ class LGDiSTModule(BaseModuleClass):
             "distance": tensors["neighbor_distance"],
             "valid": tensors["neighbor_valid"].bool(),
         }
+
+    def _split(
+        self, tensors: dict[str, torch.Tensor], hide: Hide, generator: torch.Generator | None, autoencode: bool
+    ) -> _Split:
+        """Split the centres of a batch into what is visible and what is scored.
+
+        `hide` = "random" hides a part of the observed entries for training, "set_aside" those kept for validation,
+        "nothing" shows all that is observed, and "split" shows half of the molecules of all that is observed, the other
+        half being the target. With a generator, "set_aside" hides a further part as training does. Where
+        spots are predicted from their neighbours only, nothing of them is visible but in the VAE's training (`autoencode`).
+        """
+        counts, observed = tensors["X"], tensors["observed_mask"].bool()
+        aside = torch.zeros_like(observed) if hide == "nothing" else self.set_aside(tensors["spot"])
+        known = visible = observed & ~aside
+        whole_spots = self.hide_spot if autoencode else max(self.hide_spot, _WHOLE_SPOTS_IN_DIFFUSION)
+        target, share, looked_at, score = counts, 1.0, 1.0, (observed & aside).float()
+        if hide == "random":
+            visible = known & ~self._hide(known, whole_spots)
+            weight = self.visible_weight
+            if self.vae.counts_are_modelled and autoencode:
+                kept = torch.rand(len(counts), 1, device=counts.device)
+                looked_at = self.keep_at_least + (1.0 - self.keep_at_least) * kept
+                counts, target, share = split_counts(counts, looked_at, visible)
+                weight = 1.0
+            score = torch.where(visible, weight, 1.0) * known
+        elif hide == "split":
+            visible, looked_at = observed, torch.full_like(counts[:, :1], 0.5)
+            counts, target, share = split_counts(counts, looked_at, visible, generator)
+        elif hide == "set_aside" and generator is not None:
+            visible = known & ~self._hide(known, whole_spots, generator)
+        if not (self.own_entries or (hide == "random" and autoencode)):
+            visible = torch.zeros_like(visible)
+        return _Split(counts, visible, looked_at, known, target, share, score)
 
     def _fill(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor | None:
         """Values of a first round in the place of the neighbours' missing entries."""
