@@ -354,3 +354,49 @@ def get_library(adata: AnnData, size_factor_key: str) -> np.ndarray:
             "give total counts per spot, for example from pp.select_genes"
         )
     return library
+
+
+def get_genes(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarray:
+    """Read a choice of genes.
+
+    Parameters
+    ----------
+    adata
+        Annotated data, (n_obs, n_vars).
+    genes
+        Names, or a bool column of `adata.var`; ``None`` for all.
+
+    Returns
+    -------
+    True for the chosen genes, (n_vars,).
+
+    Raises
+    ------
+    KeyError
+        If the column or a gene is absent.
+    ValueError
+        If the column is not bool, or no gene is chosen.
+    """
+    if genes is None:
+        return np.ones(adata.n_vars, dtype=bool)
+    if isinstance(genes, str):
+        require_key(adata.var, genes, "adata.var", "genes is a bool column of var (pp.select_genes) or a list of names")
+        column = adata.var[genes]
+        if not pd.api.types.is_bool_dtype(column) or column.isna().any():
+            raise ValueError(
+                f"adata.var[{genes!r}] has dtype {column.dtype}; expected bool, True for the genes to choose"
+            )
+        chosen = column.to_numpy(dtype=bool)
+        if not chosen.any():
+            raise ValueError(f"adata.var[{genes!r}] is True for no gene")
+        return chosen
+    names = pd.Index(genes)
+    if not len(names):
+        raise ValueError("genes is empty; pass names, a bool column of var, or None for all genes")
+    unknown = names[~names.isin(adata.var_names)].unique()
+    if len(unknown):
+        raise KeyError(
+            f"{len(unknown):,} of {len(names):,} genes are not in adata.var_names: {list_names(unknown)}; "
+            "pass names from adata.var_names"
+        )
+    return adata.var_names.isin(names)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _BATCH_SIZE = 512
 _SAMPLER_STEPS = 10
-_SAMPLES_FOR_SPREAD = 25
+N_SAMPLES = 25  # where a spread is asked for
 
 Estimand = Literal["rate", "captured"]
 
@@ -30,7 +30,7 @@ Estimand = Literal["rate", "captured"]
 class BatchMixin:
     """What :class:`~lgdist_scvi.LGDiST` works out of one batch."""
 
-    def _blocks(
+    def _batches(
         self, adata: AnnData, rows: np.ndarray, batch_size: int | None, silent: bool
     ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor], np.ndarray]]:
         """Batches along the graph: positions in `rows`, tensors, and library sizes in double precision."""
@@ -176,4 +176,4 @@ def spot_noise(seed: int, spots: np.ndarray, shape: tuple[int, ...]) -> torch.Te
 
 def samples_for_spread(n_samples: int) -> int:
     """Number of samples to draw where their spread is asked for: one has none."""
-    return n_samples if n_samples > 1 else _SAMPLES_FOR_SPREAD
+    return n_samples if n_samples > 1 else N_SAMPLES

@@ -16,7 +16,7 @@ from lgdist_scvi._expression import log1p_cp10k
 from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.metrics._skill import MIN_ENTRIES, skill_per_gene
 from lgdist_scvi.model._arguments import check_choices, check_interval, seed_or_default
-from lgdist_scvi.model._batches import Estimand, samples_for_spread
+from lgdist_scvi.model._batches import N_SAMPLES, Estimand, samples_for_spread
 from lgdist_scvi.model._record import RecordMixin
 from lgdist_scvi.model._skill import SkillMixin
 
@@ -35,7 +35,7 @@ class CompletionMixin(SkillMixin, RecordMixin):
         adata: AnnData | None = None,
         layer_added: str = "completed",
         level: float | None = 0.9,
-        n_samples: int = 25,
+        n_samples: int = N_SAMPLES,
         observed: Literal["keep", "model"] = "keep",
         fill: Literal["zeros", "masked"] = "zeros",
         genes: Literal["all", "skilled"] | Sequence[str] = "all",
@@ -155,7 +155,7 @@ class CompletionMixin(SkillMixin, RecordMixin):
         positions, _ = self._genes(chosen)
         suffixes = ("", "_std") if level is None else ("", "_std", "_lower", "_upper")
         layers = {suffix: np.empty((adata.n_obs, len(chosen)), dtype=np.float32) for suffix in suffixes}
-        for place, tensors, library in self._blocks(adata, np.arange(adata.n_obs), batch_size, silent):
+        for place, tensors, library in self._batches(adata, np.arange(adata.n_obs), batch_size, silent):
             condition = self.module.condition(tensors)
             latents = self._latents(condition, tensors, samples_for_spread(n_samples), seed, n_steps)
             value = self._value(self.module.latent_mean(condition), condition, tensors, estimand)

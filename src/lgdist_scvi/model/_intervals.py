@@ -13,14 +13,13 @@ from lgdist_scvi._expression import COUNTS_PER
 from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.metrics._poisson import variance_given_positive
 from lgdist_scvi.model._arguments import check_choices, check_interval, seed_or_default, spots_at
-from lgdist_scvi.model._batches import Estimand
+from lgdist_scvi.model._batches import N_SAMPLES, Estimand
 from lgdist_scvi.model._conformal import N_THIRDS, Deviations, calibrate, expression_strata
 from lgdist_scvi.model._prediction import PredictionMixin
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-_N_SAMPLES = 25
 _N_SPOTS, _N_HIDDEN_SPOTS, _N_NOISE_SPOTS = 1024, 512, 512  # that calibrate, chosen at random
 _N_NOISE_SAMPLES = 8
 
@@ -36,7 +35,7 @@ class IntervalMixin(PredictionMixin):
         """
         vae = self.module.vae
         totals = torch.zeros(3, len(vae.gene_rate), dtype=torch.float64)
-        for _, tensors, _ in self._blocks(self.adata, spots, None, silent=True):
+        for _, tensors, _ in self._batches(self.adata, spots, None, silent=True):
             aside = self.module.set_aside(tensors[keys.SPOT]) & (tensors[keys.MASK] > 0)
             shown = _without(tensors, aside, keep_library=False)
             measured = _relative_to(tensors, shown, vae.typical_library)
@@ -84,13 +83,13 @@ class IntervalMixin(PredictionMixin):
         library_is_known = not (vae.counts_are_modelled or vae.closed)
         nothing = (np.empty(0), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
         deviations = {estimand: [nothing] for estimand in estimands}
-        for place, tensors, _ in self._blocks(self.adata, spots, None, silent=True):
+        for place, tensors, _ in self._batches(self.adata, spots, None, silent=True):
             pattern = self.module.set_aside(tensors[keys.SPOT])
             aside = pattern & (tensors[keys.MASK] > 0)
             shown = _without(tensors, aside, keep_library=library_is_known and bool(pattern.all()))
             counts = _relative_to(tensors, shown, vae.typical_library).cpu().numpy()
             condition = self.module.condition(shown)
-            latents = self._latents(condition, shown, _N_SAMPLES, seed=0, n_steps=None)
+            latents = self._latents(condition, shown, N_SAMPLES, seed=0, n_steps=None)
             spread = self._spread(latents, condition, shown, self._modelled)
             predictive = self._predictive(spread, shown, estimands[0])
             entries = aside.cpu().numpy()
@@ -110,7 +109,7 @@ class IntervalMixin(PredictionMixin):
         adata: AnnData | None = None,
         indices: Sequence[int] | None = None,
         gene_list: Sequence[str] | None = None,
-        n_samples: int = _N_SAMPLES,
+        n_samples: int = N_SAMPLES,
         observed: str = "keep",
         fill: str = "zeros",
         estimand: Estimand | None = None,
@@ -163,7 +162,7 @@ class IntervalMixin(PredictionMixin):
         rows, seed = spots_at(adata, indices), seed_or_default(seed)
         lower = np.empty((len(rows), len(names)), dtype=np.float32)
         upper = np.empty_like(lower)
-        for place, tensors, library in self._blocks(adata, rows, batch_size, silent):
+        for place, tensors, library in self._batches(adata, rows, batch_size, silent):
             condition = self.module.condition(tensors)
             latents = self._latents(condition, tensors, n_samples, seed, n_steps)
             spread = self._spread(latents, condition, tensors, self._modelled)

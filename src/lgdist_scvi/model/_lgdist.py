@@ -66,7 +66,8 @@ class LGDiST(TrainingMixin, IntervalMixin, MeasurementMixin, CompletionMixin, Ba
         In training, up to this share of each spot's known entries is hidden, to different degrees in groups of genes drawn
         anew in every step, and mostly those are scored.
     hide_spot
-        Share of the spots, in training, of which everything is hidden; at least 0.3 in that of the diffusion.
+        Share of the spots, in training, of which everything is hidden; at least 0.3 in that of the diffusion, and 0.5 with
+        ``conditioning="neighborhood"``.
     visible_weight
         Weight of visible captured values in the reconstruction, against 1 for hidden ones.
     keep_at_least

@@ -66,7 +66,7 @@ class MeasurementMixin(PredictionMixin):
         positions, names = self._genes(gene_list)
         rows, seed = spots_at(adata, indices), seed_or_default(seed)
         counts = np.empty((len(rows), len(names), n_samples), dtype=np.float32)
-        for place, tensors, _ in self._blocks(adata, rows, batch_size, silent):
+        for place, tensors, _ in self._batches(adata, rows, batch_size, silent):
             condition = self.module.condition(tensors)
             latents = self._latents(condition, tensors, n_samples, seed, n_steps)
             expected = torch.stack(

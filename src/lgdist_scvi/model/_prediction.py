@@ -67,7 +67,7 @@ class PredictionMixin(BatchMixin):
         if first is None:
             return
         fill = np.empty((adata.n_obs, len(first.vae.gene_rate)), dtype=np.float16)
-        for place, tensors, _ in self._blocks(adata, np.arange(adata.n_obs), None, silent=True):
+        for place, tensors, _ in self._batches(adata, np.arange(adata.n_obs), None, silent=True):
             condition = first.condition(tensors, hide)
             value = first.vae.decode(first.latent_mean(condition), condition)
             value = torch.log1p(value * COUNTS_PER) if first.vae.counts_are_modelled else value
@@ -182,7 +182,7 @@ class PredictionMixin(BatchMixin):
         values = np.empty(((n_samples,) if by_sample else ()) + (len(rows), len(names)), dtype=np.float32)
         spread = np.zeros((len(rows), len(names)), dtype=np.float32) if return_std else None
 
-        for place, tensors, library in self._blocks(adata, rows, batch_size, silent):
+        for place, tensors, library in self._batches(adata, rows, batch_size, silent):
             condition = self.module.condition(tensors)
             kept, measured = self._kept(tensors, library, observed, fill, positions)
             if n_samples > 1 or return_std or not return_mean:
@@ -242,7 +242,7 @@ class PredictionMixin(BatchMixin):
         rows, seed = spots_at(adata, indices), seed_or_default(seed)
         by_sample = n_samples > 1 and not return_mean
         values = np.empty(((n_samples,) if by_sample else ()) + (len(rows), len(names)), dtype=np.float32)
-        for place, tensors, _ in self._blocks(adata, rows, batch_size, silent):
+        for place, tensors, _ in self._batches(adata, rows, batch_size, silent):
             condition = self.module.condition(tensors)
             if n_samples == 1 and return_mean:
                 block = self.module.vae.decode(self.module.latent_mean(condition), condition)
@@ -284,7 +284,7 @@ class PredictionMixin(BatchMixin):
         adata = self._prepare(adata)
         rows, seed = spots_at(adata, indices), seed_or_default(seed)
         latent = np.empty((len(rows), self.module.n_latent), dtype=np.float32)
-        for place, tensors, _ in self._blocks(adata, rows, batch_size, silent):
+        for place, tensors, _ in self._batches(adata, rows, batch_size, silent):
             condition = self.module.condition(tensors)
             if give_mean:
                 block = self.module.latent_mean(condition)

@@ -14,6 +14,7 @@ import torch
 from scvi import settings
 
 import lgdist_scvi
+from lgdist_scvi._checks import list_names
 from lgdist_scvi.model._conformal import REPORTED_LEVELS
 
 if TYPE_CHECKING:
@@ -90,11 +91,12 @@ class RecordMixin:
             finally:
                 settings.seed = before
         if weights_fingerprint(model.module) != record["weights"]:
+            left_out = sorted({name for call in recipe["training"] for name in call["left_out"]})
+            lost = f"; not recorded, and not given again: {list_names(left_out)}" if left_out else ""
             warnings.warn(
                 f"The model trained again differs from the recorded one in bits, so that layers[{layer_added!r}] agrees with "
                 f"layers[{layer!r}] only about; expected with other versions, threads or devices "
-                f"({_environment(record)} recorded, {_environment(_versions())} now), and with callbacks that change the "
-                "training.",
+                f"({_environment(record)} recorded, {_environment(_versions())} now){lost}.",
                 UserWarning,
                 stacklevel=settings.warnings_stacklevel,
             )

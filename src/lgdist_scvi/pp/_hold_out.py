@@ -15,9 +15,9 @@ from lgdist_scvi._checks import (
     check_unique_names,
     get_coordinates,
     get_counts,
+    get_genes,
     get_samples,
     in_memory,
-    list_names,
     require_key,
 )
 from lgdist_scvi._expression import library_size
@@ -102,7 +102,7 @@ def hold_out(
     if scheme not in SCHEMES:
         raise ValueError(f"unknown scheme {scheme!r}; available: {', '.join(map(repr, SCHEMES))}")
     check_unique_names(adata)
-    chosen = _gene_mask(adata, genes)
+    chosen = get_genes(adata, genes)
     counts = get_counts(adata, layer)
     csr = counts if sparse.issparse(counts) else sparse.csr_matrix(counts)
     # row-major positions of the counts that may be hidden: the same for every storage format
@@ -161,31 +161,6 @@ def _part(fraction: float, n: int) -> int:
     return max(1, int(np.floor(fraction * n + 0.5)))
 
 
-def _gene_mask(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarray:
-    """Say which genes may be hidden, bool (n_vars,)."""
-    if genes is None:
-        return np.ones(adata.n_vars, dtype=bool)
-    if isinstance(genes, str):
-        require_key(adata.var, genes, "adata.var", "genes is a bool column of var (pp.select_genes) or a list of names")
-        column = adata.var[genes]
-        if not pd.api.types.is_bool_dtype(column) or column.isna().any():
-            raise ValueError(f"adata.var[{genes!r}] has dtype {column.dtype}; expected bool, True for genes to hide")
-        chosen = column.to_numpy(dtype=bool)
-        if not chosen.any():
-            raise ValueError(f"adata.var[{genes!r}] is True for no gene; there is nothing to hide")
-        return chosen
-    names = pd.Index(genes)
-    if not len(names):
-        raise ValueError("genes is empty; pass names, a bool column of var, or None for all genes")
-    unknown = names[~names.isin(adata.var_names)].unique()
-    if len(unknown):
-        raise KeyError(
-            f"{len(unknown):,} of {len(names):,} genes are not in adata.var_names: {list_names(unknown)}; "
-            "pass names from adata.var_names"
-        )
-    return adata.var_names.isin(names)
-
-
 def _spots(
     adata: AnnData,
     scheme: str,
@@ -216,13 +191,13 @@ def _spots(
         spots = np.flatnonzero(samples == sample)
         n_hidden = int(np.floor(fraction * len(spots) + 0.5))
         if n_hidden:
-            chosen[spots[_blocks(graph[spots][:, spots], n_hidden, n_blocks, rng)]] = True
+            chosen[spots[_regions(graph[spots][:, spots], n_hidden, n_blocks, rng)]] = True
     if not chosen.any():
         raise ValueError(f"fraction={fraction} of the spots of each slide rounds to no spot; raise it")
     return chosen
 
 
-def _blocks(graph: sparse.csr_matrix, n_spots: int, n_blocks: int, rng: np.random.Generator) -> np.ndarray:
+def _regions(graph: sparse.csr_matrix, n_spots: int, n_blocks: int, rng: np.random.Generator) -> np.ndarray:
     """Grow connected regions ring by ring around random spots until `n_spots` are taken; a region stops at others."""
     free = np.arange(graph.shape[0])
     taken = []

@@ -10,10 +10,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from scipy import sparse
 
-from lgdist_scvi._checks import get_counts, get_mask, list_names, require_key
+from lgdist_scvi._checks import get_counts, get_genes, get_mask, require_key
 from lgdist_scvi._expression import COUNTS_PER, known_counts, log1p_cp10k
 from lgdist_scvi._registered import library_of
 
@@ -208,7 +207,7 @@ def read(
 ) -> LogData | CountData:
     """Read a slide as `LogData` where a mask is given, else as `CountData`."""
     counts = get_counts(adata, layer)
-    columns = _gene_columns(adata, genes)
+    columns = np.flatnonzero(get_genes(adata, genes))
     mask = None if mask_layer is None else get_mask(adata, mask_layer)
     if mask is not None:
         n_empty = int((~mask[:, columns].any(axis=0)).sum())
@@ -223,26 +222,6 @@ def read(
         return LogData(log1p_cp10k(counts, library), mask, columns)
     dense = counts.toarray() if sparse.issparse(counts) else np.asarray(counts)
     return CountData(dense.astype(np.float32), library, columns)
-
-
-def _gene_columns(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarray:
-    if genes is None:
-        return np.arange(adata.n_vars)
-    if isinstance(genes, str):
-        require_key(adata.var, genes, "adata.var", "genes is a bool column of var (pp.select_genes) or a list of names")
-        chosen = np.flatnonzero(adata.var[genes].to_numpy(dtype=bool))
-    else:
-        names = pd.Index(genes)
-        unknown = names[~names.isin(adata.var_names)]
-        if len(unknown):
-            raise KeyError(
-                f"{len(unknown):,} of {len(names):,} genes are not in adata.var_names: {list_names(unknown)}; "
-                "pass names from adata.var_names"
-            )
-        chosen = np.flatnonzero(adata.var_names.isin(names))
-    if not len(chosen):
-        raise ValueError("genes names no gene; pass names, a bool column of var, or None for all genes")
-    return chosen
 
 
 def read_graph(adata: AnnData, graph_key: str) -> sparse.csr_matrix:
