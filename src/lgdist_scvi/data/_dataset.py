@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -77,8 +78,7 @@ class NeighborhoodDataset(AnnTorchDataset):
             self.mask = _take_columns(get_mask(adata, registry[keys.MASK].attr_key), self._columns)
         self.library = self._library(adata, registry)
         self.has_content = self._has_content()
-        graph = as_csr(adata.obsp[registry[keys.GRAPH].attr_key])
-        self._set_neighbors(adata, registry, graph)
+        self._set_neighbors()
 
     def _library(self, adata: AnnData, registry: dict) -> np.ndarray:
         summed = library_size(self.counts, self.mask)
@@ -107,10 +107,24 @@ class NeighborhoodDataset(AnnTorchDataset):
         rows = np.repeat(np.arange(stored.shape[0]), np.diff(stored.indptr))
         return int(self.mask.sum()) == int(self.mask[rows, stored.indices].sum())
 
-    def _set_neighbors(self, adata: AnnData, registry: dict, graph: sparse.csr_matrix) -> None:
+    def without(self, spots: np.ndarray) -> NeighborhoodDataset:
+        """The same data as if nothing were observed of some spots."""
+        other = copy.copy(self)
+        other.has_content = self.has_content.copy()
+        other.has_content[spots] = False
+        other._set_neighbors()
+        return other
+
+    @property
+    def graph(self) -> sparse.csr_matrix:
+        """The registered graph, (n_obs, n_obs)."""
+        return as_csr(self.adata_manager.adata.obsp[self.adata_manager.data_registry[keys.GRAPH].attr_key])
+
+    def _set_neighbors(self) -> None:
+        adata, registry, graph = self.adata_manager.adata, self.adata_manager.data_registry, self.graph
         # a model of one slide may be asked about several
         sample_key = find_sample_key(adata, registry[keys.SAMPLE].attr_key if keys.SAMPLE in registry else None)
-        samples = get_samples(adata, sample_key)
+        self.samples = samples = get_samples(adata, sample_key)
         coordinates = get_coordinates(adata, registry[keys.COORDINATES].attr_key, sample_key)
         rows = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
         lengths = np.linalg.norm(coordinates[rows] - coordinates[graph.indices], axis=1)
@@ -118,6 +132,7 @@ class NeighborhoodDataset(AnnTorchDataset):
         useful = self.has_content[graph.indices]
         edges = pd.DataFrame({"spot": rows[useful], "neighbor": graph.indices[useful]})
         n_left = np.bincount(edges["spot"], minlength=graph.shape[0])
+        self.far = n_left == 0
         n_slots = max(1, int(np.diff(graph.indptr).max(initial=0)))
         reached = _reach_further(graph, np.flatnonzero((n_left == 0) & (np.diff(graph.indptr) > 0)), self.has_content)
         stranded = ~self.has_content & (n_left == 0)
@@ -192,6 +207,7 @@ class NeighborhoodDataset(AnnTorchDataset):
             keys.NEIGHBOR_INDEX: index,
             keys.NEIGHBOR_DISTANCE: self.distances[spots],
             keys.NEIGHBOR_VALID: valid,
+            keys.NEIGHBORS_FAR: self.far[spots, None],
         }
         if self.adata_manager.fill is not None:
             batch[keys.NEIGHBOR_FILL] = self.adata_manager.fill[unique].astype(np.float32)

@@ -19,4 +19,5 @@ NEIGHBOR_FILL = "neighbor_fill"  # (n_unique, n_genes) log1p(CP10K) of a first r
 NEIGHBOR_LIBRARY = "neighbor_library"  # (n_unique, 1)
 NEIGHBOR_INDEX = "neighbor_index"  # (batch, k) rows of the n_unique spots
 NEIGHBOR_DISTANCE = "neighbor_distance"  # (batch, k) in spot pitches
+NEIGHBORS_FAR = "neighbors_far"  # (batch, 1) 1 where nothing is observed of any neighbour, and farther spots stand in
 NEIGHBOR_VALID = "neighbor_valid"  # (batch, k), 0 where a spot has fewer neighbours

@@ -18,6 +18,7 @@ from lgdist_scvi.model._predictive import CountPredictive, NormalPredictive
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from lgdist_scvi.data import NeighborhoodDataset
     from lgdist_scvi.module._neighborhood import Condition
 
 _BATCH_SIZE = 512
@@ -31,13 +32,18 @@ class BatchMixin:
     """What :class:`~lgdist_scvi.LGDiST` works out of one batch."""
 
     def _batches(
-        self, adata: AnnData, rows: np.ndarray, batch_size: int | None, silent: bool
+        self,
+        adata: AnnData,
+        rows: np.ndarray,
+        batch_size: int | None = None,
+        silent: bool = True,
+        dataset: NeighborhoodDataset | None = None,
     ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor], np.ndarray]]:
         """Batches along the graph: positions in `rows`, tensors, and library sizes in double precision."""
         if batch_size is not None:
             check_positive_int(batch_size, "batch_size")
         # no data loader: it would draw from torch's global generator
-        dataset = self.get_anndata_manager(adata, required=True).create_torch_dataset()
+        dataset = dataset or self.get_anndata_manager(adata, required=True).create_torch_dataset()
         order, size = dataset.along_graph(rows), batch_size or _BATCH_SIZE
         device = self.module.device  # looks at every parameter
         for start in tqdm(range(0, len(rows), size), desc="Completing", disable=silent, leave=False):
@@ -150,9 +156,11 @@ class BatchMixin:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Calibrated interval of the measured values of some genes, log1p(CP10K), (batch, n) each."""
         by_entry = reach(self.calibration_, estimand, level)
-        by_spot = reach(self.calibration_["hidden_spots"], estimand, level)
+        by_spot, by_hole = (reach(self.calibration_[kind], estimand, level) for kind in ("hidden_spots", "holes"))
         seen = (tensors[keys.MASK] > 0).any(dim=1, keepdim=True).cpu().numpy()
-        return predictive.of_genes(positions).interval(np.where(seen, by_entry, by_spot)[:, positions])
+        far = tensors[keys.NEIGHBORS_FAR].cpu().numpy()
+        reaches = np.where(seen, by_entry, np.where(far, by_hole, by_spot))
+        return predictive.of_genes(positions).interval(reaches[:, positions])
 
     @staticmethod
     def _kept(

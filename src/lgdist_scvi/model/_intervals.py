@@ -15,10 +15,13 @@ from lgdist_scvi.metrics._poisson import variance_given_positive
 from lgdist_scvi.model._arguments import check_choices, check_interval, seed_or_default, spots_at
 from lgdist_scvi.model._batches import N_SAMPLES, Estimand
 from lgdist_scvi.model._conformal import N_THIRDS, Deviations, calibrate, expression_strata
+from lgdist_scvi.model._holes import holes
 from lgdist_scvi.model._prediction import PredictionMixin
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+    from lgdist_scvi.data import NeighborhoodDataset
 
 _N_SPOTS, _N_HIDDEN_SPOTS, _N_NOISE_SPOTS = 1024, 512, 512  # that calibrate, chosen at random
 _N_NOISE_SAMPLES = 8
@@ -35,7 +38,7 @@ class IntervalMixin(PredictionMixin):
         """
         vae = self.module.vae
         totals = torch.zeros(3, len(vae.gene_rate), dtype=torch.float64)
-        for _, tensors, _ in self._batches(self.adata, spots, None, silent=True):
+        for _, tensors, _ in self._batches(self.adata, spots):
             aside = self.module.set_aside(tensors[keys.SPOT]) & (tensors[keys.MASK] > 0)
             shown = _without(tensors, aside, keep_library=False)
             measured = _relative_to(tensors, shown, vae.typical_library)
@@ -69,9 +72,15 @@ class IntervalMixin(PredictionMixin):
         self.calibration_ = calibrate(self._deviations(np.sort(spots)), rate)
         whole = np.sort(rng.permutation(whole)[:_N_HIDDEN_SPOTS])
         self.calibration_["hidden_spots"] = calibrate(self._deviations(whole), rate)
+        dataset = self.adata_manager.create_torch_dataset()
+        parts = [
+            self._deviations(middles, dataset.without(hidden))
+            for middles, hidden in holes(dataset.graph, rng.permutation(whole), dataset.samples, dataset.has_content)
+        ]
+        self.calibration_["holes"] = calibrate(_joined([self._deviations(whole[:0]), *parts]), rate)
 
     @torch.inference_mode()
-    def _deviations(self, spots: np.ndarray) -> Deviations:
+    def _deviations(self, spots: np.ndarray, dataset: NeighborhoodDataset | None = None) -> Deviations:
         """How far out the entries of some spots lie that training set aside, in each estimand's predictive distribution.
 
         They are hidden as users hide entries, from the mask and from the library, while everything else that is known is
@@ -82,8 +91,8 @@ class IntervalMixin(PredictionMixin):
         # what captured values of a hidden spot are relative to can only be a library that the user knows
         library_is_known = not (vae.counts_are_modelled or vae.closed)
         nothing = (np.empty(0), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
-        deviations = {estimand: [nothing] for estimand in estimands}
-        for place, tensors, _ in self._batches(self.adata, spots, None, silent=True):
+        deviations = [dict.fromkeys(estimands, nothing)]
+        for place, tensors, _ in self._batches(self.adata, spots, dataset=dataset):
             pattern = self.module.set_aside(tensors[keys.SPOT])
             aside = pattern & (tensors[keys.MASK] > 0)
             shown = _without(tensors, aside, keep_library=library_is_known and bool(pattern.all()))
@@ -93,14 +102,13 @@ class IntervalMixin(PredictionMixin):
             spread = self._spread(latents, condition, shown, self._modelled)
             predictive = self._predictive(spread, shown, estimands[0])
             entries = aside.cpu().numpy()
+            deviations.append({})
             for estimand in estimands:
                 # both estimands of a count model look at the same counts
                 deviation = (predictive if estimand == estimands[0] else predictive.given_captured()).deviation(counts)
                 rows, genes = np.nonzero(entries & (counts > 0) if estimand == "captured" else entries)
-                deviations[estimand].append((deviation[rows, genes], genes, place[rows]))
-        return {
-            estimand: tuple(map(np.concatenate, zip(*parts, strict=True))) for estimand, parts in deviations.items()
-        }
+                deviations[-1][estimand] = deviation[rows, genes], genes, place[rows]
+        return _joined(deviations)
 
     @torch.inference_mode()
     def get_prediction_interval(
@@ -175,6 +183,14 @@ class IntervalMixin(PredictionMixin):
             return lower, upper
         index = adata.obs_names[rows]
         return tuple(pd.DataFrame(end, index=index, columns=names) for end in (lower, upper))
+
+
+def _joined(parts: list[Deviations]) -> Deviations:
+    """Deviations of all parts."""
+    return {
+        estimand: tuple(map(np.concatenate, zip(*(part[estimand] for part in parts), strict=True)))
+        for estimand in parts[0]
+    }
 
 
 def _without(tensors: dict[str, torch.Tensor], hidden: torch.Tensor, keep_library: bool) -> dict[str, torch.Tensor]:

@@ -67,7 +67,7 @@ class PredictionMixin(BatchMixin):
         if first is None:
             return
         fill = np.empty((adata.n_obs, len(first.vae.gene_rate)), dtype=np.float16)
-        for place, tensors, _ in self._batches(adata, np.arange(adata.n_obs), None, silent=True):
+        for place, tensors, _ in self._batches(adata, np.arange(adata.n_obs)):
             condition = first.condition(tensors, hide)
             value = first.vae.decode(first.latent_mean(condition), condition)
             value = torch.log1p(value * COUNTS_PER) if first.vae.counts_are_modelled else value

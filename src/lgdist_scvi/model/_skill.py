@@ -65,7 +65,7 @@ class SkillMixin(PredictionMixin):
         spots = np.sort(np.random.default_rng(0).permutation(spots)[:_MAX_SPOTS])
         lines = self._lines(dataset)
         with _own_entries(self.module, self.module.own_entries and not neighbors_only):
-            blocks = self._batches(self.adata, spots, None, silent=True)
+            blocks = self._batches(self.adata, spots)
             parts = [self._entries(tensors, lines) for _, tensors, _ in blocks]
         entries = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         estimands = ("rate", "captured") if self.module.vae.counts_are_modelled else ("captured",)
