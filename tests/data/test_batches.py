@@ -198,6 +198,23 @@ def test_a_spot_without_useful_neighbours_looks_further():
     assert all(spot not in row for spot, row in enumerate(neighbor_sets(batch)))
 
 
+def test_a_data_set_without_some_spots_is_that_of_data_in_which_they_are_empty():
+    adata = datasets.simulated_visium(n_spots=80, n_genes=10, seed=0)
+    spots = np.array([3, 20, 21, 22])
+    empty = adata.copy()
+    empty.X = empty.X.toarray()
+    empty.X[spots] = 0
+    first, second = (dataset_of(data) for data in (adata, empty))
+    part = first.without(spots)
+    np.testing.assert_array_equal(part.neighbors, second.neighbors)
+    np.testing.assert_array_equal(part.distances, second.distances)
+    np.testing.assert_array_equal(part.far, second.far)
+    for name, values in part[[0, 3, 40]].items():
+        if name != "size_factor":  # libraries of hidden spots are known
+            np.testing.assert_array_equal(values, second[[0, 3, 40]][name], err_msg=name)
+    assert first.has_content.all() and not np.array_equal(first.neighbors, part.neighbors)
+
+
 def test_a_masked_spot_has_no_content():
     adata = chain(np.ones((5, 3)))
     adata.layers["known"] = np.ones(adata.shape, bool)

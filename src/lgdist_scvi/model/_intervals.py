@@ -135,7 +135,7 @@ class IntervalMixin(PredictionMixin):
         it covers at `level` however well the model is trained. `calibration_["n_entries"]` says how many entries of each
         third calibrated it, and `calibration_["coverage"]` how often intervals that one half of the spots calibrates cover the
         entries of the other half, at 0.5, 0.8, 0.9 and 0.95. Spots of which nothing is visible have a calibration of their own, on one spot in 25 that training set
-        aside whole.
+        aside whole, and so have those without a visible neighbour, in holes dug around the same spots.
 
         What holds is coverage of entries and spots hidden like those: at random, on the slides of the training. Where an entry's
         own value was visible, its interval is about a second measurement as deep as the first.

@@ -1,0 +1,68 @@
+"""Holes dug to calibrate intervals of spots without a visible neighbour."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from lgdist_scvi import datasets, pp
+from lgdist_scvi.model._holes import holes
+
+
+@pytest.fixture(scope="module")
+def slides():
+    """Two slides, with a graph."""
+    adata = datasets.simulated_visium(n_spots=600, n_genes=40, n_samples=2, seed=0)
+    pp.spatial_neighbors(adata, sample_key="sample")
+    return adata
+
+
+def test_each_middle_lies_in_the_middle_of_one_hole(slides):
+    graph = sparse.csr_matrix(slides.obsp["spatial_connectivities"])
+    samples = (slides.obs["sample"] == slides.obs["sample"].iloc[-1]).to_numpy().astype(int)
+    visible = np.ones(slides.n_obs, dtype=bool)
+    spots = np.random.default_rng(0).permutation(slides.n_obs)[:24]
+    seen, sizes = [], []
+    for middles, hidden in holes(graph, spots, samples, visible):
+        seen += middles.tolist()
+        left = visible.copy()
+        left[hidden] = False
+        assert not left[graph[middles].indices[~np.isin(graph[middles].indices, middles)]].any()
+        assert 0 < len(hidden) < 0.5 * slides.n_obs
+        assert min(np.bincount(samples[left])) >= 0.5 * min(np.bincount(samples))
+        sizes.append(len(hidden) / len(middles))
+    assert sorted(seen) == sorted(spots.tolist())
+    assert max(sizes) > 2 * min(sizes)
+
+
+def test_holes_leave_half_of_what_is_visible_of_a_slide():
+    chain = sparse.diags([np.ones(9)] * 2, [-1, 1], format="csr")
+    visible = np.zeros(10, dtype=bool)
+    visible[:3] = True
+    assert not list(holes(chain, np.array([1]), np.zeros(10, dtype=int), visible))
+    assert len(list(holes(chain, np.array([7]), np.zeros(10, dtype=int), visible))) == 1
+
+
+def test_intervals_are_wider_where_no_neighbour_is_visible(fit):
+    adata = datasets.simulated_visium(n_spots=500, n_genes=40, seed=0)
+    # deep and smooth: neighbours tell much, and farther spots less
+    counts = np.random.default_rng(0).poisson(2000 * adata.layers["rate"])
+    adata.X = sparse.csr_matrix(counts.astype(np.float32))
+    hidden = pp.hold_out(adata, 0.2, "block", n_blocks=1, library_keys=())
+    pp.spatial_neighbors(hidden)
+    hidden.obs["depth"] = counts.sum(axis=1).astype(float)
+    pp.observed_mask(hidden)
+    model = fit(hidden, 40, {"mask_layer": "observed", "size_factor_key": "depth"})
+    assert sum(model.calibration_["holes"]["n_entries"]["captured"]) > 100
+    far = model.adata_manager.create_torch_dataset().far
+    within = hidden.layers["held_out"].all(axis=1)
+    assert 10 < (far & within).sum() < within.sum()
+    lower, upper = model.get_prediction_interval(0.9, observed="model", return_numpy=True)
+    width = (upper - lower).mean(axis=1)
+    assert width[within & far].mean() > width[within & ~far].mean()
+    # the reach of holes is used there, and nowhere else
+    model.calibration_["holes"] = model.calibration_["hidden_spots"]
+    again = model.get_prediction_interval(0.9, observed="model", return_numpy=True)[1]
+    changed = (again != upper).any(axis=1)
+    assert changed[within & far].any() and not changed[~(within & far)].any()
