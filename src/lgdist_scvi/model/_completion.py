@@ -128,7 +128,7 @@ class CompletionMixin(SkillMixin, RecordMixin):
             target.var[f"{layer_added}_{column}"] = skill[column].reindex(target.var_names, fill_value=missing)
         target.uns[layer_added] = record
         _warn_of_no_skill(skill.loc[chosen], layer_added)
-        if len(chosen) and not (provenance % LEFT_MISSING).any():
+        if len(chosen) and np.isin(provenance, (MEASURED, LEFT_MISSING)).all():
             warnings.warn(
                 f"Nothing was filled: of the genes chosen, fill={fill!r} names no entry. Zeros are filled with "
                 'fill="zeros"; missing entries are those that a mask_layer registered at setup_anndata names.',
