@@ -321,13 +321,19 @@ def test_the_last_small_batch_is_trained_on(untrained):
     assert sorted(seen) == spots.tolist()
 
 
-def test_ctrl_c_in_calibration_leaves_it_for_later(untrained, monkeypatch):
+@pytest.mark.parametrize("n_calls", [0, 1, 2])
+def test_ctrl_c_in_calibration_leaves_it_for_later(untrained, monkeypatch, n_calls):
     """What the interruption kept the training from is done when it is first asked for, with the new weights."""
     model = untrained()
     model.train(max_epochs=1, **QUICK)
 
+    deviations, calls = type(model)._deviations, []
+
     def interrupt(*args):
-        raise KeyboardInterrupt
+        calls.append(args)
+        if len(calls) > n_calls:
+            raise KeyboardInterrupt
+        return deviations(*args)
 
     with monkeypatch.context() as patch:
         patch.setattr(type(model), "_deviations", interrupt)

@@ -43,7 +43,8 @@ class BatchMixin:
         if batch_size is not None:
             check_positive_int(batch_size, "batch_size")
         # no data loader: it would draw from torch's global generator
-        dataset = dataset or self.get_anndata_manager(adata, required=True).create_torch_dataset()
+        if dataset is None:
+            dataset = self.get_anndata_manager(adata, required=True).create_torch_dataset()
         order, size = dataset.along_graph(rows), batch_size or _BATCH_SIZE
         device = self.module.device  # looks at every parameter
         for start in tqdm(range(0, len(rows), size), desc="Completing", disable=silent, leave=False):

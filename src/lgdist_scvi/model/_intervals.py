@@ -69,15 +69,16 @@ class IntervalMixin(PredictionMixin):
         spots = rng.permutation(np.setdiff1d(np.arange(self.adata.n_obs), whole))[:_N_SPOTS]
         self._fit_noise(np.sort(spots[:_N_NOISE_SPOTS]))
         rate = self.module.vae.gene_rate.cpu().numpy()
-        self.calibration_ = calibrate(self._deviations(np.sort(spots)), rate)
+        calibration = calibrate(self._deviations(np.sort(spots)), rate)
         whole = np.sort(rng.permutation(whole)[:_N_HIDDEN_SPOTS])
-        self.calibration_["hidden_spots"] = calibrate(self._deviations(whole), rate)
+        calibration["hidden_spots"] = calibrate(self._deviations(whole), rate)
         dataset = self.adata_manager.create_torch_dataset()
         parts = [
             self._deviations(middles, dataset.without(hidden))
             for middles, hidden in holes(dataset.graph, rng.permutation(whole), dataset.samples, dataset.has_content)
         ]
-        self.calibration_["holes"] = calibrate(_joined([self._deviations(whole[:0]), *parts]), rate)
+        calibration["holes"] = calibrate(_joined([self._deviations(whole[:0]), *parts]), rate)
+        self.calibration_ = calibration  # whole or not at all: Ctrl-C may come at any time
 
     @torch.inference_mode()
     def _deviations(self, spots: np.ndarray, dataset: NeighborhoodDataset | None = None) -> Deviations:
@@ -134,8 +135,9 @@ class IntervalMixin(PredictionMixin):
         prediction with the finite-sample correction, in up to five strata of each third of the genes by expression, so that
         it covers at `level` however well the model is trained. `calibration_["n_entries"]` says how many entries of each
         third calibrated it, and `calibration_["coverage"]` how often intervals that one half of the spots calibrates cover the
-        entries of the other half, at 0.5, 0.8, 0.9 and 0.95. Spots of which nothing is visible have a calibration of their own, on one spot in 25 that training set
-        aside whole, and so have those without a visible neighbour, in holes dug around the same spots.
+        entries of the other half, at 0.5, 0.8, 0.9 and 0.95. Spots of which nothing is visible have a calibration of their own,
+        on one spot in 25 that training set aside whole, and so have those without a visible neighbour, in holes dug around the
+        same spots.
 
         What holds is coverage of entries and spots hidden like those: at random, on the slides of the training. Where an entry's
         own value was visible, its interval is about a second measurement as deep as the first.

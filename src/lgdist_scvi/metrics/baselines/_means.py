@@ -79,7 +79,7 @@ def neighbor_mean(
         fit, loss = data.split(seed)
         around = {size: _surroundings(fit, graph, size) for size in sizes}
         candidates = (((size, s), smooth(around[size], fit, s)) for size in sizes for s in strengths)
-        (size, strength) = best(candidates, loss)
+        size, strength = best(candidates, loss)
     else:
         size, strength = sizes[0], strengths[0]
     return data.answer(smooth(_surroundings(data, graph, size), data, strength))
