@@ -44,25 +44,54 @@ def test_holes_leave_half_of_what_is_visible_of_a_slide():
     assert len(list(holes(chain, np.array([7]), np.zeros(10, dtype=int), visible))) == 1
 
 
-def test_intervals_are_wider_where_no_neighbour_is_visible(fit):
-    adata = datasets.simulated_visium(n_spots=500, n_genes=40, seed=0)
-    # deep and smooth: neighbours tell much, and farther spots less
+@pytest.fixture(scope="module")
+def deep():
+    """A slide so deep and smooth that neighbours tell much, and farther spots less."""
+    adata = datasets.simulated_visium(n_spots=900, n_genes=40, seed=0)
     counts = np.random.default_rng(0).poisson(2000 * adata.layers["rate"])
     adata.X = sparse.csr_matrix(counts.astype(np.float32))
-    hidden = pp.hold_out(adata, 0.2, "block", n_blocks=1, library_keys=())
+    return adata
+
+
+@pytest.fixture(scope="module")
+def model(fit, deep):
+    """Of captured values; a block of spots is hidden."""
+    hidden = pp.hold_out(deep, 0.2, "block", n_blocks=1, library_keys=())
     pp.spatial_neighbors(hidden)
-    hidden.obs["depth"] = counts.sum(axis=1).astype(float)
+    hidden.obs["depth"] = np.asarray(deep.X.sum(axis=1)).ravel()
     pp.observed_mask(hidden)
-    model = fit(hidden, 40, {"mask_layer": "observed", "size_factor_key": "depth"})
+    return fit(hidden, 40, {"mask_layer": "observed", "size_factor_key": "depth"})
+
+
+@pytest.fixture(scope="module")
+def within(model) -> np.ndarray:
+    """Which spots are hidden."""
+    return model.adata.layers["held_out"].all(axis=1)
+
+
+@pytest.fixture(scope="module")
+def far(model) -> np.ndarray:
+    """Which spots have no visible neighbour."""
+    return model.adata_manager.create_torch_dataset().far
+
+
+def test_intervals_are_wider_where_no_neighbour_is_visible(model, within, far, monkeypatch):
     assert sum(model.calibration_["holes"]["n_entries"]["captured"]) > 100
-    far = model.adata_manager.create_torch_dataset().far
-    within = hidden.layers["held_out"].all(axis=1)
     assert 10 < (far & within).sum() < within.sum()
     lower, upper = model.get_prediction_interval(0.9, observed="model", return_numpy=True)
     width = (upper - lower).mean(axis=1)
     assert width[within & far].mean() > width[within & ~far].mean()
     # the reach of holes is used there, and nowhere else
-    model.calibration_["holes"] = model.calibration_["hidden_spots"]
+    monkeypatch.setitem(model.calibration_, "holes", model.calibration_["hidden_spots"])
     again = model.get_prediction_interval(0.9, observed="model", return_numpy=True)[1]
     changed = (again != upper).any(axis=1)
     assert changed[within & far].any() and not changed[~(within & far)].any()
+
+
+def test_the_standard_deviation_of_hidden_spots_is_of_the_size_of_the_error(model, deep, within, far):
+    truth = np.log1p(1e4 * deep.layers["rate"])
+    predicted, spread = model.get_completed_expression(observed="model", return_std=True, return_numpy=True)
+    for spots in (within & far, within & ~far):
+        error = np.sqrt(((truth - predicted)[spots] ** 2).mean())
+        claimed = np.sqrt((spread[spots] ** 2).mean())
+        assert 0.6 * error < claimed < 1.6 * error

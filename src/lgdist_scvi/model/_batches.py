@@ -96,6 +96,24 @@ class BatchMixin:
             square = square + delta * (value - mean)
         return mean, square / max(latents.shape[1] - 1, 1)
 
+    def _variance(
+        self,
+        spread: tuple[torch.Tensor, torch.Tensor],
+        latents: torch.Tensor,
+        condition: Condition,
+        tensors: dict,
+        estimand: Estimand,
+    ) -> torch.Tensor:
+        """Variance of the expected value, in the units of :meth:`_expected`: over latents, and of what no latent holds.
+
+        The value is that of one gene in one spot, which may differ from what other genes and spots share with it.
+        """
+        decoded = self.module.vae.decode(latents.mean(1), condition)
+        own = self.module.vae.own_variance(decoded, condition).sqrt()
+        ends = (decoded + own, (decoded - own).clamp(min=0.0))
+        above, below = (self._in_units(end, tensors, estimand) for end in ends)
+        return spread[1] + ((above - below) / 2.0) ** 2
+
     def _mean_and_deviation(
         self,
         spread: tuple[torch.Tensor, torch.Tensor],
@@ -104,17 +122,12 @@ class BatchMixin:
         tensors: dict,
         estimand: Estimand,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation of the expected value, log1p(CP10K), from its :meth:`_spread` over latents.
-
-        The standard deviation is that over latents together with what no latent holds: the value is that of one gene in one
-        spot, which may differ from what other genes and spots share with it.
-        """
-        mean, variance = spread
-        decoded = self.module.vae.decode(latents.mean(1), condition)
-        own = self.module.vae.own_variance(decoded, condition).sqrt()
-        ends = (decoded + own, (decoded - own).clamp(min=0.0))
-        above, below = (self._in_units(end, tensors, estimand) for end in ends)
-        deviation = (variance + ((above - below) / 2.0) ** 2).sqrt()
+        """Mean and calibrated standard deviation of the expected value, log1p(CP10K), from its :meth:`_spread` over latents."""
+        calibration, mean = self.calibration_, spread[0]
+        factors = (part["std_factor"] for part in (calibration, calibration["hidden_spots"], calibration["holes"]))
+        factor = torch.from_numpy(_by_kind(tensors, *factors)).to(mean)
+        factor = torch.where(tensors[keys.MASK] > 0, calibration["std_factor_visible"], factor)
+        deviation = factor * self._variance(spread, latents, condition, tensors, estimand).sqrt()
         if estimand == "captured":
             return mean, deviation
         # delta method from CP10K to its logarithm
@@ -156,11 +169,8 @@ class BatchMixin:
         positions: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Calibrated interval of the measured values of some genes, log1p(CP10K), (batch, n) each."""
-        by_entry = reach(self.calibration_, estimand, level)
-        by_spot, by_hole = (reach(self.calibration_[kind], estimand, level) for kind in ("hidden_spots", "holes"))
-        seen = (tensors[keys.MASK] > 0).any(dim=1, keepdim=True).cpu().numpy()
-        far = tensors[keys.NEIGHBORS_FAR].cpu().numpy()
-        reaches = np.where(seen, by_entry, np.where(far, by_hole, by_spot))
+        kinds = (self.calibration_, self.calibration_["hidden_spots"], self.calibration_["holes"])
+        reaches = _by_kind(tensors, *(reach(kind, estimand, level) for kind in kinds))
         return predictive.of_genes(positions).interval(reaches[:, positions])
 
     @staticmethod
@@ -172,6 +182,13 @@ class BatchMixin:
         known = tensors[keys.MASK].cpu().numpy()[:, positions] > 0
         kept = known & (counts > 0) if fill == "zeros" else known
         return kept & (observed == "keep"), log1p_cp10k(counts, library)
+
+
+def _by_kind(tensors: dict, of_entry: np.ndarray, of_spot: np.ndarray, of_hole: np.ndarray) -> np.ndarray:
+    """What holds for hidden entries, for spots of which nothing is visible, and for those without a visible neighbour."""
+    seen = (tensors[keys.MASK] > 0).any(dim=1, keepdim=True).cpu().numpy()
+    far = tensors[keys.NEIGHBORS_FAR].cpu().numpy()
+    return np.where(seen, of_entry, np.where(far, of_hole, of_spot))
 
 
 def spot_noise(seed: int, spots: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:

@@ -25,6 +25,7 @@ from lgdist_scvi.data import (
 )
 from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.model._arguments import check_sizes
+from lgdist_scvi.model._calibration import CalibrationMixin
 from lgdist_scvi.model._completion import CompletionMixin
 from lgdist_scvi.model._intervals import IntervalMixin
 from lgdist_scvi.model._measurement import MeasurementMixin
@@ -34,7 +35,7 @@ from lgdist_scvi.model._training import TrainingMixin
 from lgdist_scvi.module import LGDiSTModule, NeighborhoodVAE
 
 
-class LGDiST(TrainingMixin, IntervalMixin, MeasurementMixin, CompletionMixin, BaseModelClass):
+class LGDiST(TrainingMixin, CalibrationMixin, IntervalMixin, MeasurementMixin, CompletionMixin, BaseModelClass):
     """Latent gene diffusion for the completion of spatial transcriptomics (Cárdenas et al. 2025, arXiv 2509.01864).
 
     A neighbourhood VAE encodes each spot from its own visible entries and its spatial neighbours; a latent diffusion model

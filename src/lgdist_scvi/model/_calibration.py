@@ -1,0 +1,241 @@
+"""What training set aside calibrates: measurement noise, how far intervals reach, and the size of the standard deviation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from lgdist_scvi._expression import COUNTS_PER
+from lgdist_scvi.data import _keys as keys
+from lgdist_scvi.metrics._poisson import variance_given_positive
+from lgdist_scvi.model._batches import N_SAMPLES
+from lgdist_scvi.model._conformal import N_THIRDS, Deviations, calibrate, expression_strata
+from lgdist_scvi.model._holes import holes
+from lgdist_scvi.model._prediction import PredictionMixin
+
+if TYPE_CHECKING:
+    from lgdist_scvi.data import NeighborhoodDataset
+    from lgdist_scvi.module._neighborhood import Condition
+
+_N_SPOTS, _N_HIDDEN_SPOTS, _N_NOISE_SPOTS = 1024, 512, 512  # that calibrate, chosen at random
+_N_NOISE_SAMPLES = 8
+
+
+@dataclass
+class _Case:
+    """A batch of spots of which something is hidden, and what is said of it.
+
+    Attributes
+    ----------
+    place
+        Positions of the spots among those asked for, (batch,).
+    shown
+        The batch without what is hidden.
+    hidden
+        Entries that are asked about, bool, (batch, n_genes).
+    counts
+        What was hidden, in the library of `shown`, (batch, n_genes).
+    per_count
+        What one measured molecule counts for there, (batch, 1): 1 where that is its own library.
+    condition, latents
+        What is known, and samples of the latent.
+    spread
+        Mean and variance over samples of what is modelled.
+    """
+
+    place: np.ndarray
+    shown: dict[str, torch.Tensor]
+    hidden: torch.Tensor
+    counts: torch.Tensor
+    per_count: torch.Tensor
+    condition: Condition
+    latents: torch.Tensor
+    spread: tuple[torch.Tensor, torch.Tensor]
+
+
+class CalibrationMixin(PredictionMixin):
+    """Calibration of :class:`~lgdist_scvi.LGDiST`."""
+
+    @torch.inference_mode()
+    def _calibrate(self) -> None:
+        """Learn the size of the noise, how far intervals reach in each stratum of genes, and the size of the standard deviation."""
+        self.module.eval()
+        self._complete_first_round(self.adata, "set_aside")
+        rng = np.random.default_rng(0)
+        whole = self.module.spots_set_aside(self.adata.n_obs)
+        spots = rng.permutation(np.setdiff1d(np.arange(self.adata.n_obs), whole))[:_N_SPOTS]
+        self._fit_noise(np.sort(spots[:_N_NOISE_SPOTS]))
+        calibration = self._from_cases(self._cases(np.sort(spots), N_SAMPLES))
+        calibration["std_factor_visible"] = calibration["std_factor"]
+        if self.module.vae.counts_are_modelled:
+            calibration["std_factor_visible"] = self._std_factor_visible(np.sort(spots))
+        whole = np.sort(rng.permutation(whole)[:_N_HIDDEN_SPOTS])
+        calibration["hidden_spots"] = self._from_cases(self._cases(whole, N_SAMPLES))
+        dataset = self.adata_manager.create_torch_dataset()
+        around = holes(dataset.graph, rng.permutation(whole), dataset.samples, dataset.has_content)
+        calibration["holes"] = self._from_cases(
+            case for middles, hidden in around for case in self._cases(middles, N_SAMPLES, dataset.without(hidden))
+        )
+        self.calibration_ = calibration  # whole or not at all: Ctrl-C may come at any time
+
+    def _cases(self, spots: np.ndarray, n_samples: int, dataset: NeighborhoodDataset | None = None) -> Iterator[_Case]:
+        """Spots without the entries that training set aside.
+
+        They are hidden as users hide entries, from the mask and from the library, while everything else that is known is
+        visible: then their predictions are what users get.
+        """
+        vae = self.module.vae
+        # what captured values of a hidden spot are relative to can only be a library that the user knows
+        library_is_known = not (vae.counts_are_modelled or vae.closed)
+        for place, tensors, _ in self._batches(self.adata, spots, dataset=dataset):
+            pattern = self.module.set_aside(tensors[keys.SPOT])
+            hidden = pattern & (tensors[keys.MASK] > 0)
+            shown = _without(tensors, hidden, keep_library=library_is_known and bool(pattern.all()))
+            counts, per_count = _relative_to(tensors, shown, vae.typical_library)
+            condition = self.module.condition(shown)
+            latents = self._latents(condition, shown, n_samples, seed=0, n_steps=None)
+            spread = self._spread(latents, condition, shown, self._modelled)
+            yield _Case(place, shown, hidden, counts, per_count, condition, latents, spread)
+
+    def _errors(self, case: _Case, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Squared error of a mean about hidden counts, and the part of it that sampling noise is, in the likelihood's units."""
+        vae, counts = self.module.vae, case.counts
+        if vae.counts_are_modelled:
+            return (counts - mean) ** 2, mean * case.per_count
+        scale = COUNTS_PER / vae.usable(case.shown[keys.LIBRARY])
+        sampling = torch.zeros_like(mean)
+        measured, measured_scale = counts / case.per_count, (scale * case.per_count).expand_as(counts)
+        positive = (part[case.hidden].cpu().double().numpy() for part in (measured, measured_scale))
+        sampling[case.hidden] = torch.from_numpy(variance_given_positive(*positive)).to(sampling)
+        return (torch.log1p(counts * scale) - mean) ** 2, sampling
+
+    def _fit_noise(self, spots: np.ndarray) -> None:
+        """Bring the likelihood's noise to the size seen on set-aside entries, one factor per third of the genes.
+
+        Training hides far more than prediction does, so that the noise it learns does not fit prediction.
+        """
+        vae = self.module.vae
+        totals = torch.zeros(3, len(vae.gene_rate), dtype=torch.float64)
+        for case in self._cases(spots, _N_NOISE_SAMPLES):
+            mean, variance = self._as_modelled(case.spread, case.shown)
+            square, sampling = self._errors(case, mean)
+            parts = (square - variance, sampling, vae.likelihood.noise_variance(mean, variance))
+            for total, part in zip(totals, parts, strict=True):
+                total += (part * case.hidden).double().sum(0).cpu()
+        third = torch.from_numpy(expression_strata(vae.gene_rate.cpu().numpy()))
+        pooled = torch.zeros(len(totals), N_THIRDS, dtype=torch.float64).index_add_(1, third, totals)
+        if (pooled[-1] > 0).all():
+            vae.likelihood.scale_noise(*pooled[:, third].float().to(vae.gene_rate.device))
+
+    def _from_cases(self, cases: Iterable[_Case]) -> dict[str, Any]:
+        """Calibration of intervals, see :func:`calibrate`, and the factor of the standard deviation."""
+        estimands = ("rate", "captured") if self.module.vae.counts_are_modelled else ("captured",)
+        nothing = (np.empty(0), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+        deviations: list[Deviations] = [dict.fromkeys(estimands, nothing)]
+        squares = []
+        for case in cases:
+            squares.append(self._squares(case))
+            predictive = self._predictive(case.spread, case.shown, estimands[0])
+            counts, hidden = case.counts.cpu().numpy(), case.hidden.cpu().numpy()
+            deviations.append({})
+            for estimand in estimands:
+                # both estimands of a count model look at the same counts
+                deviation = (predictive if estimand == estimands[0] else predictive.given_captured()).deviation(counts)
+                rows, genes = np.nonzero(hidden & (counts > 0) if estimand == "captured" else hidden)
+                deviations[-1][estimand] = deviation[rows, genes], genes, case.place[rows]
+        calibration = calibrate(_joined(deviations), self.module.vae.gene_rate.cpu().numpy())
+        return {**calibration, "std_factor": _std_factor(squares)}
+
+    def _squares(self, case: _Case, share: float = 1.0) -> np.ndarray:
+        """Squared error without sampling noise, and the variance that is claimed, (2, batch): sums over hidden entries.
+
+        They are those of the third of the genes with the highest expression: where nearly all counts are 0 or 1, they tell too
+        little. Counts are weighted by the inverse of their gene's mean, as in the deviance.
+
+        Parameters
+        ----------
+        share
+            Share of the library that the hidden counts were found in.
+        """
+        vae, spread = self.module.vae, case.spread
+        variance = self._variance(spread, case.latents, case.condition, case.shown, self._modelled)
+        mean, variance = self._as_modelled((spread[0], variance), case.shown)
+        square, sampling = self._errors(case, share * mean)
+        third = expression_strata(vae.gene_rate.cpu().numpy())
+        weight = torch.from_numpy(third == N_THIRDS - 1).to(mean)
+        if vae.counts_are_modelled:
+            weight = weight / vae.gene_rate.clamp(min=1e-9)
+        parts = (square - sampling, share**2 * variance)
+        return torch.stack([(part * weight * case.hidden).double().sum(1) for part in parts]).cpu().numpy()
+
+    def _std_factor_visible(self, spots: np.ndarray) -> float:
+        """Factor of the standard deviation of visible entries: half of the molecules are shown, and predict the other half.
+
+        Asked of entries that training set aside: of others it knows both halves.
+        """
+        generator, squares = torch.Generator().manual_seed(0), []
+        for place, tensors, _ in self._batches(self.adata, spots):
+            inputs = self.module._get_inference_input(tensors, "split", generator)
+            condition = self.module.vae.encode(inputs["centre"], self.module.around(inputs))
+            latents = self._latents(condition, tensors, _N_NOISE_SAMPLES, seed=0, n_steps=None)
+            spread = self._spread(latents, condition, tensors, self._modelled)
+            counts, hidden = inputs["target"], inputs["score"] > 0
+            case = _Case(place, tensors, hidden, counts, torch.ones_like(counts[:, :1]), condition, latents, spread)
+            squares.append(self._squares(case, share=0.5))
+        return _std_factor(squares)
+
+
+def _std_factor(squares: list[np.ndarray]) -> float:
+    """Factor that brings the standard deviation to the size of the error, from both squares of each spot, (2, n) in parts.
+
+    Few spots, or sparse ones, tell little: the logarithm of the ratio of variances is drawn towards 0 as if that were known with a
+    standard error of 1 (a factor e). A ratio below its own standard error is not told from that.
+    """
+    error, claimed = np.concatenate(squares, axis=1) if squares else np.zeros((2, 0))
+    if claimed.sum() <= 0 or not error.any():
+        return 1.0
+    ratio = error.sum() / claimed.sum()
+    standard_error = np.sqrt(((error - ratio * claimed) ** 2).sum()) / claimed.sum()
+    ratio = max(ratio, standard_error)
+    log_ratio = np.log(ratio) / (1.0 + (standard_error / ratio) ** 2)
+    return float(np.exp(0.5 * log_ratio))
+
+
+def _joined(parts: list[Deviations]) -> Deviations:
+    """Deviations of all parts."""
+    return {
+        estimand: tuple(map(np.concatenate, zip(*(part[estimand] for part in parts), strict=True)))
+        for estimand in parts[0]
+    }
+
+
+def _without(tensors: dict[str, torch.Tensor], hidden: torch.Tensor, keep_library: bool) -> dict[str, torch.Tensor]:
+    """A batch as it would be if these entries of its spots were missing, (batch, n_genes)."""
+    left = (~hidden).float()
+    lost = 0.0 if keep_library else (tensors[keys.COUNTS] * hidden).sum(dim=1, keepdim=True)
+    library = (tensors[keys.LIBRARY] - lost).clamp(min=0.0)
+    return {
+        **tensors,
+        keys.COUNTS: tensors[keys.COUNTS] * left,
+        # as in the data set, a spot without counts says nothing
+        keys.MASK: tensors[keys.MASK] * left * (library > 0),
+        keys.LIBRARY: library,
+    }
+
+
+def _relative_to(
+    tensors: dict[str, torch.Tensor], shown: dict[str, torch.Tensor], typical: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Counts of a batch in the library that they are predicted in, and what a molecule counts for there, (batch, 1).
+
+    It is the typical library where no other is left.
+    """
+    counts, library = tensors[keys.COUNTS], tensors[keys.LIBRARY]
+    nothing_left = (shown[keys.LIBRARY] == 0) & (library > 0)
+    per_count = torch.where(nothing_left, typical / library.clamp(min=1.0), torch.ones_like(library))
+    brought = torch.round(counts * per_count).clamp(min=1.0) * (counts > 0)
+    return torch.where(nothing_left, brought, counts), per_count

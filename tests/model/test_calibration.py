@@ -1,0 +1,48 @@
+"""What is learnt from entries that training set aside, beyond how far intervals reach."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lgdist_scvi.model._calibration import _std_factor
+
+
+def squares(ratio: float, n: int, noise: float) -> np.ndarray:
+    """Squared errors and claimed variances of n spots, (2, n)."""
+    rng = np.random.default_rng(0)
+    claimed = rng.uniform(0.5, 1.5, n)
+    return np.stack([ratio * claimed + noise * rng.standard_normal(n), claimed])
+
+
+@pytest.mark.parametrize("ratio", [0.25, 1.0, 9.0])
+def test_the_standard_deviation_is_brought_to_the_size_of_the_error(ratio):
+    whole = squares(ratio, 1000, noise=0.5)
+    factor = _std_factor([whole[:, :400], whole[:, 400:]])
+    assert factor == pytest.approx(np.sqrt(ratio), rel=0.05)
+
+
+def test_what_can_hardly_be_told_leaves_it_as_it_is():
+    assert _std_factor([]) == _std_factor([np.zeros((2, 10))]) == 1.0
+    known, unknown = (_std_factor([squares(9.0, n, noise=20.0)]) for n in (5000, 10))
+    assert 1.0 < unknown < known
+    # errors below sampling noise: no more than noise would do
+    assert 0.3 < _std_factor([squares(-1.0, 100, noise=5.0)]) < 1.0
+
+
+def test_each_kind_of_entry_has_its_own_factor(trained, monkeypatch):
+    """Visible entries, hidden ones, hidden spots, and a spot without neighbours."""
+    arguments = {"observed": "model", "return_std": True, "return_numpy": True}
+    _, before = trained.get_completed_expression(**arguments)
+    calibration = trained.calibration_
+    parts = [(calibration, "std_factor_visible"), (calibration, "std_factor")]
+    parts += [(calibration[kind], "std_factor") for kind in ("hidden_spots", "holes")]
+    known = trained.adata.layers["known"]
+    seen = np.broadcast_to(known.any(axis=1, keepdims=True), known.shape)
+    far = np.broadcast_to(trained.adata_manager.create_torch_dataset().far[:, None], known.shape)
+    entries = [known, ~known & seen, ~seen & ~far, ~seen & far]
+    for (part, key), where in zip(parts, entries, strict=True):
+        with monkeypatch.context() as patch:
+            patch.setitem(part, key, 2 * part[key])
+            _, after = trained.get_completed_expression(**arguments)
+        np.testing.assert_allclose(after, np.where(where, 2, 1) * before, rtol=1e-5)
