@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from sklearn.utils.extmath import randomized_svd
 
 from benchmarks._protocols import Task
@@ -19,7 +18,6 @@ THIRDS = ("low", "middle", "high")
 _N_SAMPLES = 20
 _MAX_SPOTS = 400  # drawn at random where more are scored: the scores are averages over entries
 _N_MODULES = 10
-_BLOCK = 256
 _FAR = 20.0  # beyond any log1p(CP10K), which ends at 9.2
 _TIE = 1e-5  # rounding of an interval's end; far below the step of a count
 
@@ -121,7 +119,6 @@ def _thirds(task: Task, genes: np.ndarray) -> np.ndarray:
     return (3 * rank) // len(genes)
 
 
-@torch.inference_mode()
 def draw(
     model: LGDiST, task: Task, spots: np.ndarray, genes: np.ndarray, seed: int, n_steps: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -129,31 +126,16 @@ def draw(
 
     `n_steps` is the number of evaluations of the denoiser; ``None``: the model's own.
     """
-    likelihood = model.module.vae.likelihood
-    device = next(likelihood.parameters(), torch.empty(0)).device
-    generator = torch.Generator(device).manual_seed(seed)
-    latents = np.empty((_N_SAMPLES, len(spots), len(genes)), dtype=np.float32)
-    samples = np.empty_like(latents)
-    for start in range(0, len(spots), _BLOCK):
-        place = slice(start, start + _BLOCK)
-        expected = model.get_completed_expression(
-            indices=spots[place],
-            n_samples=_N_SAMPLES,
-            return_mean=False,
-            observed="model",
-            estimand=task.estimand,
-            seed=seed,
-            n_steps=n_steps,
-            return_numpy=True,
-        )
-        latents[:, place] = expected[..., genes]
-        per_count = 1e4 / np.maximum(task.library[spots[place], None], 1.0)
-        if task.estimand == "rate":
-            mean = torch.from_numpy(np.expm1(expected) / per_count).float().to(device)
-            counts = likelihood.sample(mean, generator=generator).cpu().numpy()
-            noisy = np.log1p(counts * per_count)
-        else:
-            drawn = likelihood.sample(torch.from_numpy(expected).to(device), generator=generator).cpu().numpy()
-            noisy = np.maximum(drawn, np.log1p(per_count))  # a captured value is at least that of one count
-        samples[:, place] = noisy[..., genes]
-    return latents, samples
+    arguments = {
+        "indices": spots,
+        "gene_list": list(model.get_var_names_registered()[genes]),
+        "n_samples": _N_SAMPLES,
+        "seed": seed,
+        "n_steps": n_steps,
+    }
+    latents = model.get_completed_expression(
+        return_mean=False, observed="model", estimand=task.estimand, return_numpy=True, **arguments
+    )
+    counts = model.posterior_predictive_sample(**arguments).todense().transpose(2, 0, 1)
+    per_count = 1e4 / np.maximum(task.library[spots, None], 1.0)
+    return latents, np.log1p(counts * per_count).astype(np.float32)
