@@ -34,15 +34,14 @@ def test_each_kind_of_entry_has_its_own_factor(trained, monkeypatch):
     """Visible entries, hidden ones, hidden spots, and a spot without neighbours."""
     arguments = {"observed": "model", "return_std": True, "return_numpy": True}
     _, before = trained.get_completed_expression(**arguments)
-    calibration = trained.calibration_
-    parts = [(calibration, "std_factor_visible"), (calibration, "std_factor")]
-    parts += [(calibration[kind], "std_factor") for kind in ("hidden_spots", "holes")]
     known = trained.adata.layers["known"]
     seen = np.broadcast_to(known.any(axis=1, keepdims=True), known.shape)
     far = np.broadcast_to(trained.adata_manager.create_torch_dataset().far[:, None], known.shape)
-    entries = [known, ~known & seen, ~seen & ~far, ~seen & far]
-    for (part, key), where in zip(parts, entries, strict=True):
+    entries = {"visible": known, "hidden": ~known & seen, "hidden_spots": ~seen & ~far, "holes": ~seen & far}
+    factors = trained.calibration_["std_factors"]
+    assert factors.keys() == entries.keys()
+    for kind, where in entries.items():
         with monkeypatch.context() as patch:
-            patch.setitem(part, key, 2 * part[key])
+            patch.setitem(factors, kind, 2 * factors[kind])
             _, after = trained.get_completed_expression(**arguments)
         np.testing.assert_allclose(after, np.where(where, 2, 1) * before, rtol=1e-5)

@@ -187,9 +187,8 @@ def test_standard_deviation(trained, tissue, monkeypatch):
     assert (spread.to_numpy()[~kept] > 0).all()
     np.testing.assert_array_equal(values, trained.get_completed_expression())
     # before it is calibrated: of samples on the same scale, and of what no sample of the latent holds
-    calibration = trained.calibration_
-    kinds = {kind: {**calibration[kind], "std_factor": 1.0} for kind in ("hidden_spots", "holes")}
-    monkeypatch.setattr(trained, "calibration_", {**calibration, **kinds, "std_factor": 1.0, "std_factor_visible": 1.0})
+    for kind in ("visible", "hidden", "hidden_spots", "holes"):
+        monkeypatch.setitem(trained.calibration_["std_factors"], kind, 1.0)
     samples = trained.get_completed_expression(n_samples=200, return_mean=False, observed="model")
     arguments = {"n_samples": 200, "return_std": True, "observed": "model", "return_numpy": True}
     _, spread = trained.get_completed_expression(**arguments)

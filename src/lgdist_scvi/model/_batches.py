@@ -123,10 +123,9 @@ class BatchMixin:
         estimand: Estimand,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and calibrated standard deviation of the expected value, log1p(CP10K), from its :meth:`_spread` over latents."""
-        calibration, mean = self.calibration_, spread[0]
-        factors = (part["std_factor"] for part in (calibration, calibration["hidden_spots"], calibration["holes"]))
-        factor = torch.from_numpy(_by_kind(tensors, *factors)).to(mean)
-        factor = torch.where(tensors[keys.MASK] > 0, calibration["std_factor_visible"], factor)
+        factors, mean = self.calibration_["std_factors"], spread[0]
+        factor = _by_kind(tensors, *(factors[kind] for kind in ("hidden", "hidden_spots", "holes")))
+        factor = torch.where(tensors[keys.MASK] > 0, factors["visible"], torch.from_numpy(factor).to(mean))
         deviation = factor * self._variance(spread, latents, condition, tensors, estimand).sqrt()
         if estimand == "captured":
             return mean, deviation

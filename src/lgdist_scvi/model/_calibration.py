@@ -69,17 +69,18 @@ class CalibrationMixin(PredictionMixin):
         whole = self.module.spots_set_aside(self.adata.n_obs)
         spots = rng.permutation(np.setdiff1d(np.arange(self.adata.n_obs), whole))[:_N_SPOTS]
         self._fit_noise(np.sort(spots[:_N_NOISE_SPOTS]))
-        calibration = self._from_cases(self._cases(np.sort(spots), N_SAMPLES))
-        calibration["std_factor_visible"] = calibration["std_factor"]
-        if self.module.vae.counts_are_modelled:
-            calibration["std_factor_visible"] = self._std_factor_visible(np.sort(spots))
+        calibration, of_hidden = self._from_cases(self._cases(np.sort(spots), N_SAMPLES))
+        of_visible = self._std_factor_visible(np.sort(spots)) if self.module.vae.counts_are_modelled else of_hidden
         whole = np.sort(rng.permutation(whole)[:_N_HIDDEN_SPOTS])
-        calibration["hidden_spots"] = self._from_cases(self._cases(whole, N_SAMPLES))
+        calibration["hidden_spots"], of_spots = self._from_cases(self._cases(whole, N_SAMPLES))
         dataset = self.adata_manager.create_torch_dataset()
         around = holes(dataset.graph, rng.permutation(whole), dataset.samples, dataset.has_content)
-        calibration["holes"] = self._from_cases(
+        calibration["holes"], of_holes = self._from_cases(
             case for middles, hidden in around for case in self._cases(middles, N_SAMPLES, dataset.without(hidden))
         )
+        calibration["std_factors"] = {
+            "visible": of_visible, "hidden": of_hidden, "hidden_spots": of_spots, "holes": of_holes
+        }  # fmt: skip
         self.calibration_ = calibration  # whole or not at all: Ctrl-C may come at any time
 
     def _cases(self, spots: np.ndarray, n_samples: int, dataset: NeighborhoodDataset | None = None) -> Iterator[_Case]:
@@ -131,7 +132,7 @@ class CalibrationMixin(PredictionMixin):
         if (pooled[-1] > 0).all():
             vae.likelihood.scale_noise(*pooled[:, third].float().to(vae.gene_rate.device))
 
-    def _from_cases(self, cases: Iterable[_Case]) -> dict[str, Any]:
+    def _from_cases(self, cases: Iterable[_Case]) -> tuple[dict[str, Any], float]:
         """Calibration of intervals, see :func:`calibrate`, and the factor of the standard deviation."""
         estimands = ("rate", "captured") if self.module.vae.counts_are_modelled else ("captured",)
         nothing = (np.empty(0), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
@@ -148,7 +149,7 @@ class CalibrationMixin(PredictionMixin):
                 rows, genes = np.nonzero(hidden & (counts > 0) if estimand == "captured" else hidden)
                 deviations[-1][estimand] = deviation[rows, genes], genes, case.place[rows]
         calibration = calibrate(_joined(deviations), self.module.vae.gene_rate.cpu().numpy())
-        return {**calibration, "std_factor": _std_factor(squares)}
+        return calibration, _std_factor(squares)
 
     def _squares(self, case: _Case, share: float = 1.0) -> np.ndarray:
         """Squared error without sampling noise, and the variance that is claimed, (2, batch): sums over hidden entries.

@@ -142,7 +142,9 @@ class PredictionMixin(BatchMixin):
             Whether to average over samples: of rates before the logarithm is taken.
         return_std
             Whether to return the standard deviation of the expected value too, 0 where a measured value is kept: over samples
-            (25 if `n_samples` is 1), and of what is peculiar to one gene in one spot, which no sample of the latent holds.
+            (25 if `n_samples` is 1), and of what is peculiar to one gene in one spot, which no sample of the latent holds;
+            brought to the size of the error on what training set aside, by a factor for each kind of entry
+            (``calibration_["std_factors"]``).
         observed
             ``"keep"``: measured entries stay exactly as measured, and only what `fill` names is replaced. ``"model"``: the
             model's value everywhere.
