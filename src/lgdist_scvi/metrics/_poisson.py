@@ -65,17 +65,18 @@ def poisson_floor(counts: Matrix, library: np.ndarray, mask: Matrix, rate: Matri
         expected = library[rows] * take(rate, rows, columns, "rate")
         if (expected <= 0).any():
             raise ValueError(f"rate is not positive in {int((expected <= 0).sum()):,} scored entries with counts")
-    return float(np.mean(variance_given_positive(expected, COUNTS_PER / library[rows])))
+    return float(np.mean(moments_given_positive(expected, COUNTS_PER / library[rows])[1]))
 
 
-def variance_given_positive(expected: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Var[log1p(scale * x) | x > 0] for x ~ Poisson(expected)."""
+def moments_given_positive(expected: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of log1p(scale * x), given x > 0, for x ~ Poisson(expected); all (n,)."""
     from scipy.stats import poisson
 
-    variance = np.empty_like(expected)
+    mean, variance = np.empty_like(expected), np.empty_like(expected)
     large = expected > _LARGE
     # delta method: d/dx log1p(scale * x) = scale / (1 + scale * x)
     variance[large] = expected[large] * (scale[large] / (1 + scale[large] * expected[large])) ** 2
+    mean[large] = np.log1p(scale[large] * expected[large]) - variance[large] / 2
     order = np.flatnonzero(~large)
     order = order[np.argsort(expected[order])]  # blocks of alike expectations need sums of alike length
     for block in np.array_split(order, max(1, len(order) // 10_000)):
@@ -86,9 +87,9 @@ def variance_given_positive(expected: np.ndarray, scale: np.ndarray) -> np.ndarr
         weights = poisson.pmf(x, expected[block, None])
         weights /= weights.sum(axis=1, keepdims=True)
         values = np.log1p(scale[block, None] * x)
-        mean = (weights * values).sum(axis=1)
-        variance[block] = (weights * (values - mean[:, None]) ** 2).sum(axis=1)
-    return variance
+        mean[block] = (weights * values).sum(axis=1)
+        variance[block] = (weights * (values - mean[block, None]) ** 2).sum(axis=1)
+    return mean, variance
 
 
 def poisson_deviance_explained(

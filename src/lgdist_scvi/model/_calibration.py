@@ -11,7 +11,7 @@ import torch
 
 from lgdist_scvi._expression import COUNTS_PER
 from lgdist_scvi.data import _keys as keys
-from lgdist_scvi.metrics._poisson import variance_given_positive
+from lgdist_scvi.metrics._poisson import moments_given_positive
 from lgdist_scvi.model._batches import N_SAMPLES
 from lgdist_scvi.model._conformal import N_THIRDS, Deviations, calibrate, expression_strata
 from lgdist_scvi.model._holes import holes
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _N_SPOTS, _N_HIDDEN_SPOTS, _N_NOISE_SPOTS = 1024, 512, 512  # that calibrate, chosen at random
 _N_NOISE_SAMPLES = 8
+_EXPECTED_COUNTS = np.geomspace(1e-3, 1e5, 81)  # where the moments of captured values are tabulated
 
 
 @dataclass
@@ -108,11 +109,8 @@ class CalibrationMixin(PredictionMixin):
         if vae.counts_are_modelled:
             return (counts - mean) ** 2, mean * case.per_count
         scale = COUNTS_PER / vae.usable(case.shown[keys.LIBRARY])
-        sampling = torch.zeros_like(mean)
-        measured, measured_scale = counts / case.per_count, (scale * case.per_count).expand_as(counts)
-        positive = (part[case.hidden].cpu().double().numpy() for part in (measured, measured_scale))
-        sampling[case.hidden] = torch.from_numpy(variance_given_positive(*positive)).to(sampling)
-        return (torch.log1p(counts * scale) - mean) ** 2, sampling
+        sampling = _sampling_variance(mean.cpu().double().numpy(), (scale * case.per_count).cpu().double().numpy())
+        return (torch.log1p(counts * scale) - mean) ** 2, torch.from_numpy(sampling).to(mean)
 
     def _fit_noise(self, spots: np.ndarray) -> None:
         """Bring the likelihood's noise to the size seen on set-aside entries, one factor per third of the genes.
@@ -204,6 +202,24 @@ def _std_factor(squares: list[np.ndarray]) -> float:
     ratio = max(ratio, standard_error)
     log_ratio = np.log(ratio) / (1.0 + (standard_error / ratio) ** 2)
     return float(np.exp(0.5 * log_ratio))
+
+
+def _sampling_variance(mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Variance of captured values, log1p(scale * x), about a mean that Poisson counts x > 0 explain, (batch, n_genes).
+
+    Of a small count itself, that cannot be told: a 1 is seen of one molecule expected, and of a tenth.
+
+    Parameters
+    ----------
+    mean
+        Expected log1p(scale * x), (batch, n_genes).
+    scale
+        Of each spot, (batch, 1).
+    """
+    expected = np.broadcast_to(_EXPECTED_COUNTS, (len(scale), len(_EXPECTED_COUNTS)))
+    moments = moments_given_positive(expected.ravel(), np.broadcast_to(scale, expected.shape).ravel())
+    tables = (moment.reshape(expected.shape) for moment in moments)
+    return np.stack([np.interp(*row) for row in zip(mean, *tables, strict=True)])
 
 
 def _joined(parts: list[Deviations]) -> Deviations:
