@@ -53,13 +53,15 @@ def deep():
     return adata
 
 
-@pytest.fixture(scope="module")
-def model(fit, deep):
-    """Of captured values; a block of spots is hidden."""
+@pytest.fixture(scope="module", params=["captured", "rate"])
+def model(request, fit, deep):
+    """A block of spots is hidden, and every zero or no other entry."""
     hidden = pp.hold_out(deep, 0.2, "block", n_blocks=1, library_keys=())
     pp.spatial_neighbors(hidden)
     hidden.obs["depth"] = np.asarray(deep.X.sum(axis=1)).ravel()
     pp.observed_mask(hidden)
+    if request.param == "rate":
+        hidden.layers["observed"] = ~hidden.layers["held_out"]
     return fit(hidden, 40, {"mask_layer": "observed", "size_factor_key": "depth"})
 
 
@@ -76,7 +78,7 @@ def far(model) -> np.ndarray:
 
 
 def test_intervals_are_wider_where_no_neighbour_is_visible(model, within, far, monkeypatch):
-    assert sum(model.calibration_["holes"]["n_entries"]["captured"]) > 100
+    assert sum(model.calibration_["holes"]["n_entries"][model._modelled]) > 100
     assert 10 < (far & within).sum() < within.sum()
     lower, upper = model.get_prediction_interval(0.9, observed="model", return_numpy=True)
     width = (upper - lower).mean(axis=1)

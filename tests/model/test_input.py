@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -326,6 +327,21 @@ def test_customary_slide_column_is_used_with_a_warning(fit):
     samples = adata.obs["sample"].to_numpy()
     assert (samples[crossing.row] == samples[crossing.col]).all()
     assert LGDiST(adata, n_hidden=16).registry_["setup_args"]["sample_key"] == "sample"
+
+
+def test_library_sizes_that_count_what_the_mask_hides(adata):
+    """They would blow up rates: the library is scaled up by what is missing. Taken off, as pp.hold_out does, all is well."""
+    adata.layers["known"] = np.ones(adata.shape, dtype=bool)
+    adata.layers["known"][:20] = False
+    adata.obs["total"] = np.asarray(adata.X.sum(axis=1)).ravel() + 5
+    with pytest.warns(
+        UserWarning, match=r"adata.obs\['total'\] seems to count molecules that the mask hides, in 20 spots"
+    ):
+        LGDiST.setup_anndata(adata, mask_layer="known", size_factor_key="total")
+    adata.obs.loc[adata.obs_names[:20], "total"] = 5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        LGDiST.setup_anndata(adata, mask_layer="known", size_factor_key="total")
 
 
 def test_setup_can_be_repeated(adata):

@@ -30,7 +30,13 @@ from lgdist_scvi.model._completion import CompletionMixin
 from lgdist_scvi.model._intervals import IntervalMixin
 from lgdist_scvi.model._measurement import MeasurementMixin
 from lgdist_scvi.model._record import random_state
-from lgdist_scvi.model._setup import DEFAULT_GRAPH, choose_sample_key, ensure_graph, resolve_likelihood
+from lgdist_scvi.model._setup import (
+    DEFAULT_GRAPH,
+    choose_sample_key,
+    ensure_graph,
+    resolve_likelihood,
+    warn_of_masked_library,
+)
 from lgdist_scvi.model._training import TrainingMixin
 from lgdist_scvi.module import LGDiSTModule, NeighborhoodVAE
 
@@ -244,7 +250,8 @@ class LGDiST(TrainingMixin, CalibrationMixin, IntervalMixin, MeasurementMixin, C
             Column of `adata.obs` that names the slide of each spot. If ``None`` and there is a column "sample" or
             "library_id" with several slides, that one is used, with a warning.
         size_factor_key
-            Column of `adata.obs` with library sizes in counts. ``None``: the sum over the registered genes.
+            Column of `adata.obs` with library sizes in counts. ``None``: the sum over the registered genes. Counts of entries
+            that are not known do not belong into it; of a spot of which nothing is known it may be the depth wanted.
         spatial_key
             Key of `adata.obsm` with the coordinates, (n_obs, 2).
         **kwargs
@@ -274,7 +281,8 @@ class LGDiST(TrainingMixin, CalibrationMixin, IntervalMixin, MeasurementMixin, C
             fields.append(LibraryField(size_factor_key))
         adata_manager = NeighborhoodManager(fields=fields, setup_method_args=setup_method_args)
         adata_manager.register_fields(adata, **kwargs)
-        NeighborhoodDataset(adata_manager)  # refuses what no single field can see
+        dataset = NeighborhoodDataset(adata_manager)  # refuses what no single field can see
+        warn_of_masked_library(dataset, size_factor_key)
         cls.register_manager(adata_manager)
 
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:

@@ -9,6 +9,7 @@ from scvi import settings
 
 from lgdist_scvi import pp
 from lgdist_scvi._checks import require_key
+from lgdist_scvi._expression import library_size
 from lgdist_scvi.data import NeighborhoodDataset, find_sample_key
 
 DEFAULT_GRAPH = "spatial_connectivities"
@@ -37,6 +38,21 @@ def ensure_graph(
     if graph_key == DEFAULT_GRAPH and graph_key not in adata.obsp:
         number = {} if n_neighbors is None else {"n_neighbors": n_neighbors}
         pp.spatial_neighbors(adata, sample_key=sample_key, spatial_key=spatial_key, **number)
+
+
+def warn_of_masked_library(dataset: NeighborhoodDataset, size_factor_key: str | None) -> None:
+    """Warn of library sizes that seem to hold counts which a mask hides: expected rates would come out too high."""
+    if size_factor_key is None or dataset.mask is None:
+        return
+    observed, all_counts = library_size(dataset.counts, dataset.mask), library_size(dataset.counts)
+    hides_some = all_counts > observed + 0.5
+    if hides_some.any() and (dataset.library >= all_counts - 0.5)[hides_some].all():
+        warnings.warn(
+            f"adata.obs[{size_factor_key!r}] seems to count molecules that the mask hides, in {int(hides_some.sum()):,} spots, and "
+            "expected values would come out too high; take them off, as pp.hold_out does, or register without size_factor_key",
+            UserWarning,
+            stacklevel=settings.warnings_stacklevel,
+        )
 
 
 def resolve_likelihood(gene_likelihood: str, dataset: NeighborhoodDataset) -> str:

@@ -19,6 +19,7 @@ Hide = Literal["random", "set_aside", "split", "nothing"]
 
 # what a latent may be is widest, and least Gaussian, where nothing of a spot is visible
 _WHOLE_SPOTS_IN_DIFFUSION = 0.3
+_SMALLEST_SHARE = 0.05  # of a library that missing entries leave
 
 
 class _Split(NamedTuple):
@@ -229,8 +230,10 @@ class LGDiSTModule(BaseModuleClass):
         """
         if not self.vae.counts_are_modelled:
             return library
-        missing = ((1.0 - observed) @ self.vae.gene_rate)[:, None]
-        return library / (1.0 - missing).clamp(min=0.05)
+        left = 1.0 - ((1.0 - observed) @ self.vae.gene_rate)[:, None]
+        # next to nothing can be left of a library: one that is given of a spot without observed entries is its depth
+        left = torch.where((left < _SMALLEST_SHARE) & ~observed.bool().any(dim=1, keepdim=True), 1.0, left)
+        return library / left.clamp(min=_SMALLEST_SHARE)
 
     # ---- scvi-tools' three steps: stage 1
 
