@@ -62,6 +62,7 @@ def model(request, fit, deep):
     pp.observed_mask(hidden)
     if request.param == "rate":
         hidden.layers["observed"] = ~hidden.layers["held_out"]
+        hidden.layers["observed"][np.flatnonzero(~hidden.layers["held_out"].any(axis=1))[:5], 0] = False
     return fit(hidden, 40, {"mask_layer": "observed", "size_factor_key": "depth"})
 
 
@@ -97,3 +98,19 @@ def test_the_standard_deviation_of_hidden_spots_is_of_the_size_of_the_error(mode
         error = np.sqrt(((truth - predicted)[spots] ** 2).mean())
         claimed = np.sqrt((spread[spots] ** 2).mean())
         assert 0.6 * error < claimed < 1.6 * error
+
+
+def test_each_kind_of_entry_has_its_own_factor(model, within, far, monkeypatch):
+    arguments = {"observed": "model", "return_std": True, "return_numpy": True}
+    _, before = model.get_completed_expression(**arguments)
+    known = model.adata.layers["observed"]
+    within, far = (np.broadcast_to(spots[:, None], known.shape) for spots in (within, far))
+    entries = {"visible": known, "hidden": ~known & ~within, "hidden_spots": within & ~far, "holes": within & far}
+    factors = model.calibration_["std_factors"]
+    assert factors.keys() == entries.keys()
+    for kind, where in entries.items():
+        assert where.any(), kind
+        with monkeypatch.context() as patch:
+            patch.setitem(factors, kind, 2 * factors[kind])
+            _, after = model.get_completed_expression(**arguments)
+        np.testing.assert_allclose(after, np.where(where, 2, 1) * before, rtol=1e-5)

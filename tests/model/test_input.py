@@ -329,16 +329,21 @@ def test_customary_slide_column_is_used_with_a_warning(fit):
     assert LGDiST(adata, n_hidden=16).registry_["setup_args"]["sample_key"] == "sample"
 
 
-def test_library_sizes_that_count_what_the_mask_hides(adata):
-    """They would blow up rates: the library is scaled up by what is missing. Taken off, as pp.hold_out does, all is well."""
-    adata.layers["known"] = np.ones(adata.shape, dtype=bool)
-    adata.layers["known"][:20] = False
-    adata.obs["total"] = np.asarray(adata.X.sum(axis=1)).ravel() + 5
+@pytest.mark.parametrize("others, n_affected", [(0, 20), (0, None), (300, 20)])
+def test_library_sizes_that_count_what_the_mask_hides(adata, others, n_affected):
+    """They would raise rates: a library is scaled up by what is missing. Taken off, as pp.hold_out does, all is well."""
+    counts, total = adata.X.toarray(), np.asarray(adata.X.sum(axis=1)).ravel()
+    mask = np.random.default_rng(0).random(adata.shape) > 0.4
+    mask[n_affected:] |= n_affected is not None
+    mask[5] = False  # of a hidden spot it is the depth asked about
+    adata.layers["known"] = mask
+    adata.obs["total"] = total + np.random.default_rng(1).poisson(others * total / total.mean())
+    n_warned = int(((counts * ~mask).sum(axis=1) > 0).sum()) - 1
     with pytest.warns(
-        UserWarning, match=r"adata.obs\['total'\] seems to count molecules that the mask hides, in 20 spots"
+        UserWarning, match=rf"adata.obs\['total'\] seems to count molecules that the mask hides, in {n_warned} "
     ):
         LGDiST.setup_anndata(adata, mask_layer="known", size_factor_key="total")
-    adata.obs.loc[adata.obs_names[:20], "total"] = 5
+    adata.obs["total"] -= (counts * ~mask).sum(axis=1) * (np.arange(adata.n_obs) != 5)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         LGDiST.setup_anndata(adata, mask_layer="known", size_factor_key="total")

@@ -114,23 +114,21 @@ class BatchMixin:
         above, below = (self._in_units(end, tensors, estimand) for end in ends)
         return spread[1] + ((above - below) / 2.0) ** 2
 
-    def _mean_and_deviation(
+    def _deviation(
         self,
         spread: tuple[torch.Tensor, torch.Tensor],
         latents: torch.Tensor,
         condition: Condition,
         tensors: dict,
         estimand: Estimand,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and calibrated standard deviation of the expected value, log1p(CP10K), from its :meth:`_spread` over latents."""
-        factors, mean = self.calibration_["std_factors"], spread[0]
-        factor = _by_kind(tensors, *(factors[kind] for kind in ("hidden", "hidden_spots", "holes")))
-        factor = torch.where(tensors[keys.MASK] > 0, factors["visible"], torch.from_numpy(factor).to(mean))
+    ) -> torch.Tensor:
+        """Calibrated standard deviation of the expected value, log1p(CP10K), from its :meth:`_spread` over latents."""
+        factors = self.calibration_["std_factors"]
+        factor = _by_kind(tensors, *(np.asarray(factors[kind]) for kind in ("hidden", "hidden_spots", "holes")))
+        factor = torch.where(tensors[keys.MASK] > 0, factors["visible"], torch.from_numpy(factor).to(latents))
         deviation = factor * self._variance(spread, latents, condition, tensors, estimand).sqrt()
-        if estimand == "captured":
-            return mean, deviation
         # delta method from CP10K to its logarithm
-        return torch.log1p(mean), deviation / (1.0 + mean)
+        return deviation if estimand == "captured" else deviation / (1.0 + spread[0])
 
     @property
     def _modelled(self) -> Estimand:

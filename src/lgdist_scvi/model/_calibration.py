@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _N_SPOTS, _N_HIDDEN_SPOTS, _N_NOISE_SPOTS = 1024, 512, 512  # that calibrate, chosen at random
 _N_NOISE_SAMPLES = 8
+_MIN_SPOTS = 5  # that tell of the size of the error
 _EXPECTED_COUNTS = np.geomspace(1e-3, 1e5, 81)  # where the moments of captured values are tabulated
 
 
@@ -35,13 +36,13 @@ class _Case:
     place
         Positions of the spots among those asked for, (batch,).
     shown
-        The batch without what is hidden.
+        The batch without what is hidden; its library is the one that predictions are for.
     hidden
         Entries that are asked about, bool, (batch, n_genes).
     counts
-        What was hidden, in the library of `shown`, (batch, n_genes).
+        What they are compared with, (batch, n_genes).
     per_count
-        What one measured molecule counts for there, (batch, 1): 1 where that is its own library.
+        What each of these molecules counts for in the library of `shown`, (batch, 1): 1 where that is its own.
     condition, latents
         What is known, and samples of the latent.
     spread
@@ -56,6 +57,12 @@ class _Case:
     condition: Condition
     latents: torch.Tensor
     spread: tuple[torch.Tensor, torch.Tensor]
+
+    @property
+    def counts_there(self) -> torch.Tensor:
+        """Counts as they might be in the library of `shown`, (batch, n_genes): whole, and positive where they were."""
+        brought = torch.round(self.counts * self.per_count).clamp(min=1.0) * (self.counts > 0)
+        return torch.where(self.per_count == 1.0, self.counts, brought)
 
 
 class CalibrationMixin(PredictionMixin):
@@ -88,29 +95,27 @@ class CalibrationMixin(PredictionMixin):
         """Spots without the entries that training set aside.
 
         They are hidden as users hide entries, from the mask and from the library, while everything else that is known is
-        visible: then their predictions are what users get.
+        visible: then their predictions are what users get. Of a hidden spot, a library that is not the sum over the genes is known.
         """
         vae = self.module.vae
-        # what captured values of a hidden spot are relative to can only be a library that the user knows
-        library_is_known = not (vae.counts_are_modelled or vae.closed)
         for place, tensors, _ in self._batches(self.adata, spots, dataset=dataset):
             pattern = self.module.set_aside(tensors[keys.SPOT])
             hidden = pattern & (tensors[keys.MASK] > 0)
-            shown = _without(tensors, hidden, keep_library=library_is_known and bool(pattern.all()))
-            counts, per_count = _relative_to(tensors, shown, vae.typical_library)
+            shown = _without(tensors, hidden, keep_library=not vae.closed and bool(pattern.all()))
+            per_count = _per_count(tensors, shown, vae.typical_library)
             condition = self.module.condition(shown)
             latents = self._latents(condition, shown, n_samples, seed=0, n_steps=None)
             spread = self._spread(latents, condition, shown, self._modelled)
-            yield _Case(place, shown, hidden, counts, per_count, condition, latents, spread)
+            yield _Case(place, shown, hidden, tensors[keys.COUNTS], per_count, condition, latents, spread)
 
     def _errors(self, case: _Case, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Squared error of a mean about hidden counts, and the part of it that sampling noise is, in the likelihood's units."""
-        vae, counts = self.module.vae, case.counts
+        vae = self.module.vae
         if vae.counts_are_modelled:
-            return (counts - mean) ** 2, mean * case.per_count
+            return (case.counts * case.per_count - mean) ** 2, mean * case.per_count
         scale = COUNTS_PER / vae.usable(case.shown[keys.LIBRARY])
         sampling = _sampling_variance(mean.cpu().double().numpy(), (scale * case.per_count).cpu().double().numpy())
-        return (torch.log1p(counts * scale) - mean) ** 2, torch.from_numpy(sampling).to(mean)
+        return (torch.log1p(case.counts_there * scale) - mean) ** 2, torch.from_numpy(sampling).to(mean)
 
     def _fit_noise(self, spots: np.ndarray) -> None:
         """Bring the likelihood's noise to the size seen on set-aside entries, one factor per third of the genes.
@@ -124,7 +129,7 @@ class CalibrationMixin(PredictionMixin):
             square, sampling = self._errors(case, mean)
             parts = (square - variance, sampling, vae.likelihood.noise_variance(mean, variance))
             for total, part in zip(totals, parts, strict=True):
-                total += (part * case.hidden).double().sum(0).cpu()
+                total += (part * case.hidden).cpu().double().sum(0)
         third = torch.from_numpy(expression_strata(vae.gene_rate.cpu().numpy()))
         pooled = torch.zeros(len(totals), N_THIRDS, dtype=torch.float64).index_add_(1, third, totals)
         if (pooled[-1] > 0).all():
@@ -139,7 +144,7 @@ class CalibrationMixin(PredictionMixin):
         for case in cases:
             squares.append(self._squares(case))
             predictive = self._predictive(case.spread, case.shown, estimands[0])
-            counts, hidden = case.counts.cpu().numpy(), case.hidden.cpu().numpy()
+            counts, hidden = case.counts_there.cpu().numpy(), case.hidden.cpu().numpy()
             deviations.append({})
             for estimand in estimands:
                 # both estimands of a count model look at the same counts
@@ -150,9 +155,9 @@ class CalibrationMixin(PredictionMixin):
         return calibration, _std_factor(squares)
 
     def _squares(self, case: _Case, share: float = 1.0) -> np.ndarray:
-        """Squared error without sampling noise, and the variance that is claimed, (2, batch): sums over hidden entries.
+        """Squared error without the noise of counts and of few samples, and the variance that is claimed, (2, batch).
 
-        They are those of the third of the genes with the highest expression: where nearly all counts are 0 or 1, they tell too
+        Sums over hidden entries of the third of the genes with the highest expression: where nearly all counts are 0 or 1, they tell too
         little. Counts are weighted by the inverse of their gene's mean, as in the deviance.
 
         Parameters
@@ -163,18 +168,19 @@ class CalibrationMixin(PredictionMixin):
         vae, spread = self.module.vae, case.spread
         variance = self._variance(spread, case.latents, case.condition, case.shown, self._modelled)
         mean, variance = self._as_modelled((spread[0], variance), case.shown)
+        of_samples = self._as_modelled(spread, case.shown)[1] / case.latents.shape[1]
         square, sampling = self._errors(case, share * mean)
         third = expression_strata(vae.gene_rate.cpu().numpy())
         weight = torch.from_numpy(third == N_THIRDS - 1).to(mean)
         if vae.counts_are_modelled:
             weight = weight / vae.gene_rate.clamp(min=1e-9)
-        parts = (square - sampling, share**2 * variance)
-        return torch.stack([(part * weight * case.hidden).double().sum(1) for part in parts]).cpu().numpy()
+        parts = (square - sampling - share**2 * of_samples, share**2 * variance)
+        return torch.stack([(part * weight * case.hidden).cpu().double().sum(1) for part in parts]).numpy()
 
     def _std_factor_visible(self, spots: np.ndarray) -> float:
         """Factor of the standard deviation of visible entries: half of the molecules are shown, and predict the other half.
 
-        Asked of entries that training set aside: of others it knows both halves.
+        Asked of entries that training set aside, in neighbours too: of others it knows both halves.
         """
         generator, squares = torch.Generator().manual_seed(0), []
         for place, tensors, _ in self._batches(self.adata, spots):
@@ -195,13 +201,17 @@ def _std_factor(squares: list[np.ndarray]) -> float:
     standard error of 1 (a factor e). A ratio below its own standard error is not told from that.
     """
     error, claimed = np.concatenate(squares, axis=1) if squares else np.zeros((2, 0))
-    if claimed.sum() <= 0 or not error.any():
+    error, claimed = error[claimed > 0], claimed[claimed > 0]
+    n_spots = len(claimed)
+    if n_spots < _MIN_SPOTS:
         return 1.0
     ratio = error.sum() / claimed.sum()
-    standard_error = np.sqrt(((error - ratio * claimed) ** 2).sum()) / claimed.sum()
+    residual = ((error - ratio * claimed) ** 2).sum() * n_spots / (n_spots - 1)
+    standard_error = np.sqrt(residual) / claimed.sum()
     ratio = max(ratio, standard_error)
-    log_ratio = np.log(ratio) / (1.0 + (standard_error / ratio) ** 2)
-    return float(np.exp(0.5 * log_ratio))
+    if ratio <= 0:
+        return 1.0
+    return float(np.exp(0.5 * np.log(ratio) / (1.0 + (standard_error / ratio) ** 2)))
 
 
 def _sampling_variance(mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -244,15 +254,8 @@ def _without(tensors: dict[str, torch.Tensor], hidden: torch.Tensor, keep_librar
     }
 
 
-def _relative_to(
-    tensors: dict[str, torch.Tensor], shown: dict[str, torch.Tensor], typical: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Counts of a batch in the library that they are predicted in, and what a molecule counts for there, (batch, 1).
-
-    It is the typical library where no other is left.
-    """
-    counts, library = tensors[keys.COUNTS], tensors[keys.LIBRARY]
+def _per_count(tensors: dict[str, torch.Tensor], shown: dict[str, torch.Tensor], typical: torch.Tensor) -> torch.Tensor:
+    """What a molecule of a batch counts for in the library it is predicted in, (batch, 1): the typical one where none is left."""
+    library = tensors[keys.LIBRARY]
     nothing_left = (shown[keys.LIBRARY] == 0) & (library > 0)
-    per_count = torch.where(nothing_left, typical / library.clamp(min=1.0), torch.ones_like(library))
-    brought = torch.round(counts * per_count).clamp(min=1.0) * (counts > 0)
-    return torch.where(nothing_left, brought, counts), per_count
+    return torch.where(nothing_left, typical / library.clamp(min=1.0), 1.0)

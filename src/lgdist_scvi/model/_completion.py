@@ -163,7 +163,7 @@ class CompletionMixin(SkillMixin, RecordMixin):
                 what: self._spread(latents, condition, tensors, what)
                 for what in ({estimand} if level is None else {estimand, self._modelled})
             }
-            _, deviation = self._mean_and_deviation(spreads[estimand], latents, condition, tensors, estimand)
+            deviation = self._deviation(spreads[estimand], latents, condition, tensors, estimand)
             blocks = [block.cpu().numpy()[:, positions] for block in (value, deviation)]
             if level is not None:
                 predictive = self._predictive(spreads[self._modelled], tensors, estimand)

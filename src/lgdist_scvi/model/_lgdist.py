@@ -251,7 +251,7 @@ class LGDiST(TrainingMixin, CalibrationMixin, IntervalMixin, MeasurementMixin, C
             "library_id" with several slides, that one is used, with a warning.
         size_factor_key
             Column of `adata.obs` with library sizes in counts. ``None``: the sum over the registered genes. Counts of entries
-            that are not known do not belong into it; of a spot of which nothing is known it may be the depth wanted.
+            that are not known do not belong into it; of a spot of which nothing is known it is the depth asked about.
         spatial_key
             Key of `adata.obsm` with the coordinates, (n_obs, 2).
         **kwargs

@@ -192,11 +192,12 @@ class PredictionMixin(BatchMixin):
                 latents = self._latents(condition, tensors, n_drawn, seed, n_steps)
             if return_std or averaged:
                 spread_over_latents = self._spread(latents, condition, tensors, estimand)
-                mean, deviation = self._mean_and_deviation(spread_over_latents, latents, condition, tensors, estimand)
             if return_std:
+                deviation = self._deviation(spread_over_latents, latents, condition, tensors, estimand)
                 spread[place] = np.where(kept, 0.0, deviation.cpu().numpy()[:, positions])
             if averaged:
-                block = mean
+                mean = spread_over_latents[0]
+                block = mean if estimand == "captured" else torch.log1p(mean)
             elif by_sample:
                 block = torch.stack([self._value(each, condition, tensors, estimand) for each in latents.unbind(1)])
             else:

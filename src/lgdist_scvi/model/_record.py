@@ -125,6 +125,7 @@ class RecordMixin:
             "data": data_fingerprint(self.get_anndata_manager(adata, required=True).create_torch_dataset()),
             "weights": weights_fingerprint(self.module),
         }
+        record["std_factors"] = dict(self.calibration_["std_factors"])
         if self.training_seed_ is not None:
             record["training_seed"] = int(self.training_seed_)
         if level is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 from anndata import AnnData
 from scvi import settings
 
@@ -42,14 +43,26 @@ def ensure_graph(
 
 def warn_of_masked_library(dataset: NeighborhoodDataset, size_factor_key: str | None) -> None:
     """Warn of library sizes that seem to hold counts which a mask hides: expected rates would come out too high."""
-    if size_factor_key is None or dataset.mask is None:
+    if size_factor_key is None or dataset.mask is None or dataset.hides_every_zero():
         return
-    observed, all_counts = library_size(dataset.counts, dataset.mask), library_size(dataset.counts)
-    hides_some = all_counts > observed + 0.5
-    if hides_some.any() and (dataset.library >= all_counts - 0.5)[hides_some].all():
+    observed, total = library_size(dataset.counts, dataset.mask), library_size(dataset.counts)
+    hidden, usable = total - observed, dataset.mask.any(axis=1) & (total > 0)
+    affected, others = usable & (hidden > 0), usable & (hidden == 0)
+    if not affected.any():
+        return
+    if others.any():
+        # the molecules of other genes, too, are as many beside those of a whole spot as elsewhere
+        usual = np.median(dataset.library[others] / total[others])
+        as_it_is, with_hidden = (
+            abs(np.median((dataset.library + added)[affected] / total[affected]) - usual) for added in (0.0, hidden)
+        )
+        counted = as_it_is < with_hidden
+    else:
+        counted = (abs(dataset.library - total)[affected] <= 0.5).all()
+    if counted:
         warnings.warn(
-            f"adata.obs[{size_factor_key!r}] seems to count molecules that the mask hides, in {int(hides_some.sum()):,} spots, and "
-            "expected values would come out too high; take them off, as pp.hold_out does, or register without size_factor_key",
+            f"adata.obs[{size_factor_key!r}] seems to count molecules that the mask hides, in {int(affected.sum()):,} spots; if so, "
+            "expected values come out too high there: take them off, as pp.hold_out does, or register without size_factor_key",
             UserWarning,
             stacklevel=settings.warnings_stacklevel,
         )

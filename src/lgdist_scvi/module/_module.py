@@ -231,8 +231,8 @@ class LGDiSTModule(BaseModuleClass):
         if not self.vae.counts_are_modelled:
             return library
         left = 1.0 - ((1.0 - observed) @ self.vae.gene_rate)[:, None]
-        # next to nothing can be left of a library: one that is given of a spot without observed entries is its depth
-        left = torch.where((left < _SMALLEST_SHARE) & ~observed.bool().any(dim=1, keepdim=True), 1.0, left)
+        # what is given of a spot without observed entries is the depth that is asked about
+        left = torch.where(observed.bool().any(dim=1, keepdim=True), left, 1.0)
         return library / left.clamp(min=_SMALLEST_SHARE)
 
     # ---- scvi-tools' three steps: stage 1
