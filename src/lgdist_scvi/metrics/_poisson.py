@@ -27,8 +27,9 @@ def poisson_floor(counts: Matrix, library: np.ndarray, mask: Matrix, rate: Matri
 
     averaged here over the scored entries; L is the library. With `rate`, m = L * rate. Without, m is the count itself,
     which needs no model and comes within a few percent of the floor under fitted rates in well-detected genes, for there this
-    variance changes slowly with m; where most counts are 1 it is too large, by a quarter at m = 1 and twofold at 0.5. ``completion_scores(...)["mse"] - poisson_floor(...)`` is what a method can still win. Overdispersion beyond
-    Poisson is not in the floor.
+    variance changes slowly with m; where most counts are 1 it is too large, by a quarter at m = 1 and twofold at 0.5.
+    ``completion_scores(...)["mse"] - poisson_floor(...)`` is what a method can still win. Overdispersion beyond Poisson is not
+    in the floor.
 
     Parameters
     ----------
