@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from lgdist_scvi.data import NeighborhoodDataset
     from lgdist_scvi.module._neighborhood import Condition
 
-_N_SPOTS, _N_HIDDEN_SPOTS, _N_NOISE_SPOTS = 1024, 512, 512  # that calibrate, chosen at random
+_N_SPOTS, _N_HIDDEN_SPOTS, _N_NOISE_SPOTS, _N_VISIBLE_SPOTS = 1024, 512, 512, 2048  # that calibrate, chosen at random
 _N_NOISE_SAMPLES = 8
 _MIN_SPOTS = 5  # that tell of the size of the error
+_PRIOR_ERROR, _SMALLEST_RATIO = 2.0, 0.25  # of the ratio of variances
 _EXPECTED_COUNTS = np.geomspace(1e-3, 1e5, 81)  # where the moments of captured values are tabulated
 
 
@@ -75,10 +76,12 @@ class CalibrationMixin(PredictionMixin):
         self._complete_first_round(self.adata, "set_aside")
         rng = np.random.default_rng(0)
         whole = self.module.spots_set_aside(self.adata.n_obs)
-        spots = rng.permutation(np.setdiff1d(np.arange(self.adata.n_obs), whole))[:_N_SPOTS]
+        order = rng.permutation(np.setdiff1d(np.arange(self.adata.n_obs), whole))
+        spots, visible = order[:_N_SPOTS], order[:_N_VISIBLE_SPOTS]
         self._fit_noise(np.sort(spots[:_N_NOISE_SPOTS]))
         calibration, of_hidden = self._from_cases(self._cases(np.sort(spots), N_SAMPLES))
-        of_visible = self._std_factor_visible(np.sort(spots)) if self.module.vae.counts_are_modelled else of_hidden
+        counts_are_modelled = self.module.vae.counts_are_modelled
+        of_visible = self._std_factor_visible(np.sort(visible)) if counts_are_modelled else of_hidden
         whole = np.sort(rng.permutation(whole)[:_N_HIDDEN_SPOTS])
         calibration["hidden_spots"], of_spots = self._from_cases(self._cases(whole, N_SAMPLES))
         dataset = self.adata_manager.create_torch_dataset()
@@ -197,8 +200,8 @@ class CalibrationMixin(PredictionMixin):
 def _std_factor(squares: list[np.ndarray]) -> float:
     """Factor that brings the standard deviation to the size of the error, from both squares of each spot, (2, n) in parts.
 
-    Few spots, or sparse ones, tell little: the logarithm of the ratio of variances is drawn towards 0 as if that were known with a
-    standard error of 1 (a factor e). A ratio below its own standard error is not told from that.
+    Few spots, or sparse ones, tell little: the ratio of variances is averaged with 1, by their precisions, as if that were known
+    with a standard error of 2.
     """
     error, claimed = np.concatenate(squares, axis=1) if squares else np.zeros((2, 0))
     error, claimed = error[claimed > 0], claimed[claimed > 0]
@@ -206,12 +209,9 @@ def _std_factor(squares: list[np.ndarray]) -> float:
     if n_spots < _MIN_SPOTS:
         return 1.0
     ratio = error.sum() / claimed.sum()
-    residual = ((error - ratio * claimed) ** 2).sum() * n_spots / (n_spots - 1)
-    standard_error = np.sqrt(residual) / claimed.sum()
-    ratio = max(ratio, standard_error)
-    if ratio <= 0:
-        return 1.0
-    return float(np.exp(0.5 * np.log(ratio) / (1.0 + (standard_error / ratio) ** 2)))
+    squared_error = ((error - ratio * claimed) ** 2).sum() * n_spots / (n_spots - 1) / claimed.sum() ** 2
+    doubt = squared_error / (squared_error + _PRIOR_ERROR**2)
+    return float(np.sqrt(max(ratio + doubt * (1.0 - ratio), _SMALLEST_RATIO)))
 
 
 def _sampling_variance(mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
