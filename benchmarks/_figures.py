@@ -117,7 +117,9 @@ def _coverage(rows: pd.DataFrame) -> Figure | None:
         axis.set_title(TITLES[protocol].replace("Thinning, ", "").capitalize(), fontsize=8.5)
         axis.set_xlabel("level")
     axes[0, 0].set_ylabel("share inside")
-    axes[0, 0].legend(frameon=False, fontsize=8)
+    # what is drawn differs between protocols: the fullest panel names all
+    most = max(axes[0], key=lambda axis: len(axis.get_legend_handles_labels()[0]))
+    most.legend(frameon=False, fontsize=8)
     return figure
 
 
