@@ -327,16 +327,16 @@ def test_ctrl_c_in_calibration_leaves_it_for_later(untrained, monkeypatch, n_cal
     model = untrained()
     model.train(max_epochs=1, **QUICK)
 
-    deviations, calls = type(model)._deviations, []
+    from_cases, calls = type(model)._from_cases, []
 
     def interrupt(*args):
         calls.append(args)
         if len(calls) > n_calls:
             raise KeyboardInterrupt
-        return deviations(*args)
+        return from_cases(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(model), "_deviations", interrupt)
+        patch.setattr(type(model), "_from_cases", interrupt)
         with pytest.raises(KeyboardInterrupt):
             model.train(max_epochs=2, **QUICK)
     assert model.calibration_ is None and len(model.training_) == 2
