@@ -63,7 +63,7 @@ def test_hidden_and_set_aside_counts_do_not_enter(masked):
     counts[~masked.layers["known"]] = 77
     masked.X = sparse.csr_matrix(counts)
     second = summarise(masked, patterns)
-    for name in ("rate", "value_mean", "value_scale", "loadings", "signal", "factors", "factor_noise"):
+    for name in ("rate", "value_mean", "value_scale", "loadings", "signal", "factors"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name), err_msg=name)
     assert first.typical_library == second.typical_library
 

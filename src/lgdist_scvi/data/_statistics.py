@@ -35,8 +35,8 @@ class GeneStatistics:
         (n_genes, n_components).
     signal
         Share of each score's variance that is not noise, float32, (n_components,).
-    factors, factor_noise
-        Loadings, (n_genes, n_factors), and variance of the noise, (n_genes,), of a factor analysis; float32.
+    factors
+        Loadings of a factor analysis of counts, float32, (n_genes, n_factors); 0 where zeros are missing.
     """
 
     rate: np.ndarray
@@ -46,7 +46,6 @@ class GeneStatistics:
     loadings: np.ndarray
     signal: np.ndarray
     factors: np.ndarray
-    factor_noise: np.ndarray
 
 
 def set_aside_patterns(n_genes: int, fraction: float, seed: int) -> np.ndarray:
@@ -86,7 +85,7 @@ def gene_statistics(
     n_factors
         Number of factors.
     zeros_are_data
-        Whether the factor analysis is one of counts (Pearson residuals) or of captured values (standardised).
+        Whether there is a factor analysis, of the counts' Pearson residuals.
     """
     n_genes = set_aside.shape[1]
     counts_sum, library_sum, n_known, value_sum, square_sum = np.zeros((5, n_genes))
@@ -115,12 +114,11 @@ def gene_statistics(
     known *= ~set_aside[spots % len(set_aside)]
     values = (log1p_cp10k(counts, library[:, 0]) - mean.astype(np.float32)) / scale.astype(np.float32) * known
     loadings, signal = _loadings(values, n_components)
-    weights = known
+    factors = np.zeros((n_genes, n_factors), dtype=np.float32)
     if zeros_are_data:
         expected = library * rate.astype(np.float32)
-        values = (counts - expected) / np.sqrt(np.maximum(expected, 1e-12)) * known
-        weights = known * np.sqrt(library / typical_library)
-    factors, factor_noise = fit_factors(values, weights, n_factors, fit_noise=not zeros_are_data)
+        residuals = (counts - expected) / np.sqrt(np.maximum(expected, 1e-12)) * known
+        factors = fit_factors(residuals, known * np.sqrt(library / typical_library), n_factors)
     return GeneStatistics(
         rate=rate.astype(np.float32),
         value_mean=mean.astype(np.float32),
@@ -129,7 +127,6 @@ def gene_statistics(
         loadings=loadings,
         signal=signal,
         factors=factors,
-        factor_noise=factor_noise,
     )
 
 

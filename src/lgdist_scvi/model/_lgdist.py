@@ -62,7 +62,8 @@ class LGDiST(TrainingMixin, CalibrationMixin, IntervalMixin, MeasurementMixin, C
     n_latent, n_hidden, n_layers, n_heads, dropout_rate
         Sizes of the neighbourhood VAE.
     n_factors
-        Number of factors of the linear expert, a factor analysis whose prediction is averaged with the network's.
+        Number of factors of the linear expert, a factor analysis of counts whose prediction is averaged with the network's;
+        there is none where zeros are missing.
     n_profiles
         Number of profiles of the mixture expert, a Gamma-Poisson factorisation, likewise.
     n_mixtures
@@ -151,7 +152,6 @@ class LGDiST(TrainingMixin, CalibrationMixin, IntervalMixin, MeasurementMixin, C
                 np.zeros((n_genes, n_latent), np.float32),
                 np.zeros(n_latent, np.float32),
                 np.zeros((n_genes, n_factors), np.float32),
-                ones.copy(),
             )
         else:
             dataset = self.adata_manager.create_torch_dataset()
@@ -167,7 +167,6 @@ class LGDiST(TrainingMixin, CalibrationMixin, IntervalMixin, MeasurementMixin, C
             loadings=torch.from_numpy(statistics.loadings),
             signal=torch.from_numpy(statistics.signal),
             factors=torch.from_numpy(statistics.factors),
-            factor_noise=torch.from_numpy(statistics.factor_noise),
             n_profiles=n_profiles,
             n_mixtures=n_mixtures,
             likelihood=gene_likelihood,

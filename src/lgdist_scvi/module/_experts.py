@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lgdist_scvi._expression import COUNTS_PER
 from lgdist_scvi.module._neighborhood import Spots
 
 if TYPE_CHECKING:
@@ -56,9 +55,8 @@ def fit_experts(module: LGDiSTModule, batches: Iterable[dict[str, torch.Tensor]]
     if vae.counts_are_modelled:
         vae.deviations.variance.zero_()
     vae.has_experts.fill_(True)
-    _fit_neighbors(module, chosen, generator)
-    if not vae.counts_are_modelled:
-        _fit_offset(module, chosen)
+    if vae.linear is not None:
+        _fit_neighbors(module, chosen, generator)
     vae.weights_hidden.copy_(_best_weights(module, chosen, "set_aside", generator))
     if vae.counts_are_modelled:
         vae.weights_visible.copy_(_best_weights(module, chosen, "split", generator))
@@ -84,21 +82,6 @@ def _fit_mixtures(vae: NeighborhoodVAE, parts: Sequence[tuple[torch.Tensor, ...]
     vae.mixtures.fit(counts, visible, library, index.clamp(min=0), valid, vae.gene_rate, generator=generator)
 
 
-def _fit_offset(module: LGDiSTModule, batches: Sequence[dict[str, torch.Tensor]]) -> None:
-    """Let the mixtures be right on average about the values of each gene that may be looked at."""
-    vae = module.vae
-    vae.mixture_offset.zero_()
-    total, n = torch.zeros(2, len(vae.gene_rate), device=vae.gene_rate.device)
-    for tensors in batches:
-        inputs = module._get_inference_input(tensors, "set_aside")
-        centre = inputs["centre"]
-        predicted = vae.encode(centre, module.around(inputs)).experts[1]
-        measured = torch.log1p(centre.counts / vae.visible_library(centre) * COUNTS_PER)
-        total += ((measured - predicted) * centre.visible).sum(0)
-        n += centre.visible.sum(0)
-    vae.mixture_offset.copy_(total / n.clamp(min=1.0))
-
-
 def _fit_neighbors(
     module: LGDiSTModule, batches: Sequence[dict[str, torch.Tensor]], generator: torch.Generator
 ) -> None:
@@ -112,7 +95,7 @@ def _fit_neighbors(
         shown = Spots(centre.counts, centre.visible * (1.0 - hidden), centre.library)
         part = vae.linear.parts(*vae.residuals(shown, vae.visible_library(shown)), around)
         parts.append((target * hidden, weight * hidden, *part[:3]))
-    vae.linear.fit_neighbors(parts, per_gene=not vae.counts_are_modelled)
+    vae.linear.fit_neighbors(parts)
 
 
 def _best_weights(

@@ -11,7 +11,7 @@ from lgdist_scvi.module._neighborhood import sum_of_neighbors
 class SpatialFactors(nn.Module):
     """Factor analysis with exact inference for any pattern of missing entries, corrected by the neighbours.
 
-    Entries are residuals r = q * s + noise, with s = loadings @ w and w ~ N(0, 1); q is 0 where an entry is missing. The
+    Entries are residuals r = q * s + noise of variance 1, with s = loadings @ w and w ~ N(0, 1); q is 0 where an entry is missing. The
     posterior of w is Gaussian and known in closed form. Neighbours enter in two ways, both linear: their scores pull the
     spot's, and what the factors leave unexplained of a gene in the neighbours is carried over to the spot (kriging of the
     residuals).
@@ -20,19 +20,15 @@ class SpatialFactors(nn.Module):
     ----------
     loadings
         (n_genes, n_factors)
-    noise
-        Variance of the noise per gene, (n_genes,).
     """
 
-    def __init__(self, loadings: torch.Tensor, noise: torch.Tensor):
+    def __init__(self, loadings: torch.Tensor):
         super().__init__()
-        n_genes, n_factors = loadings.shape
-        self.n_factors = n_factors
+        self.n_factors = loadings.shape[1]
         self.register_buffer("loadings", loadings)
-        self.register_buffer("noise", noise)
         # how much of a neighbour's deviation is carried over; learnt by `fit_neighbors`
         self.register_buffer("pull", torch.tensor(0.0))
-        self.register_buffer("gain", torch.zeros(n_genes))
+        self.register_buffer("gain", torch.tensor(0.0))
 
     def posterior(self, residuals: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Posterior of the scores.
@@ -48,28 +44,29 @@ class SpatialFactors(nn.Module):
         -------
         Mean and variance, (n, n_factors) each.
         """
-        scaled = self.loadings / self.noise.sqrt()[:, None]
-        right = (residuals * weights / self.noise) @ self.loadings
+        right = (residuals * weights) @ self.loadings
         mean, variance = torch.empty_like(right), torch.empty_like(right)
         # where nothing is missing precisions differ by a factor, and one decomposition serves them all
         complete = (weights == weights[:, :1]).all(1)
         # in double precision, which not every device has: loadings that the data do not support are next to nothing, and
         # in single precision the solver stumbles over them
-        values, vectors = (part.to(right) for part in torch.linalg.eigh((scaled.T @ scaled).cpu().double()))
+        values, vectors = (
+            part.to(right) for part in torch.linalg.eigh((self.loadings.T @ self.loadings).cpu().double())
+        )
         shrunk = 1.0 / (weights[complete, :1] ** 2 * values + 1.0)
         mean[complete] = ((right[complete] @ vectors) * shrunk) @ vectors.T
         variance[complete] = shrunk @ (vectors**2).T
         others = ~complete
         if others.any():
-            factor = torch.linalg.cholesky(self._precision(scaled, weights[others]))
+            factor = torch.linalg.cholesky(self._precision(weights[others]))
             mean[others] = torch.cholesky_solve(right[others, :, None], factor)[:, :, 0]
             variance[others] = torch.cholesky_inverse(factor).diagonal(dim1=1, dim2=2)
         return mean, variance
 
-    def _precision(self, scaled: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Precision of the scores, (n, n_factors, n_factors), from the loadings in standard deviations of the noise."""
+    def _precision(self, weights: torch.Tensor) -> torch.Tensor:
+        """Precision of the scores, (n, n_factors, n_factors)."""
         first, second = torch.triu_indices(self.n_factors, self.n_factors, device=weights.device)
-        upper = weights**2 @ (scaled[:, first] * scaled[:, second])
+        upper = weights**2 @ (self.loadings[:, first] * self.loadings[:, second])
         precision = upper.new_zeros(len(upper), self.n_factors, self.n_factors)
         precision[:, first, second] = upper
         precision[:, second, first] = upper
@@ -131,7 +128,7 @@ class SpatialFactors(nn.Module):
         return own + self.pull * pull + self.gain * carried, reliability
 
     @torch.no_grad()
-    def fit_neighbors(self, parts: list[tuple[torch.Tensor, ...]], per_gene: bool) -> None:
+    def fit_neighbors(self, parts: list[tuple[torch.Tensor, ...]]) -> None:
         """Learn by least squares how much of the neighbours to carry over.
 
         Parameters
@@ -139,9 +136,6 @@ class SpatialFactors(nn.Module):
         parts
             Of each batch: target residuals, their weights (0 where not scored), and the three parts of
             :meth:`parts` made without them, all (batch, n_genes).
-        per_gene
-            Whether each gene has a gain of its own, shrunk to the common one as far as genes do not differ beyond chance
-            (empirical Bayes).
         """
         gram, moment = torch.zeros(2, 2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
         for target, weight, own, pull, carried in parts:
@@ -152,22 +146,3 @@ class SpatialFactors(nn.Module):
         common = torch.linalg.solve(gram + 1e-3 * torch.eye(2, dtype=torch.float64), moment).clamp(0.0, 1.0)
         self.pull.fill_(float(common[0]))
         self.gain.fill_(float(common[1]))
-        if not per_gene:
-            return
-        n, square, product, error_square = torch.zeros(4, len(self.gain), device=self.gain.device)
-        for target, weight, own, pull, carried in parts:
-            x = weight * carried
-            error = target - weight * (own + self.pull * pull + self.gain * carried)
-            n += (weight > 0).sum(0)
-            square += (x**2).sum(0)
-            product += (x * error).sum(0)
-            error_square += (error**2).sum(0)
-        known = (n > 10) & (square > 1e-6)
-        if known.sum() < 10:
-            return
-        deviation = product / square.clamp(min=1e-6)
-        variance = error_square / n.clamp(min=1.0) / square.clamp(min=1e-6)
-        spread = ((deviation**2 - variance) / variance)[known].sum() / (1.0 / variance)[known].sum()
-        spread = spread.clamp(min=0.0)
-        self.gain += torch.where(known, deviation * spread / (spread + variance), 0.0)
-        self.gain.clamp_(0.0, 1.0)

@@ -47,7 +47,7 @@ class ProfileMixture(nn.Module):
     def fit(
         self,
         counts: torch.Tensor,
-        known: torch.Tensor,
+        visible: torch.Tensor,
         library: torch.Tensor,
         index: torch.Tensor,
         valid: torch.Tensor,
@@ -58,8 +58,8 @@ class ProfileMixture(nn.Module):
 
         Parameters
         ----------
-        counts, known
-            (n, n_genes); `known` is 0 where a count may not be looked at.
+        counts, visible
+            (n, n_genes); `visible` is 0 where a count may not be looked at.
         library
             In counts, (n, 1).
         index, valid
@@ -69,7 +69,7 @@ class ProfileMixture(nn.Module):
         generator
             Of the random start.
         """
-        counts = counts * known
+        counts = counts * visible
         n_profiles = len(self.profiles)
         # a start that tells profiles apart a little
         noise = torch.rand(self.profiles.shape, generator=generator).to(counts)
@@ -77,15 +77,36 @@ class ProfileMixture(nn.Module):
         self.geometric.copy_(self.profiles)
         self.typical_usage.fill_(1.0 / n_profiles)
         usage = geometric = self.typical_usage.expand(len(counts), -1)
-        exposure = library * known
         for _ in range(_FIT_STEPS):
-            rate = self._usage_rate(known, library, self._expected(usage, index, valid))
+            known = self.known(visible, library, usage, learn=True)
+            rate = self._usage_rate(known, library, self.expected_usage(usage, index, valid))
             usage, geometric = self._usage_step(counts, rate, geometric)
             self.typical_usage.copy_(usage.mean(0).clamp(min=1e-6))
             shape = _PROFILE_SHAPE + self.geometric * (geometric.T @ self._ratio(counts, geometric))
-            rate = _PROFILE_SHAPE / gene_rate + usage.T @ exposure
+            rate = _PROFILE_SHAPE / gene_rate + (library * usage).T @ known
             self.profiles.copy_(shape / rate)
             self.geometric.copy_(torch.exp(torch.digamma(shape)) / rate)
+
+    @property
+    def n_pseudo_counts(self) -> float:
+        """What is expected of the usages of a spot weighs as much as this number of its counts."""
+        return _USAGE_SHAPE * len(self.typical_usage)
+
+    def known(
+        self, visible: torch.Tensor, library: torch.Tensor, usage: torch.Tensor, learn: bool = False
+    ) -> torch.Tensor:
+        """Weight of each entry as a count that is known, (n, n_genes): here, those that are visible.
+
+        Parameters
+        ----------
+        visible, library
+            As in :meth:`usage`.
+        usage
+            The latest, (n, n_profiles).
+        learn
+            Whether to learn from them, where there is something to learn.
+        """
+        return visible
 
     def _ratio(self, counts: torch.Tensor, geometric: torch.Tensor) -> torch.Tensor:
         """Counts over what they are attributed to, (n, n_genes)."""
@@ -94,9 +115,9 @@ class ProfileMixture(nn.Module):
             return counts / attributed
         return torch.div(counts, attributed, out=attributed)  # in place: large, and made again in every step
 
-    def _usage_rate(self, visible: torch.Tensor, library: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    def _usage_rate(self, known: torch.Tensor, library: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
         """Rate of the usages' gamma posterior, (n, n_profiles)."""
-        return _USAGE_SHAPE / expected + library * (visible @ self.profiles.T)
+        return _USAGE_SHAPE / expected + library * (known @ self.profiles.T)
 
     def _usage_step(
         self, counts: torch.Tensor, rate: torch.Tensor, geometric: torch.Tensor
@@ -107,7 +128,7 @@ class ProfileMixture(nn.Module):
         exponential = shape - 0.5 + (1.0 / 24.0 + 1.0 / 48.0 / shape) / shape
         return shape / rate, exponential / rate
 
-    def _expected(self, usage: torch.Tensor, index: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    def expected_usage(self, usage: torch.Tensor, index: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """Usages that neighbours let expect, (n, n_profiles)."""
         n_neighbors = valid.sum(1, keepdim=True)
         mean = sum_of_neighbors(usage, index, valid) / n_neighbors.clamp(min=1.0)
@@ -128,13 +149,16 @@ class ProfileMixture(nn.Module):
             Prior mean, (n, n_profiles) or (n_profiles,).
         """
         counts = counts * visible
-        rate = self._usage_rate(visible, library, expected)
-        logarithm, direction = expected.log().expand(len(counts), -1), 0.0
-        for _ in range(_STEPS - 1):
-            _, target = self._usage_step(counts, rate, logarithm.exp())
-            direction = _STRIDE * (target.log() - logarithm) + _MOMENTUM * direction
-            logarithm = logarithm + direction
-        return self._usage_step(counts, rate, logarithm.exp())[0]
+        usage = geometric = expected.expand(len(counts), -1)
+        logarithm, direction = geometric.log(), 0.0
+        for step in range(_STEPS):
+            rate = self._usage_rate(self.known(visible, library, usage), library, expected)
+            usage, target = self._usage_step(counts, rate, geometric)
+            if step < _STEPS - 1:
+                direction = _STRIDE * (target.log() - logarithm) + _MOMENTUM * direction
+                logarithm = logarithm + direction
+                geometric = logarithm.exp()
+        return usage
 
     def around(
         self,
@@ -153,7 +177,7 @@ class ProfileMixture(nn.Module):
         index, valid
             Rows of a centre's neighbours among these, and 1 where there is one, (batch, k).
         """
-        return self._expected(self.usage(counts, visible, library, self.typical_usage), index, valid)
+        return self.expected_usage(self.usage(counts, visible, library, self.typical_usage), index, valid)
 
     def forward(
         self, counts: torch.Tensor, visible: torch.Tensor, library: torch.Tensor, around: torch.Tensor
@@ -171,10 +195,14 @@ class AveragedMixtures(nn.ModuleList):
         As in :class:`ProfileMixture`.
     n_mixtures
         Their number.
+    kind
+        Their class.
     """
 
-    def __init__(self, gene_rate: torch.Tensor, n_profiles: int, n_mixtures: int):
-        super().__init__(ProfileMixture(gene_rate, n_profiles) for _ in range(n_mixtures))
+    def __init__(
+        self, gene_rate: torch.Tensor, n_profiles: int, n_mixtures: int, kind: type[ProfileMixture] = ProfileMixture
+    ):
+        super().__init__(kind(gene_rate, n_profiles) for _ in range(n_mixtures))
 
     def fit(self, *data: torch.Tensor, generator: torch.Generator) -> None:
         """As :meth:`ProfileMixture.fit`."""

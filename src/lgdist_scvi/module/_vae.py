@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lgdist_scvi._expression import COUNTS_PER
+from lgdist_scvi.module._captured import CapturedMixtures
 from lgdist_scvi.module._deviations import GeneDeviations
 from lgdist_scvi.module._factors import SpatialFactors
 from lgdist_scvi.module._layers import CentreBlock, DistanceEncoding, ResidualBlock
@@ -17,7 +18,6 @@ _LOG_VARIANCE_RANGE = (-9.0, 3.0)
 _SMALLEST_RATE = 0.1  # of a linear prediction, as a part of the gene's mean rate
 _LARGEST_RATIO = 20.0  # of an expert's prediction to the network's
 _LARGEST_SCORE = 10.0  # logarithm of a rate to the gene's mean rate
-_N_EXPERTS = 2
 _GAIN_SCALE = 5.0  # the gains learn faster than other parameters: there is one per gene
 
 
@@ -36,8 +36,8 @@ class NeighborhoodVAE(nn.Module):
         Scaled principal axes of the standardised values, (n_genes, n_latent): where encoder and decoder start.
     signal
         Share of each score's variance that is not noise, (n_latent,).
-    factors, factor_noise
-        Loadings, (n_genes, n_factors), and variance of the noise, (n_genes,), of the linear expert.
+    factors
+        Loadings of the linear expert, (n_genes, n_factors); of no use to ``"normal"``.
     n_profiles, n_mixtures
         Of the mixture expert.
     likelihood
@@ -57,7 +57,6 @@ class NeighborhoodVAE(nn.Module):
         loadings: torch.Tensor,
         signal: torch.Tensor,
         factors: torch.Tensor,
-        factor_noise: torch.Tensor,
         n_profiles: int,
         n_mixtures: int,
         likelihood: str,
@@ -95,15 +94,15 @@ class NeighborhoodVAE(nn.Module):
         )
 
         self.neighbor_gain = nn.Parameter(torch.full((n_genes,), 0.1 / _GAIN_SCALE))
-        self.linear = SpatialFactors(factors, factor_noise)
-        self.mixtures = AveragedMixtures(gene_rate, n_profiles, n_mixtures)
-        # from the logarithm of an expected count to the expected logarithm of a captured one
-        self.register_buffer("mixture_offset", torch.zeros(n_genes))
+        self.linear = SpatialFactors(factors) if self.counts_are_modelled else None
+        mixtures = AveragedMixtures if self.counts_are_modelled else CapturedMixtures
+        self.mixtures = mixtures(gene_rate, n_profiles, n_mixtures)
+        n_experts = 2 if self.counts_are_modelled else 1
         # whether experts and deviations have learnt, and with that their say
         self.register_buffer("has_experts", torch.tensor(False))
         # weight of each expert on entries that are visible and hidden, where it knows everything else about a spot
-        self.register_buffer("weights_visible", torch.zeros(_N_EXPERTS))
-        self.register_buffer("weights_hidden", torch.zeros(_N_EXPERTS))
+        self.register_buffer("weights_visible", torch.zeros(n_experts))
+        self.register_buffer("weights_hidden", torch.zeros(n_experts))
         self.deviations = GeneDeviations(n_genes) if self.counts_are_modelled else None
         self._start_from(loadings, signal)
 
@@ -165,13 +164,11 @@ class NeighborhoodVAE(nn.Module):
         return self.embed_value(standardised) + self.embed_visible(spots.visible) + self.embed_depth(depth)
 
     def residuals(self, spots: Spots, library: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Residuals of the visible entries and their weights, for the linear expert; both (n, n_genes), 0 where hidden.
+        """Residuals of the visible counts and their weights, for the linear expert; both (n, n_genes), 0 where hidden.
 
-        Of counts, Pearson residuals from the gene's mean rate: under Poisson noise their variance is 1 whatever the depth,
-        and the signal grows with its square root. `library` is the visible one, (n, 1).
+        Pearson residuals from the gene's mean rate: under Poisson noise their variance is 1 whatever the depth, and the
+        signal grows with its square root. `library` is the visible one, (n, 1).
         """
-        if not self.counts_are_modelled:
-            return self._standardised(spots, library), spots.visible
         expected = library * self.gene_rate
         residuals = (spots.counts - expected) / expected.sqrt() * spots.visible
         return residuals, spots.visible * (library / self.typical_library).sqrt()
@@ -211,9 +208,9 @@ class NeighborhoodVAE(nn.Module):
             deviation = sum_of_neighbors(standardised, index, valid) / (n_seen + 1.0)
         experts = None
         if with_experts and self.has_experts:
-            linear = self.linear.around(*self.residuals(neighbors, library), index, valid)
-            mixture = self.mixtures.around(neighbors.counts, neighbors.visible, library, index, valid)
-            experts = (linear, mixture)
+            experts = (self.mixtures.around(neighbors.counts, neighbors.visible, library, index, valid),)
+            if self.linear is not None:
+                experts = (self.linear.around(*self.residuals(neighbors, library), index, valid), *experts)
         return Around(
             tokens=tokens[index] + self.embed_distance(distance),
             valid=valid,
@@ -253,11 +250,10 @@ class NeighborhoodVAE(nn.Module):
         self, centre: Spots, library: torch.Tensor, around: tuple
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Predictions of the experts on the scale of :meth:`decode`, (n_experts, batch, n_genes), and their reliability."""
+        mixture = self.mixtures(centre.counts, centre.visible, library, around[-1])
+        if self.linear is None:
+            return mixture[None], self.mixtures.reliability(centre.counts, centre.visible)
         score, reliability = self.linear(*self.residuals(centre, library), around[0])
-        mixture = self.mixtures(centre.counts, centre.visible, library, around[1])
-        if not self.counts_are_modelled:
-            value = torch.log1p(COUNTS_PER * torch.maximum(mixture, 1.0 / library)) + self.mixture_offset
-            return torch.stack([self.value_mean + self.value_scale * score, value]), reliability
         relative = 1.0 + score / (self.typical_library * self.gene_rate).sqrt()
         linear = self.gene_rate * relative.clamp(min=_SMALLEST_RATE)
         return self._close(torch.stack([linear, mixture])), reliability
