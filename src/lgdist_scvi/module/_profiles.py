@@ -150,9 +150,11 @@ class ProfileMixture(nn.Module):
         """
         counts = counts * visible
         usage = geometric = expected.expand(len(counts), -1)
-        logarithm, direction = geometric.log(), 0.0
+        logarithm, direction, known = geometric.log(), 0.0, None
         for step in range(_STEPS):
-            rate = self._usage_rate(self.known(visible, library, usage), library, expected)
+            before, known = known, self.known(visible, library, usage)
+            if known is not before:  # what is known for certain stays the same
+                rate = self._usage_rate(known, library, expected)
             usage, target = self._usage_step(counts, rate, geometric)
             if step < _STEPS - 1:
                 direction = _STRIDE * (target.log() - logarithm) + _MOMENTUM * direction
