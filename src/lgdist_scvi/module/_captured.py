@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -86,10 +88,10 @@ class CapturedMixtures(nn.Module):
         """As :meth:`AveragedMixtures.fit`, and how far neighbourhoods stray together."""
         self.mixtures.fit(counts, visible, library, index, valid, gene_rate, generator=generator)
         usages, *around = self.around(counts, visible, library, index, valid)
-        expected = 0.0
-        for mixture, prior in zip(self.mixtures, usages, strict=True):
-            usage = mixture.usage(counts, visible, library, prior)
-            expected = expected + mixture.expected_counts(visible, library, usage) / len(self.mixtures)
+        own = [
+            mixture.usage(counts, visible, library, prior) for mixture, prior in zip(self.mixtures, usages, strict=True)
+        ]
+        expected = self._expected_counts(visible, library, own)
         ones = torch.ones_like(expected)
         self.shared.fit(self.shared.evidence(ones, *around, counts * visible, expected))
 
@@ -108,13 +110,18 @@ class CapturedMixtures(nn.Module):
         Usages that they let expect, (n_mixtures, batch, n_profiles), and their counts and what was expected of these,
         (batch, n_genes) each.
         """
-        usages, expected = [], 0.0
-        for mixture in self.mixtures:
-            usage = mixture.usage(counts, visible, library, mixture.typical_usage)
-            usages.append(mixture.expected_usage(usage, index, valid))
-            expected = expected + mixture.expected_counts(visible, library, usage) / len(self.mixtures)
-        seen = sum_of_neighbors(counts * visible, index, valid)
-        return torch.stack(usages), seen, sum_of_neighbors(expected, index, valid)
+        usages = [mixture.usage(counts, visible, library, mixture.typical_usage) for mixture in self.mixtures]
+        pairs = zip(self.mixtures, usages, strict=True)
+        prior = torch.stack([mixture.expected_usage(usage, index, valid) for mixture, usage in pairs])
+        seen, expected = counts * visible, self._expected_counts(visible, library, usages)
+        return prior, sum_of_neighbors(seen, index, valid), sum_of_neighbors(expected, index, valid)
+
+    def _expected_counts(
+        self, visible: torch.Tensor, library: torch.Tensor, usages: Iterable[torch.Tensor]
+    ) -> torch.Tensor:
+        """Expected counts of what is known, the mean of the mixtures, (n, n_genes)."""
+        pairs = zip(self.mixtures, usages, strict=True)
+        return sum(mixture.expected_counts(visible, library, usage) for mixture, usage in pairs) / len(self.mixtures)
 
     def forward(
         self,
