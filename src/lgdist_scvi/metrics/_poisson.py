@@ -15,6 +15,7 @@ _SMALLEST_RATE = 1e-12  # a count under rate 0 costs much, not infinitely much
 _UNSEEN = 0.1  # molecules of a gene that the data fitted on do not have: they cannot be expected to be impossible
 _LARGE = 100.0  # expected counts above which an expansion replaces the sum over counts
 _BLOCK = 1 << 22  # entries handled in one go
+_EXPECTED_COUNTS = np.geomspace(1e-3, 1e5, 81)  # where the moments of captured values are tabulated
 
 
 def poisson_floor(counts: Matrix, library: np.ndarray, mask: Matrix, rate: Matrix | None = None) -> float:
@@ -91,6 +92,24 @@ def moments_given_positive(expected: np.ndarray, scale: np.ndarray) -> tuple[np.
         mean[block] = (weights * values).sum(axis=1)
         variance[block] = (weights * (values - mean[block, None]) ** 2).sum(axis=1)
     return mean, variance
+
+
+def variance_given_positive(mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Variance of captured values, log1p(scale * x), about a mean that Poisson counts x > 0 explain, (n_obs, n_genes).
+
+    Of a small count itself, that cannot be told: a 1 is seen of one molecule expected, and of a tenth.
+
+    Parameters
+    ----------
+    mean
+        Expected log1p(scale * x), (n_obs, n_genes).
+    scale
+        Of each spot, (n_obs, 1).
+    """
+    expected = np.broadcast_to(_EXPECTED_COUNTS, (len(scale), len(_EXPECTED_COUNTS)))
+    moments = moments_given_positive(expected.ravel(), np.broadcast_to(scale, expected.shape).ravel())
+    tables = (moment.reshape(expected.shape) for moment in moments)
+    return np.stack([np.interp(*row) for row in zip(mean, *tables, strict=True)])
 
 
 def poisson_deviance_explained(

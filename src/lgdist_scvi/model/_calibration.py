@@ -11,7 +11,7 @@ import torch
 
 from lgdist_scvi._expression import COUNTS_PER
 from lgdist_scvi.data import _keys as keys
-from lgdist_scvi.metrics._poisson import moments_given_positive
+from lgdist_scvi.metrics._poisson import variance_given_positive
 from lgdist_scvi.model._batches import N_SAMPLES
 from lgdist_scvi.model._conformal import N_THIRDS, Deviations, calibrate, expression_strata
 from lgdist_scvi.model._holes import holes
@@ -25,7 +25,6 @@ _N_SPOTS, _N_HIDDEN_SPOTS, _N_NOISE_SPOTS, _N_VISIBLE_SPOTS = 1024, 512, 512, 20
 _N_NOISE_SAMPLES = 8
 _MIN_SPOTS = 5  # that tell of the size of the error
 _PRIOR_ERROR, _SMALLEST_RATIO = 2.0, 0.25  # of the ratio of variances
-_EXPECTED_COUNTS = np.geomspace(1e-3, 1e5, 81)  # where the moments of captured values are tabulated
 
 
 @dataclass
@@ -117,7 +116,7 @@ class CalibrationMixin(PredictionMixin):
         if vae.counts_are_modelled:
             return (case.counts * case.per_count - mean) ** 2, mean * case.per_count
         scale = COUNTS_PER / vae.usable(case.shown[keys.LIBRARY])
-        sampling = _sampling_variance(mean.cpu().double().numpy(), (scale * case.per_count).cpu().double().numpy())
+        sampling = variance_given_positive(mean.cpu().double().numpy(), (scale * case.per_count).cpu().double().numpy())
         return (torch.log1p(case.counts_there * scale) - mean) ** 2, torch.from_numpy(sampling).to(mean)
 
     def _fit_noise(self, spots: np.ndarray) -> None:
@@ -212,24 +211,6 @@ def _std_factor(squares: list[np.ndarray]) -> float:
     squared_error = ((error - ratio * claimed) ** 2).sum() * n_spots / (n_spots - 1) / claimed.sum() ** 2
     doubt = squared_error / (squared_error + _PRIOR_ERROR**2)
     return float(np.sqrt(max(ratio + doubt * (1.0 - ratio), _SMALLEST_RATIO)))
-
-
-def _sampling_variance(mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Variance of captured values, log1p(scale * x), about a mean that Poisson counts x > 0 explain, (batch, n_genes).
-
-    Of a small count itself, that cannot be told: a 1 is seen of one molecule expected, and of a tenth.
-
-    Parameters
-    ----------
-    mean
-        Expected log1p(scale * x), (batch, n_genes).
-    scale
-        Of each spot, (batch, 1).
-    """
-    expected = np.broadcast_to(_EXPECTED_COUNTS, (len(scale), len(_EXPECTED_COUNTS)))
-    moments = moments_given_positive(expected.ravel(), np.broadcast_to(scale, expected.shape).ravel())
-    tables = (moment.reshape(expected.shape) for moment in moments)
-    return np.stack([np.interp(*row) for row in zip(mean, *tables, strict=True)])
 
 
 def _joined(parts: list[Deviations]) -> Deviations:

@@ -12,7 +12,7 @@ Deviations = dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
 LEVELS = np.concatenate([np.linspace(0.0, 0.995, 200), [0.996, 0.997, 0.998, 0.999, 0.9995, 0.9999]])
 REPORTED_LEVELS = (0.5, 0.8, 0.9, 0.95)
 N_THIRDS = 3
-_MAX_STRATA_PER_THIRD = 5
+_MAX_STRATA_PER_THIRD = 50
 _ENTRIES_PER_STRATUM = 500
 _UNBOUNDED = 1e6  # standard deviations
 
@@ -23,11 +23,35 @@ def expression_strata(rate: np.ndarray, n_strata: int = N_THIRDS) -> np.ndarray:
     return order * n_strata // len(rate)
 
 
-def nested_strata(rate: np.ndarray, n_entries: int) -> np.ndarray:
-    """Parts of the thirds by mean expression, as fine as the number of entries that calibrate allows, (n_genes,)."""
-    per_third = n_entries // (N_THIRDS * _ENTRIES_PER_STRATUM)
-    per_third = int(np.clip(per_third, 1, min(_MAX_STRATA_PER_THIRD, max(1, len(rate) // N_THIRDS))))
-    return expression_strata(rate, N_THIRDS * per_third)
+def nested_strata(rate: np.ndarray, gene: np.ndarray) -> np.ndarray:
+    """Parts of the thirds by mean expression, as fine as the entries that calibrate allow.
+
+    Parts hold about equal numbers of these entries, not of genes: captured values are mostly of a few genes with high
+    expression, which differ from each other.
+
+    Parameters
+    ----------
+    rate
+        Mean expression of the genes, (n_genes,).
+    gene
+        Of each entry that calibrates, (n,).
+
+    Returns
+    -------
+    Stratum (0, 1, ...) of each gene, (n_genes,).
+    """
+    third, n_entries = expression_strata(rate), np.bincount(gene, minlength=len(rate))
+    part = np.zeros_like(third)
+    for one in range(N_THIRDS):
+        genes = np.flatnonzero(third == one)
+        genes = genes[np.argsort(rate[genes], kind="stable")]
+        so_far = np.cumsum(n_entries[genes])
+        total = int(n_entries[genes].sum())
+        n_parts = int(np.clip(total // _ENTRIES_PER_STRATUM, 1, _MAX_STRATA_PER_THIRD))
+        middle = so_far - n_entries[genes] / 2
+        part[genes] = np.minimum(middle * n_parts // max(total, 1), n_parts - 1)
+    # a gene with many entries may fill several parts, and leave some empty
+    return np.unique(third * _MAX_STRATA_PER_THIRD + part, return_inverse=True)[1]
 
 
 def conformal_quantiles(score: np.ndarray, levels: np.ndarray) -> np.ndarray:
@@ -77,7 +101,7 @@ def calibrate(deviations: Deviations, rate: np.ndarray) -> dict[str, Any]:
     third = expression_strata(rate)
     result: dict[str, Any] = {key: {} for key in ("n_entries", "coverage", "stratum", "thresholds")}
     for estimand, (deviation, gene, spot) in deviations.items():
-        stratum = nested_strata(rate, len(gene))
+        stratum = nested_strata(rate, gene)
         of_entry, n_strata = stratum[gene], int(stratum.max()) + 1
         result["n_entries"][estimand] = np.bincount(third[gene], minlength=N_THIRDS).tolist()
         result["stratum"][estimand] = stratum
