@@ -15,7 +15,7 @@ def skill_per_gene(model: Any, estimand: str | None = None, min_entries: int = M
 
     .. math:: \mathrm{skill}_g = 1 - \mathrm{MSE}_g(\text{model}) / \min_b \mathrm{MSE}_g(\text{baseline } b)
 
-    over the entries of gene g that training never saw, in log1p(CP10K). The model predicts them with all set-aside entries
+    over the entries of gene g that training set aside, in log1p(CP10K). The model predicts them with all set-aside entries
     hidden, those of the neighbours too; the baselines never look at them either. Everything is asked for the same quantity,
     the *expected measured value*: squared error is smallest for exactly that, so that neither side can win by bias. For
     ``"rate"`` the entries are all set-aside ones, zeros included, and the model's rate is turned into E[log1p(CP10K)] of the

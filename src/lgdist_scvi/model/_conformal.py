@@ -87,7 +87,7 @@ def calibrate(deviations: Deviations, rate: np.ndarray) -> dict[str, Any]:
     Parameters
     ----------
     deviations
-        Of entries that training never saw.
+        Of entries that training never fitted.
     rate
         Mean expression of the genes, (n_genes,).
 

@@ -65,7 +65,8 @@ class LGDiST(TrainingMixin, CalibrationMixin, IntervalMixin, MeasurementMixin, C
         Number of factors of the linear expert, a factor analysis of counts whose prediction is averaged with the network's;
         there is none where zeros are missing.
     n_profiles
-        Number of profiles of the mixture expert, a Gamma-Poisson factorisation, likewise.
+        Number of profiles of the mixture expert, a Gamma-Poisson factorisation whose prediction is averaged with the network's; where
+        zeros are missing it is the only expert.
     n_mixtures
         Number of such factorisations, from different starts, whose predictions are averaged.
     n_denoiser_hidden, n_denoiser_layers, n_denoiser_heads, n_timesteps
