@@ -12,6 +12,7 @@ import anndata as ad
 import numpy as np
 import torch
 from scipy import sparse
+from scipy.sparse.csgraph import shortest_path
 from torch import nn
 
 _SET_ASIDE = 0.05  # entries that training never sees; they choose the step at which it stops
@@ -90,6 +91,19 @@ class _Slide:
         for spot in range(self.n_obs):
             around = graph.indices[graph.indptr[spot] : graph.indptr[spot + 1]]
             self.neighbors[spot, : len(around)] = around
+        self._reach_further(graph, known.any(axis=1))
+
+    def _reach_further(self, graph: sparse.csr_matrix, has_content: np.ndarray) -> None:
+        """Give spots without a known neighbour the nearest known spots along the graph: it is not trained on nothing."""
+        lonely = np.flatnonzero(graph.astype(bool) @ has_content.astype(np.int64) == 0)
+        if not len(lonely):
+            return
+        hops = shortest_path(graph, unweighted=True, indices=lonely)
+        hops[:, ~has_content] = np.inf
+        hops[np.arange(len(lonely)), lonely] = np.inf
+        nearest = np.argsort(hops, axis=1, kind="stable")[:, : self.neighbors.shape[1]]
+        reached = np.isfinite(np.take_along_axis(hops, nearest, axis=1))
+        self.neighbors[lonely] = np.where(reached, nearest, -1)
 
     def batch(self, spots: np.ndarray, visible: torch.Tensor, known: torch.Tensor) -> Batch:
         """Centres with `visible` (batch, n_genes), neighbours with what is `known` (n_obs, n_genes)."""

@@ -6,7 +6,7 @@ from benchmarks import _methods
 from benchmarks._methods import ABLATIONS, METHODS
 from benchmarks._protocols import task
 from benchmarks._spread import LEVELS, spread_scores
-from benchmarks._transformer import masked_transformer
+from benchmarks._transformer import _Slide, masked_transformer
 
 SMALL = {"n_hidden": 32, "n_latent": 8, "n_denoiser_hidden": 32}
 
@@ -38,6 +38,26 @@ def test_transformer_answers_for_spots_without_neighbors(tissue):
     given.adata.obsp["spatial_connectivities"].eliminate_zeros()
     prediction = masked_transformer(given.adata, given.mask_layer, given.size_factor_key, n_steps=3, n_hidden=32)
     assert np.isfinite(prediction).all()
+
+
+def test_transformer_looks_at_the_rim_from_inside_a_hole(tissue):
+    graph = tissue.obsp["spatial_connectivities"]
+
+    def neighbors(known):
+        tissue.layers["observed"] = np.broadcast_to(known[:, None], tissue.shape)
+        return _Slide(tissue, "observed", "total_counts", "spatial_connectivities", "cpu").neighbors
+
+    middle = int(np.argmax(np.diff(graph.indptr)))
+    ring = graph.indices[graph.indptr[middle] : graph.indptr[middle + 1]]
+    whole = neighbors(np.ones(tissue.n_obs, bool))
+    known = np.ones(tissue.n_obs, bool)
+    known[[middle, *ring]] = False
+    holed = neighbors(known)
+    second_ring = np.flatnonzero((graph @ graph)[[middle]].toarray()[0])
+    around = holed[middle][holed[middle] >= 0]
+    assert len(around) and known[around].all() and set(around) <= set(second_ring)
+    others = np.flatnonzero(graph @ known)
+    np.testing.assert_array_equal(holed[others], whole[others])
 
 
 @pytest.mark.parametrize("protocol", ["entry", "thinning"])
