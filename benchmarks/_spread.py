@@ -86,19 +86,23 @@ def spread_scores(model: LGDiST, task: Task, seed: int) -> dict:
 def _deviation_over_error(
     task: Task, truth: np.ndarray, scored: np.ndarray, mean: np.ndarray, deviation: np.ndarray, library: np.ndarray
 ) -> float:
-    """Root of the mean variance that is claimed over the mean squared error, without sampling noise."""
+    """Root of the mean variance that is claimed over the mean squared error, without sampling noise; NaN where that is all."""
     counts_per_value = np.maximum(library[:, None], 1.0) / 1e4
     measured = np.expm1(truth) * counts_per_value
     if task.estimand == "captured":
         sampling = variance_given_positive(mean.astype(np.float64), 1.0 / counts_per_value)
         error = np.mean(((truth - mean) ** 2 - sampling)[scored])
-        return float(np.sqrt(np.mean(deviation[scored] ** 2) / error))
+        return _root_ratio(np.mean(deviation[scored] ** 2), error)
     # in counts, where noise is known; each gene weighted by the inverse of its mean
     expected = np.expm1(mean) * counts_per_value
     claimed = (deviation * (np.expm1(mean) + 1.0) * counts_per_value) ** 2
     weight = scored / np.maximum(expected.mean(axis=0), 1e-9)
     error = (weight * ((measured - expected) ** 2 - expected)).sum()
-    return float(np.sqrt((weight * claimed).sum() / error))
+    return _root_ratio((weight * claimed).sum(), error)
+
+
+def _root_ratio(claimed: float, error: float) -> float:
+    return float(np.sqrt(claimed / error)) if error > 0 else float("nan")
 
 
 def _energy_modules(samples: np.ndarray, truth: np.ndarray, scored: np.ndarray) -> float:

@@ -31,3 +31,16 @@ def test_a_true_standard_deviation_scores_1_even_where_most_counts_are_1(expecte
         np.full(shape[0], library),
     )
     assert ratio == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_true_standard_deviation_of_rates_scores_1():
+    rng, shape, library, error = np.random.default_rng(0), (400, 100), 2_000.0, 0.3
+    rate = rng.gamma(10.0, 0.1, shape)
+    per_count = 1e4 / library
+    mean = rate * np.exp(error * rng.standard_normal(shape) - error**2 / 2)
+    # from counts to their logarithms by the delta method, as the model does
+    deviation = error * rate * per_count / (1 + mean * per_count)
+    arguments = (np.log1p(rng.poisson(rate) * per_count), np.ones(shape, bool), np.log1p(mean * per_count))
+    task, libraries = SimpleNamespace(estimand="rate"), np.full(shape[0], library)
+    assert _deviation_over_error(task, *arguments, deviation, libraries) == pytest.approx(1.0, abs=0.1)
+    assert _deviation_over_error(task, *arguments, 2 * deviation, libraries) == pytest.approx(2.0, abs=0.2)

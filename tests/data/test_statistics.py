@@ -93,6 +93,18 @@ def test_open_rates_are_shares_of_the_library(masked):
     assert statistics.rate.sum() < 0.5
 
 
+def test_rates_of_captured_genes_are_shares_of_all_libraries(masked):
+    """A gene that few spots show is rare, however large its counts are there."""
+    masked = masked[:, np.asarray((masked.X > 0).sum(axis=0)).ravel() > 0].copy()
+    masked.layers["known"] = masked.X.toarray() > 0
+    LGDiST.setup_anndata(masked, mask_layer="known")
+    dataset = LGDiST._get_most_recent_anndata_manager(masked, required=True).create_torch_dataset()
+    patterns = np.zeros((10, masked.n_vars), dtype=bool)
+    statistics = gene_statistics(dataset, patterns, True, N_COMPONENTS, N_FACTORS, zeros_are_data=False)
+    share = masked.X.toarray().sum(axis=0) / masked.X.sum()
+    np.testing.assert_allclose(statistics.rate, share, rtol=1e-3, atol=0.2 / masked.X.sum())
+
+
 def test_set_aside_patterns():
     patterns = set_aside_patterns(500, 0.1, seed=0)
     assert patterns.dtype == bool

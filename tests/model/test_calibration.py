@@ -15,7 +15,7 @@ def squares(ratio: float, n: int, noise: float) -> np.ndarray:
     return np.stack([ratio * claimed + noise * rng.standard_normal(n), claimed])
 
 
-@pytest.mark.parametrize("ratio", [0.25, 1.0, 9.0])
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 9.0])
 def test_the_standard_deviation_is_brought_to_the_size_of_the_error(ratio):
     whole = squares(ratio, 1000, noise=0.5)
     factor = _std_factor([whole[:, :400], whole[:, 400:]])
@@ -32,4 +32,4 @@ def test_what_can_hardly_be_told_leaves_it_as_it_is():
     known, unknown = (_std_factor([squares(9.0, n, noise=20.0)]) for n in (5000, 10))
     assert 0.8 < unknown < 1.3 and known == pytest.approx(3.0, rel=0.1)
     # errors below sampling noise
-    assert 0.4 < _std_factor([squares(-1.0, 100, noise=5.0)]) < 1.0
+    assert 0.5 <= _std_factor([squares(-1.0, 100, noise=5.0)]) < 1.0

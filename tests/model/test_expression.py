@@ -198,6 +198,20 @@ def test_standard_deviation(trained, tissue, monkeypatch):
     assert (spread >= of_latents).all() and (spread > of_latents).any()
 
 
+def test_standard_deviation_of_rates_is_not_cut_off_at_zero(trained, tissue, monkeypatch):
+    """A gene may stray by far more than its rate."""
+    for kind in ("visible", "hidden", "hidden_spots", "holes"):
+        monkeypatch.setitem(trained.calibration_["std_factors"], kind, 1.0)
+    arguments = {"return_std": True, "observed": "model", "return_numpy": True, "n_samples": 5}
+    spreads = []
+    for size in (0.0, 1.0, 4.0):
+        own = lambda decoded, condition, size=size: (size * decoded) ** 2  # noqa: E731
+        monkeypatch.setattr(trained.module.vae, "own_variance", own)
+        spreads.append(trained.get_completed_expression(**arguments)[1] ** 2)
+    of_latents, once, fourfold = spreads
+    np.testing.assert_allclose(fourfold - of_latents, 16 * (once - of_latents), rtol=2e-3, atol=1e-6)
+
+
 def test_latent_has_one_row_per_spot(trained, tissue):
     latent = trained.get_latent_representation()
     assert latent.shape == (tissue.n_obs, trained.module.n_latent)

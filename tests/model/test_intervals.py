@@ -257,8 +257,8 @@ def test_calibration_covers_new_entries_of_every_stratum():
         gene = np.where((gene % 2 == 0) & (rng.random(n) < 0.8), np.minimum(gene + 1, n_genes - 1), gene)
         return {"rate": (np.abs(rng.normal(size=n)) * badness[gene], gene, rng.integers(100, size=n))}
 
-    calibration = calibrate(entries(12_000), rate)
-    assert sum(calibration["n_entries"]["rate"]) == 12_000
+    calibration = calibrate(entries(40_000), rate)
+    assert sum(calibration["n_entries"]["rate"]) == 40_000
     assert calibration["stratum"]["rate"].max() > 14
     deviation, gene, _ = entries(200_000)["rate"]
     third = expression_strata(rate)
@@ -297,6 +297,10 @@ def test_strata_hold_equal_numbers_of_entries_not_of_genes():
     stratum = nested_strata(rate, np.repeat(np.arange(90), n_entries))
     assert len(set(stratum[80:])) == 10
     assert len(set(stratum[:80])) <= 4
+    # no stratum is left with too few for high levels
+    n_entries = np.random.default_rng(0).choice([5, 490, 700], 90)
+    held = np.bincount(nested_strata(rate, np.repeat(np.arange(90), n_entries)), weights=n_entries)
+    assert held.min() >= 500
 
 
 def test_a_slide_without_a_mask_has_intervals_for_its_zeros(fit, slide):

@@ -94,7 +94,9 @@ def gene_statistics(
         known *= ~set_aside[spots % len(set_aside)]
         values = log1p_cp10k(counts, library[:, 0])
         counts_sum += (counts * known).sum(axis=0, dtype=np.float64)
-        library_sum += library[:, 0].astype(np.float64) @ known
+        # where zeros are missing, what is seen of a gene is a share of all libraries, not of those in which it was seen
+        asked = known if zeros_are_data else np.broadcast_to(known.any(axis=1, keepdims=True), known.shape)
+        library_sum += library[:, 0].astype(np.float64) @ asked
         n_known += known.sum(axis=0, dtype=np.float64)
         value_sum += (values * known).sum(axis=0, dtype=np.float64)
         square_sum += (values**2 * known).sum(axis=0, dtype=np.float64)

@@ -110,6 +110,8 @@ class BatchMixin:
         """
         decoded = self.module.vae.decode(latents.mean(1), condition)
         own = self.module.vae.own_variance(decoded, condition).sqrt()
+        if estimand == "rate":  # linear in what is decoded
+            return spread[1] + self._in_units(own, tensors, estimand) ** 2
         ends = (decoded + own, (decoded - own).clamp(min=0.0))
         above, below = (self._in_units(end, tensors, estimand) for end in ends)
         return spread[1] + ((above - below) / 2.0) ** 2

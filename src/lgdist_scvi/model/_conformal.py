@@ -17,16 +17,16 @@ _ENTRIES_PER_STRATUM = 500
 _UNBOUNDED = 1e6  # standard deviations
 
 
-def expression_strata(rate: np.ndarray, n_strata: int = N_THIRDS) -> np.ndarray:
-    """Stratum (0, 1, ...) that each gene belongs to by mean expression, of about equal numbers of genes, (n_genes,)."""
+def expression_strata(rate: np.ndarray) -> np.ndarray:
+    """Third (0, 1, 2) that each gene belongs to by mean expression, (n_genes,)."""
     order = np.argsort(np.argsort(rate, kind="stable"), kind="stable")
-    return order * n_strata // len(rate)
+    return order * N_THIRDS // len(rate)
 
 
 def nested_strata(rate: np.ndarray, gene: np.ndarray) -> np.ndarray:
     """Parts of the thirds by mean expression, as fine as the entries that calibrate allow.
 
-    Parts hold about equal numbers of these entries, not of genes: captured values are mostly of a few genes with high
+    Parts hold about equal numbers of these entries, 500 or more, not of genes: captured values are mostly of a few genes with high
     expression, which differ from each other.
 
     Parameters
@@ -41,17 +41,21 @@ def nested_strata(rate: np.ndarray, gene: np.ndarray) -> np.ndarray:
     Stratum (0, 1, ...) of each gene, (n_genes,).
     """
     third, n_entries = expression_strata(rate), np.bincount(gene, minlength=len(rate))
-    part = np.zeros_like(third)
+    stratum, current = np.zeros_like(third), 0
     for one in range(N_THIRDS):
         genes = np.flatnonzero(third == one)
         genes = genes[np.argsort(rate[genes], kind="stable")]
-        so_far = np.cumsum(n_entries[genes])
-        total = int(n_entries[genes].sum())
-        n_parts = int(np.clip(total // _ENTRIES_PER_STRATUM, 1, _MAX_STRATA_PER_THIRD))
-        middle = so_far - n_entries[genes] / 2
-        part[genes] = np.minimum(middle * n_parts // max(total, 1), n_parts - 1)
-    # a gene with many entries may fill several parts, and leave some empty
-    return np.unique(third * _MAX_STRATA_PER_THIRD + part, return_inverse=True)[1]
+        enough = max(_ENTRIES_PER_STRATUM, n_entries[genes].sum() / _MAX_STRATA_PER_THIRD)
+        first, held = current, 0
+        for each in genes:
+            stratum[each] = current
+            held += n_entries[each]
+            if held >= enough:
+                current, held = current + 1, 0
+        # what is too little for a stratum of its own belongs to the last one
+        current = max(current, first + 1)
+        stratum[genes] = np.minimum(stratum[genes], current - 1)
+    return stratum
 
 
 def conformal_quantiles(score: np.ndarray, levels: np.ndarray) -> np.ndarray:

@@ -39,9 +39,13 @@ def holes(
     visible = np.bincount(samples[has_content], minlength=samples.max(initial=0) + 1)
     for n_rings, left in zip(_RINGS, map(list, np.array_split(spots, len(_RINGS))), strict=True):
         for _ in range(_MAX_TURNS):
-            middles, hidden = [], np.zeros(n_obs, dtype=bool)
+            middles, later = [], []
+            hidden, beside_middle = np.zeros((2, n_obs), dtype=bool)
             while left and (not middles or hidden.mean() < _HIDDEN):
                 spot = left.pop(0)
+                if beside_middle[spot]:  # it would be a visible neighbour
+                    later.append(spot)
+                    continue
                 around = step[[spot]]
                 for _ in range(n_rings - 1):
                     around = around @ step
@@ -51,6 +55,8 @@ def holes(
                 if left_on_slide >= _LEFT_ON_SLIDE * visible[samples[spot]]:
                     middles.append(spot)
                     hidden = with_it
+                    beside_middle[step[[spot]].indices] = True
+            left = later + left
             if middles:
                 hidden[middles] = False
                 yield np.array(middles), np.flatnonzero(hidden)

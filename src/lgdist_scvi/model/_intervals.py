@@ -42,7 +42,8 @@ class IntervalMixin(PredictionMixin):
         The interval covers what a measurement would show, noise included. Its centre and shape come from latent samples and
         the likelihood's noise. How far it reaches is calibrated on the entries that training set aside: split conformal
         prediction with the finite-sample correction, in strata of each third of the genes by expression, so that
-        it covers at `level` however well the model is trained. `calibration_["n_entries"]` says how many entries of each
+        it covers at `level` however well the model is trained (but for the few choices that the same entries made: when training stopped,
+        weights and noise). `calibration_["n_entries"]` says how many entries of each
         third calibrated it, and `calibration_["coverage"]` how often intervals that one half of the spots calibrates cover the
         entries of the other half, at 0.5, 0.8, 0.9 and 0.95. Spots of which nothing is visible have a calibration of their own,
         on one spot in 25 that training set aside whole, and so have those without a visible neighbour, in holes dug around the

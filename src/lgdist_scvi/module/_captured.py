@@ -19,8 +19,8 @@ class CapturedMixture(ProfileMixture):
     """Gamma-Poisson factorisation of counts of which only positive ones are seen.
 
     A mask that calls every zero missing hides two things: zeros, and positive counts that are missing. With the probability
-    p_g that a positive count of a gene is missing, an entry without a count, whose Poisson mean is m, is a zero with
-    probability (1 - p_g) exp(-m) / (p_g + (1 - p_g) exp(-m)), and as much of a zero enters the inference.
+    p_g that an entry of a gene is missing, whatever its count, one without a count, whose Poisson mean is m, is a zero that was
+    looked at with probability (1 - p_g) exp(-m) / (p_g + (1 - p_g) exp(-m)), and as much of a zero enters the inference.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class CapturedMixture(ProfileMixture):
         self.register_buffer("missing", torch.full_like(gene_rate, _MISSING_RANGE[0]))
 
     def fit(self, *data: torch.Tensor) -> None:
-        """As :meth:`ProfileMixture.fit`, and how many positive counts of each gene are missing."""
+        """As :meth:`ProfileMixture.fit`, and how many entries of each gene are missing."""
         self.missing.fill_(_MISSING_RANGE[0])
         super().fit(*data)
 
