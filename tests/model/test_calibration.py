@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from lgdist_scvi.model._calibration import _std_factor
+from lgdist_scvi.data import _keys as keys
+from lgdist_scvi.model._calibration import _Case, _per_count, _std_factor
 
 
 def squares(ratio: float, n: int, noise: float) -> np.ndarray:
@@ -33,3 +35,16 @@ def test_what_can_hardly_be_told_leaves_it_as_it_is():
     assert 0.8 < unknown < 1.3 and known == pytest.approx(3.0, rel=0.1)
     # errors below sampling noise
     assert 0.5 <= _std_factor([squares(-1.0, 100, noise=5.0)]) < 1.0
+
+
+def test_a_hidden_spot_is_compared_in_the_library_it_is_predicted_in():
+    """Of a spot without a visible count the depth is unknown: it is predicted in the typical library."""
+    column = lambda *values: torch.tensor(values)[:, None]  # noqa: E731
+    library, shown = column(100.0, 400.0, 50.0, 0.0), column(0.0, 0.0, 30.0, 0.0)
+    per_count = _per_count({keys.LIBRARY: library}, {keys.LIBRARY: shown}, torch.tensor(200.0))
+    assert per_count.flatten().tolist() == [2.0, 0.5, 1.0, 1.0]
+    counts = torch.tensor([[1.0, 0.0, 3.0]]).expand(4, -1)
+    nothing = {"place": None, "shown": None, "hidden": None, "condition": None, "latents": None, "spread": None}
+    there = _Case(counts=counts, per_count=per_count, **nothing).counts_there
+    # whole counts, and positive where they were
+    assert there.tolist() == [[2.0, 0.0, 6.0], [1.0, 0.0, 2.0], [1.0, 0.0, 3.0], [1.0, 0.0, 3.0]]
