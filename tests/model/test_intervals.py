@@ -75,7 +75,7 @@ def test_intervals_cover_entries_that_were_held_out(fit, likelihood, hidden_shar
     library = (counts * adata.layers["known"]).sum(axis=1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         truth = np.log1p(counts / library * 1e4)
-    third = expression_strata(model.module.vae.gene_rate.numpy())
+    third = expression_strata(model.module.vae.expression.numpy())
     for estimand in ("captured",) if likelihood == "normal" else ("rate", "captured"):
         scored = hidden & (library > 0) & ((counts > 0) if estimand == "captured" else True)
         for level in LEVELS:

@@ -132,7 +132,7 @@ class CalibrationMixin(PredictionMixin):
             parts = (square - variance, sampling, vae.likelihood.noise_variance(mean, variance))
             for total, part in zip(totals, parts, strict=True):
                 total += (part * case.hidden).cpu().double().sum(0)
-        third = torch.from_numpy(expression_strata(vae.gene_rate.cpu().numpy()))
+        third = torch.from_numpy(expression_strata(vae.expression.cpu().numpy()))
         pooled = torch.zeros(len(totals), N_THIRDS, dtype=torch.float64).index_add_(1, third, totals)
         if (pooled[-1] > 0).all():
             vae.likelihood.scale_noise(*pooled[:, third].float().to(vae.gene_rate.device))
@@ -153,7 +153,7 @@ class CalibrationMixin(PredictionMixin):
                 deviation = (predictive if estimand == estimands[0] else predictive.given_captured()).deviation(counts)
                 rows, genes = np.nonzero(hidden & (counts > 0) if estimand == "captured" else hidden)
                 deviations[-1][estimand] = deviation[rows, genes], genes, case.place[rows]
-        calibration = calibrate(_joined(deviations), self.module.vae.gene_rate.cpu().numpy())
+        calibration = calibrate(_joined(deviations), self.module.vae.expression.cpu().numpy())
         return calibration, _std_factor(squares)
 
     def _squares(self, case: _Case, share: float = 1.0) -> np.ndarray:
@@ -172,7 +172,7 @@ class CalibrationMixin(PredictionMixin):
         mean, variance = self._as_modelled((spread[0], variance), case.shown)
         of_samples = self._as_modelled(spread, case.shown)[1] / case.latents.shape[1]
         square, sampling = self._errors(case, share * mean)
-        third = expression_strata(vae.gene_rate.cpu().numpy())
+        third = expression_strata(vae.expression.cpu().numpy())
         weight = torch.from_numpy(third == N_THIRDS - 1).to(mean)
         if vae.counts_are_modelled:
             weight = weight / vae.gene_rate.clamp(min=1e-9)

@@ -129,6 +129,11 @@ class NeighborhoodVAE(nn.Module):
         head.weight[n_latent:] *= 0.1
         head.bias[n_latent:] = -4.0
 
+    @property
+    def expression(self) -> torch.Tensor:
+        """Mean of what is modelled of each gene, (n_genes,): its rate, or its captured log1p(CP10K)."""
+        return self.gene_rate if self.counts_are_modelled else self.value_mean
+
     # ---- encoding
 
     def usable(self, library: torch.Tensor) -> torch.Tensor:
