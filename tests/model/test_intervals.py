@@ -310,3 +310,11 @@ def test_a_slide_without_a_mask_has_intervals_for_its_zeros(fit, slide):
     zero = slide.X.toarray() == 0
     assert (lower[zero] <= upper[zero]).all()
     assert (upper[zero] > 0).any()
+
+
+def test_strata_go_by_what_is_modelled(trained, captured):
+    """Captured values are alike where they are alike in size, however rare they are."""
+    for model, expression in ((trained, trained.module.vae.gene_rate), (captured, captured.module.vae.value_mean)):
+        stratum = model.calibration_["stratum"][model._modelled]
+        assert stratum.max() > 1
+        assert (np.diff(stratum[np.argsort(expression.numpy(), kind="stable")]) >= 0).all()
