@@ -25,7 +25,7 @@ class GeneStatistics:
     Attributes
     ----------
     rate
-        Mean share of each gene in the library, float32, (n_genes,).
+        Mean share of each gene in the library, of what is seen of it where zeros are missing, float32, (n_genes,).
     value_mean, value_scale
         Mean and standard deviation of the known values of each gene in log1p(CP10K), float32, (n_genes,).
     typical_library
