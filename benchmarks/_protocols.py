@@ -138,6 +138,7 @@ def _thinning(adata: ad.AnnData, sample_key: str | None, share: float, seed: int
         rate = np.maximum(np.expm1(prediction.astype(np.float64)) / 1e4, 1e-9)
         return {
             "d2": metrics.poisson_deviance_explained(rest, rate, gene_mean=mean),
+            "variance_explained": metrics.poisson_variance_explained(rest, rate, gene_mean=mean),
             "log_likelihood": metrics.poisson_log_likelihood(rest, rate),
         }
 

@@ -85,6 +85,39 @@ def test_deviance_explained():
     assert metrics.poisson_deviance_explained(test, rate, library, gene_mean, mask=half) != score
 
 
+def test_variance_explained_takes_sampling_noise_off():
+    rng = np.random.default_rng(3)
+    library = rng.uniform(300, 900, size=1500)
+    rate = rng.gamma(3.0, size=(1500, 40)) * rng.gamma(0.5, size=(1, 40))
+    rate /= rate.sum(axis=1, keepdims=True)
+    train, test = rng.poisson(library[:, None] * rate), rng.poisson(library[:, None] * rate)
+    gene_mean = train.sum(axis=0) / library.sum()
+
+    def without_noise(prediction: np.ndarray) -> float:
+        """What the estimate is an estimate of, from the true rates."""
+        weight = 1 / (library[:, None] * gene_mean).sum(axis=0)
+        error, variance = (
+            (weight * (library[:, None] * (rate - model)) ** 2).sum() for model in (prediction, gene_mean[None])
+        )
+        return 1 - error / variance
+
+    for prediction in (rate, (rate + gene_mean) / 2, train / library[:, None], np.tile(gene_mean, (1500, 1))):
+        score = metrics.poisson_variance_explained(test, prediction, library, gene_mean)
+        assert score == pytest.approx(without_noise(prediction), abs=0.02)
+    assert metrics.poisson_deviance_explained(test, rate, library, gene_mean) < 0.95
+    part = rng.random(test.shape) < 0.7
+    got = metrics.poisson_variance_explained(sparse.csr_matrix(test), rate, library, gene_mean, mask=part)
+    assert got == pytest.approx(1, abs=0.03)
+
+
+def test_variance_explained_of_noise_alone_is_an_error():
+    with pytest.raises(ValueError, match="no more than Poisson noise"):
+        metrics.poisson_variance_explained(np.ones((4, 3), int), np.full((4, 3), 1 / 3))
+    nothing = np.zeros((4, 3), bool)
+    with pytest.raises(ValueError, match="no entry to score"):
+        metrics.poisson_variance_explained(np.ones((4, 3), int), np.full((4, 3), 1 / 3), mask=nothing)
+
+
 def test_unseen_genes_do_not_flatter():
     counts = np.array([[10, 0, 3], [9, 1, 4]])
     unseen = np.array([0.7, 0.0, 0.3])

@@ -6,7 +6,12 @@ from lgdist_scvi.metrics import baselines
 from lgdist_scvi.metrics._completion import completion_scores, variance_ratio
 from lgdist_scvi.metrics._controls import negative_controls
 from lgdist_scvi.metrics._harm import do_no_harm
-from lgdist_scvi.metrics._poisson import poisson_deviance_explained, poisson_floor, poisson_log_likelihood
+from lgdist_scvi.metrics._poisson import (
+    poisson_deviance_explained,
+    poisson_floor,
+    poisson_log_likelihood,
+    poisson_variance_explained,
+)
 from lgdist_scvi.metrics._skill import skill_per_gene
 from lgdist_scvi.metrics._uncertainty import crps, energy_score, interval_coverage
 
@@ -21,6 +26,7 @@ __all__ = [
     "poisson_deviance_explained",
     "poisson_floor",
     "poisson_log_likelihood",
+    "poisson_variance_explained",
     "skill_per_gene",
     "variance_ratio",
 ]
