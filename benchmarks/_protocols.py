@@ -47,6 +47,8 @@ class Task:
         second measurement as deep as the given one.
     scored
         Which of them, bool, (n_obs, n_genes).
+    rest
+        All molecules taken away from a thinned slide, counts, (n_obs, n_genes).
     """
 
     adata: ad.AnnData
@@ -58,6 +60,7 @@ class Task:
     library: np.ndarray
     measured: np.ndarray
     scored: np.ndarray
+    rest: sparse.csr_matrix | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -149,7 +152,7 @@ def _thinning(adata: ad.AnnData, sample_key: str | None, share: float, seed: int
     measured = _log1p_cp10k(again, library)
     scored = np.broadcast_to((library > 0)[:, None], measured.shape)
     del given.layers["truth"], given.layers["held_out"]
-    return Task(given, None, None, "rate", score, sample_key, library, measured, scored)
+    return Task(given, None, None, "rate", score, sample_key, library, measured, scored, rest)
 
 
 def _dense(counts: np.ndarray | sparse.spmatrix) -> np.ndarray:

@@ -52,10 +52,10 @@ def spread_scores(model: LGDiST, task: Task, seed: int) -> dict:
     chosen = np.ix_(spots, genes)
     truth, scored = task.measured[chosen], np.asarray(task.scored[chosen])
     latents, samples = draw(model, task, spots, genes, seed)
-    arguments = {"indices": spots, "observed": "model", "estimand": task.estimand, "return_numpy": True}
-    mean, deviation = (
-        values[:, genes] for values in model.get_completed_expression(return_std=True, seed=seed, **arguments)
-    )
+    arguments = {"observed": "model", "estimand": task.estimand, "seed": seed, "return_numpy": True}
+    mean, deviation = model.get_completed_expression(return_std=True, **arguments)
+    deviation_over_error = _deviation_over_error(task, mean, deviation)
+    mean = mean[chosen]
     scores: dict = {"n_samples": _N_SAMPLES, "n_spots": len(spots), "n_genes": len(genes)}
     for suffix, drawn in (("", samples), ("_latent", latents)):
         scores[f"crps{suffix}"] = metrics.crps(drawn, truth, scored)
@@ -66,11 +66,11 @@ def spread_scores(model: LGDiST, task: Task, seed: int) -> dict:
         ratio = ratio[np.isfinite(ratio)]
         scores[f"variance_{name}"] = float(np.median(ratio))
         scores[f"variance_{name}_within"] = float(np.mean((ratio >= 0.8) & (ratio <= 1.25)))
-    scores["deviation_over_error"] = _deviation_over_error(task, truth, scored, mean, deviation, task.library[spots])
+    scores["deviation_over_error"] = deviation_over_error
     strata = np.broadcast_to(_thirds(task, genes), truth.shape)
     scores["coverage"] = []
     for level in LEVELS:
-        lower, upper = (end[:, genes] for end in model.get_prediction_interval(level, seed=seed, **arguments))
+        lower, upper = (end[:, genes] for end in model.get_prediction_interval(level, indices=spots, **arguments))
         endless = float(np.mean(~np.isfinite(lower[scored]) | ~np.isfinite(upper[scored])))
         # an end at infinity contains everything, and would make any mean width infinite
         lower, upper = np.maximum(lower, -_FAR), np.minimum(upper, _FAR)
@@ -83,22 +83,23 @@ def spread_scores(model: LGDiST, task: Task, seed: int) -> dict:
     return scores
 
 
-def _deviation_over_error(
-    task: Task, truth: np.ndarray, scored: np.ndarray, mean: np.ndarray, deviation: np.ndarray, library: np.ndarray
-) -> float:
-    """Root of the mean variance that is claimed over the mean squared error, without sampling noise; NaN where that is all."""
-    counts_per_value = np.maximum(library[:, None], 1.0) / 1e4
-    measured = np.expm1(truth) * counts_per_value
+def _deviation_over_error(task: Task, mean: np.ndarray, deviation: np.ndarray) -> float:
+    """Root of the mean variance that is claimed over the mean squared error, without sampling noise; NaN where that is all.
+
+    Over all scored entries, for where counts are small it takes many to tell the error from that noise.
+    """
     if task.estimand == "captured":
-        sampling = variance_given_positive(mean.astype(np.float64), 1.0 / counts_per_value)
-        error = np.mean(((truth - mean) ** 2 - sampling)[scored])
-        return _root_ratio(np.mean(deviation[scored] ** 2), error)
-    # in counts, where noise is known; each gene weighted by the inverse of its mean
-    expected = np.expm1(mean) * counts_per_value
-    claimed = (deviation * (np.expm1(mean) + 1.0) * counts_per_value) ** 2
-    weight = scored / np.maximum(expected.mean(axis=0), 1e-9)
-    error = (weight * ((measured - expected) ** 2 - expected)).sum()
-    return _root_ratio((weight * claimed).sum(), error)
+        scale = 1e4 / np.maximum(task.library[:, None], 1.0)
+        sampling = variance_given_positive(mean.astype(np.float64), scale)
+        error = np.mean(((task.measured - mean) ** 2 - sampling)[task.scored])
+        return _root_ratio(np.mean(deviation[task.scored] ** 2), error)
+    # in counts, where noise is known (`metrics.poisson_variance_explained`); each gene weighted by the inverse of its mean
+    counts = task.rest.toarray().astype(np.float64)
+    scale = counts.sum(axis=1, keepdims=True) / 1e4
+    expected = np.expm1(mean.astype(np.float64)) * scale
+    claimed = (deviation * (expected + scale)) ** 2
+    weight = task.scored / np.maximum(expected.mean(axis=0), 1e-9)
+    return _root_ratio((weight * claimed).sum(), (weight * ((counts - expected) ** 2 - counts)).sum())
 
 
 def _root_ratio(claimed: float, error: float) -> float:

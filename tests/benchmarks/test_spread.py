@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from benchmarks._spread import _deviation_over_error
+from scipy import sparse
 
 from lgdist_scvi.metrics._poisson import moments_given_positive
 
@@ -22,25 +23,24 @@ def test_a_true_standard_deviation_scores_1_even_where_most_counts_are_1(expecte
         for m in (rate, rate * np.exp(0.5 * rng.standard_normal(shape)))
     )
     error = np.sqrt(np.mean((mean - truth)[counts > 0] ** 2))
-    ratio = _deviation_over_error(
-        SimpleNamespace(estimand="captured"),
-        np.log1p(counts * per_count),
-        counts > 0,
-        mean,
-        np.full(shape, error),
-        np.full(shape[0], library),
+    task = SimpleNamespace(
+        estimand="captured",
+        library=np.full(shape[0], library),
+        measured=np.log1p(counts * per_count),
+        scored=counts > 0,
     )
-    assert ratio == pytest.approx(1.0, abs=0.1)
+    assert _deviation_over_error(task, mean, np.full(shape, error)) == pytest.approx(1.0, abs=0.1)
 
 
-def test_a_true_standard_deviation_of_rates_scores_1():
-    rng, shape, library, error = np.random.default_rng(0), (400, 100), 2_000.0, 0.3
-    rate = rng.gamma(10.0, 0.1, shape)
-    per_count = 1e4 / library
-    mean = rate * np.exp(error * rng.standard_normal(shape) - error**2 / 2)
+@pytest.mark.parametrize("expected", [0.05, 1.0])
+def test_a_true_standard_deviation_of_rates_scores_1(expected):
+    rng, shape, error = np.random.default_rng(0), (4000, 100), 0.3
+    rate = rng.gamma(10.0, expected / 10.0, shape)
+    rest = rng.poisson(9 * rate)  # of ten parts one was given
+    per_count = 1e4 / rest.sum(axis=1, keepdims=True)
+    mean = 9 * rate * np.exp(error * rng.standard_normal(shape) - error**2 / 2) * per_count
     # from counts to their logarithms by the delta method, as the model does
-    deviation = error * rate * per_count / (1 + mean * per_count)
-    arguments = (np.log1p(rng.poisson(rate) * per_count), np.ones(shape, bool), np.log1p(mean * per_count))
-    task, libraries = SimpleNamespace(estimand="rate"), np.full(shape[0], library)
-    assert _deviation_over_error(task, *arguments, deviation, libraries) == pytest.approx(1.0, abs=0.1)
-    assert _deviation_over_error(task, *arguments, 2 * deviation, libraries) == pytest.approx(2.0, abs=0.2)
+    deviation = error * 9 * rate * per_count / (1 + mean)
+    task = SimpleNamespace(estimand="rate", rest=sparse.csr_matrix(rest), scored=np.ones(shape, bool))
+    assert _deviation_over_error(task, np.log1p(mean), deviation) == pytest.approx(1.0, abs=0.1)
+    assert _deviation_over_error(task, np.log1p(mean), 2 * deviation) == pytest.approx(2.0, abs=0.2)
