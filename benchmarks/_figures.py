@@ -10,7 +10,7 @@ import pandas as pd
 
 from benchmarks._methods import MODELS
 from benchmarks._protocols import GIVEN, PROTOCOLS
-from benchmarks.report import TITLES, cost, coverage, frame, label
+from benchmarks.report import TITLES, by_file, cost, coverage, frame, label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,9 +54,7 @@ def _color(method: str) -> str:
 
 def relative_scores(rows: pd.DataFrame, protocol: str) -> pd.DataFrame:
     """D2, or excess MSE relative to the gene means', methods x files."""
-    part = rows[rows["protocol"] == protocol]
-    name = "d2" if protocol in GIVEN else "excess"
-    table = part.pivot_table(index="method", columns="file", values=name, observed=True, sort=False).sort_index()
+    table = by_file(rows, protocol, "d2" if protocol in GIVEN else "excess")
     if protocol in GIVEN or "gene_mean" not in table.index:
         return table
     return table / table.loc["gene_mean"]

@@ -47,7 +47,11 @@ FILES = {
 }
 
 
-_SCORES = {"mse", "mae", "pcc_gene", "pcc_spot", "floor", "excess", "d2", "log_likelihood", "seconds", "memory_mib"}
+NAMES = {
+    "mse": "MSE", "excess": "excess MSE", "mae": "MAE", "pcc_gene": "PCC per gene", "pcc_spot": "PCC per spot",
+    "d2": "D2", "variance_explained": "R2 of rates", "log_likelihood": "log-likelihood per entry",
+}  # fmt: skip
+_SCORES = {*NAMES, "floor", "seconds", "memory_mib"}
 
 
 def label(method: str) -> str:
@@ -91,34 +95,31 @@ def frame(document: dict) -> pd.DataFrame:
     return rows.sort_values(["method", "seed"], kind="stable")
 
 
-def headline(rows: pd.DataFrame, protocol: str) -> pd.DataFrame:
-    """MSE or D2 of each method (rows) on each file, mean over seeds; methods failing on a file are NaN there."""
-    name = "d2" if protocol in GIVEN else "mse"
+def by_file(rows: pd.DataFrame, protocol: str, score: str) -> pd.DataFrame:
+    """A score of each method (rows) on each file, mean over seeds; methods failing on a file are NaN there."""
     part = rows[rows["protocol"] == protocol]
-    return part.pivot_table(index="method", columns="file", values=name, observed=True, sort=False).sort_index()
+    if score not in part:
+        return pd.DataFrame()
+    return part.pivot_table(index="method", columns="file", values=score, observed=True, sort=False).sort_index()
 
 
 def summary(rows: pd.DataFrame, protocol: str) -> pd.DataFrame:
     """Scores of each method that came to an end on all files, mean over files and seeds."""
     part = rows[rows["protocol"] == protocol]
-    names = ["d2", "log_likelihood"] if protocol in GIVEN else ["mse", "excess", "mae", "pcc_gene", "pcc_spot"]
-    by_file = part.groupby(["method", "file"], observed=True)[names].mean()
-    n_files = by_file.groupby("method", observed=True).size()
-    return by_file.groupby("method", observed=True).mean()[n_files == part["file"].nunique()]
+    names = [name for name in NAMES if name in part and part[name].notna().any()]
+    means = part.groupby(["method", "file"], observed=True)[names].mean()
+    n_files = means.groupby("method", observed=True).size()
+    return means.groupby("method", observed=True).mean()[n_files == part["file"].nunique()]
 
 
-def against_peers(rows: pd.DataFrame, protocol: str, method: str = "lgdist") -> pd.DataFrame | None:
-    """LGDiST and the best peer on each file: excess MSE or D2, with the peer's name."""
-    part = rows[rows["protocol"] == protocol]
-    name = "d2" if protocol in GIVEN else "excess"
-    if not len(part) or name not in part:
-        return None
-    table = part.pivot_table(index="method", columns="file", values=name, observed=True, sort=False)
+def against_peers(rows: pd.DataFrame, protocol: str, score: str) -> pd.DataFrame:
+    """LGDiST and the best peer on each file: a score, excess MSE or one that is best when high, with the peer's name."""
+    table = by_file(rows, protocol, score)
     peers = table[table.index.isin(list(PEERS))].dropna(axis=1, how="all")
-    if method not in table.index or peers.empty:
-        return None
-    best = peers.idxmax() if protocol in GIVEN else peers.idxmin()
-    result = pd.DataFrame({"lgdist": table.loc[method, peers.columns], "peer": best.astype(str)})
+    if "lgdist" not in table.index or peers.empty:
+        return pd.DataFrame()
+    best = peers.idxmin() if score == "excess" else peers.idxmax()
+    result = pd.DataFrame({"lgdist": table.loc["lgdist", peers.columns], "peer": best.astype(str)})
     result["best_peer"] = [peers.loc[peer, file] for file, peer in best.items()]
     return result.dropna()
 
@@ -221,47 +222,58 @@ def _named(table: pd.DataFrame) -> pd.DataFrame:
 
 def protocol_section(rows: pd.DataFrame, protocol: str) -> str:
     """Tables of one protocol."""
-    table = _named(headline(rows, protocol))
     thinning = protocol in GIVEN
-    best = dict.fromkeys(table.columns, "max" if thinning else "min")
-    text = markdown_table(table, "D2, higher is better" if thinning else "MSE, lower is better", best)
+    if thinning:
+        tables = {"d2": "D2, higher is better", "variance_explained": "R2 of rates, higher is better"}
+    else:
+        tables = {"mse": "MSE, lower is better"}
+    parts = []
+    for score, title in tables.items():
+        table = _named(by_file(rows, protocol, score))
+        if len(table):
+            parts.append(markdown_table(table, title, dict.fromkeys(table.columns, "max" if thinning else "min")))
     if not thinning:
-        floor = rows[rows["protocol"] == protocol].groupby("file")["floor"].mean().rename(index=FILES)
-        text += "\n| *Poisson floor* | " + " | ".join(f"*{_cell(floor[name])}*" for name in table.columns) + " |"
-    names = {
-        "mse": "MSE", "excess": "excess MSE", "mae": "MAE", "pcc_gene": "PCC per gene", "pcc_spot": "PCC per spot",
-        "d2": "D2", "log_likelihood": "log-likelihood per entry",
-    }  # fmt: skip
-    means = summary(rows, protocol).rename(index=label, columns=names)
+        floor = by_file(rows, protocol, "floor").mean()
+        parts[0] += "\n| *Poisson floor* | " + " | ".join(f"*{_cell(value)}*" for value in floor) + " |"
+    means = summary(rows, protocol).rename(index=label, columns=NAMES)
     rules = {name: "min" if name in ("MSE", "excess MSE", "MAE") else "max" for name in means.columns}
-    digits = {"log-likelihood per entry": 4}
     if len(means):
-        text += "\n\nMeans over the slides, of the methods that came to an end on all of them:\n\n"
-        text += markdown_table(means, "", rules, digits)
-    found = against_peers(rows, protocol)
-    if found is not None and len(found):
-        text += "\n\n" + verdict(found, protocol)
-    return f"### {TITLES[protocol]}\n\n{text}\n"
+        parts.append("Means over the slides, of the methods that came to an end on all of them:")
+        parts.append(markdown_table(means, "", rules, {"log-likelihood per entry": 4}))
+    parts.append(verdict(rows, protocol))
+    return "\n\n".join([f"### {TITLES[protocol]}", *filter(None, parts)]) + "\n"
 
 
-def verdict(found: pd.DataFrame, protocol: str) -> str:
-    """Say in a sentence how LGDiST compares with the best peer of each file."""
-    n = len(found)
-    if protocol in GIVEN:
-        gain = found["lgdist"] - found["best_peer"]
-        least = gain.idxmin()
-        return (
-            f"Against the best peer of each slide, LGDiST explains {gain.mean():+.3f} of the deviance on average; it is ahead on "
-            f"{int((gain > 0).sum())} of {n}. Least gain: {gain.min():+.3f} on {FILES.get(least, least)} "
-            f"(against {label(found.loc[least, 'peer'])})."
-        )
+def verdict(rows: pd.DataFrame, protocol: str) -> str:
+    """Say how LGDiST compares with the best peer of each file; nothing if it or they are not there."""
+    if protocol not in GIVEN:
+        found = against_peers(rows, protocol, "excess")
+        return _ratio(found, "the excess MSE of the best peer of each slide") if len(found) else ""
+    found = against_peers(rows, protocol, "d2")
+    if not len(found):
+        return ""
+    gain = found["lgdist"] - found["best_peer"]
+    least = gain.idxmin()
+    text = (
+        f"Against the best peer of each slide, LGDiST explains {gain.mean():+.3f} of the deviance on average; it is ahead on "
+        f"{int((gain > 0).sum())} of {len(found)}. Least gain: {gain.min():+.3f} on {FILES.get(least, least)} "
+        f"(against {label(found.loc[least, 'peer'])})."
+    )
+    found = against_peers(rows, protocol, "variance_explained")
+    if len(found):
+        found[["lgdist", "best_peer"]] = 1 - found[["lgdist", "best_peer"]]
+        text += " Of the variance of rates, " + _ratio(found, "what the best peer of each slide leaves unexplained")
+    return text
+
+
+def _ratio(found: pd.DataFrame, what: str) -> str:
+    """Say how many times of what the best peer leaves, the less the better, LGDiST leaves."""
     ratio = found["lgdist"] / found["best_peer"]
     worst = ratio.idxmax()
     mean = float(np.exp(np.log(ratio[ratio > 0]).mean())) if (ratio > 0).any() else float("nan")
     return (
-        f"LGDiST leaves {mean:.2f} times the excess MSE of the best peer of each slide (geometric mean); it is ahead on "
-        f"{int((ratio < 1).sum())} of {n}. Worst: {ratio.max():.2f} times on {FILES.get(worst, worst)} "
-        f"(against {label(found.loc[worst, 'peer'])})."
+        f"LGDiST leaves {mean:.2f} times {what} (geometric mean); it is ahead on {int((ratio < 1).sum())} of {len(found)}. "
+        f"Worst: {ratio.max():.2f} times on {FILES.get(worst, worst)} (against {label(found.loc[worst, 'peer'])})."
     )
 
 

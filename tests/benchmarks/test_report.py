@@ -10,7 +10,7 @@ def _row(protocol: str, file: str, method: str, score: float, **more) -> dict:
     row = {"file": file, "protocol": protocol, "seed": 0, "method": method, "date": "2026-01-01", "code": "c"}
     row |= {"seconds": 2.0, "memory_mib": 1024.0, **more}
     if protocol == "thinning":
-        return row | {"d2": score, "log_likelihood": -0.5}
+        return row | {"d2": score, "variance_explained": 0.5 + score, "log_likelihood": -0.5}
     return row | {"mse": score, "mae": 0.3, "pcc_gene": 0.5, "pcc_spot": 0.6, "floor": 0.1, "excess": score - 0.1}
 
 
@@ -66,6 +66,9 @@ def test_tables_say_what_the_rows_say(document):
     # (0.05 / 0.10 * 0.15 / 0.20) ** 0.5
     assert "0.61 times the excess MSE" in text and "ahead on 2 of 2" in text
     assert "explains +0.020 of the deviance" in text and "(against Poisson NMF)" in text
+    assert "| R2 of rates, higher is better | HER2ST A | other |" in text and "| LGDiST | **.620** | **.720** |" in text
+    # (0.38 / 0.40 * 0.28 / 0.30) ** 0.5
+    assert "leaves 0.94 times what the best peer of each slide leaves unexplained" in text
     assert "kNN in PCA space, other, Entry hold-out, seed 0: ValueError: no" in text
     assert "tiny, Hidden spots: 3 spots" in text
     assert "2026-01-01 to 2026-01-02" in text and "torch 2" in text
