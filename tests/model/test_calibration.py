@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from lgdist_scvi.data import _keys as keys
-from lgdist_scvi.model._calibration import _Case, _per_count, _std_factor
+from lgdist_scvi.model._calibration import CalibrationMixin, _Case, _per_count, _std_factor
 
 
 def squares(ratio: float, n: int, noise: float) -> np.ndarray:
@@ -48,3 +50,17 @@ def test_a_hidden_spot_is_compared_in_the_library_it_is_predicted_in():
     there = _Case(counts=counts, per_count=per_count, **nothing).counts_there
     # whole counts, and positive where they were
     assert there.tolist() == [[2.0, 0.0, 6.0], [1.0, 0.0, 2.0], [1.0, 0.0, 3.0], [1.0, 0.0, 3.0]]
+
+
+@pytest.mark.parametrize("per_count", [1.0, 0.5])
+def test_sampling_noise_is_taken_off_sparse_counts_with_little_chance(per_count):
+    """With the mean in place of the count as the noise, chance would be four times as large: sqrt(rate) against sqrt(2) rate."""
+    rate = torch.full((2000, 500), 0.03)
+    mean = 1.6 * rate * per_count
+    counts = torch.poisson(rate, generator=torch.Generator().manual_seed(0))
+    model = SimpleNamespace(module=SimpleNamespace(vae=SimpleNamespace(counts_are_modelled=True)))
+    case = SimpleNamespace(counts=counts, per_count=per_count)
+    square, sampling = CalibrationMixin._errors(model, case, mean)
+    chance = np.sqrt(2.0) * 0.03 / np.sqrt(counts.numel()) * per_count**2
+    error = ((mean - rate * per_count) ** 2).mean()
+    assert (square - sampling).double().mean() == pytest.approx(float(error), abs=4 * chance)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lgdist_scvi.data import NeighborhoodDataset
     from lgdist_scvi.module._neighborhood import Condition
 
-_N_SPOTS, _N_HIDDEN_SPOTS, _N_NOISE_SPOTS, _N_VISIBLE_SPOTS = 1024, 512, 512, 2048  # that calibrate, chosen at random
+_N_SPOTS, _N_HIDDEN_SPOTS, _N_NOISE_SPOTS, _N_VISIBLE_SPOTS = 1024, 512, 512, 4096  # that calibrate, chosen at random
 _N_NOISE_SAMPLES = 8
 _MIN_SPOTS = 5  # that tell of the size of the error
 _PRIOR_ERROR, _SMALLEST_RATIO = 2.0, 0.25  # of the ratio of variances
@@ -111,10 +111,14 @@ class CalibrationMixin(PredictionMixin):
             yield _Case(place, shown, hidden, tensors[keys.COUNTS], per_count, condition, latents, spread)
 
     def _errors(self, case: _Case, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Squared error of a mean about hidden counts, and the part of it that sampling noise is, in the likelihood's units."""
+        """Squared error of a mean about hidden counts, and the part of it that sampling noise is, in the likelihood's units.
+
+        The variance of a Poisson count is estimated by the count itself: as with its mean, the noise is taken off on average, but
+        far less chance is left in the difference where counts are 0 or 1.
+        """
         vae = self.module.vae
         if vae.counts_are_modelled:
-            return (case.counts * case.per_count - mean) ** 2, mean * case.per_count
+            return (case.counts * case.per_count - mean) ** 2, case.counts * case.per_count**2
         scale = COUNTS_PER / vae.usable(case.shown[keys.LIBRARY])
         sampling = variance_given_positive(mean.cpu().double().numpy(), (scale * case.per_count).cpu().double().numpy())
         return (torch.log1p(case.counts_there * scale) - mean) ** 2, torch.from_numpy(sampling).to(mean)
@@ -159,8 +163,7 @@ class CalibrationMixin(PredictionMixin):
     def _squares(self, case: _Case, share: float = 1.0) -> np.ndarray:
         """Squared error without the noise of counts and of few samples, and the variance that is claimed, (2, batch).
 
-        Sums over hidden entries of the third of the genes with the highest expression: where nearly all counts are 0 or 1, they tell too
-        little. Counts are weighted by the inverse of their gene's mean, as in the deviance.
+        Sums over hidden entries. Counts are weighted by the inverse of their gene's mean, as in the deviance.
 
         Parameters
         ----------
@@ -172,12 +175,9 @@ class CalibrationMixin(PredictionMixin):
         mean, variance = self._as_modelled((spread[0], variance), case.shown)
         of_samples = self._as_modelled(spread, case.shown)[1] / case.latents.shape[1]
         square, sampling = self._errors(case, share * mean)
-        third = expression_strata(vae.expression.cpu().numpy())
-        weight = torch.from_numpy(third == N_THIRDS - 1).to(mean)
-        if vae.counts_are_modelled:
-            weight = weight / vae.gene_rate.clamp(min=1e-9)
+        weight = case.hidden / vae.gene_rate.clamp(min=1e-9) if vae.counts_are_modelled else case.hidden
         parts = (square - sampling - share**2 * of_samples, share**2 * variance)
-        return torch.stack([(part * weight * case.hidden).cpu().double().sum(1) for part in parts]).numpy()
+        return torch.stack([(part * weight).cpu().double().sum(1) for part in parts]).numpy()
 
     def _std_factor_visible(self, spots: np.ndarray) -> float:
         """Factor of the standard deviation of visible entries: half of the molecules are shown, and predict the other half.
