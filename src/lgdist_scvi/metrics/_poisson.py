@@ -189,12 +189,13 @@ def poisson_variance_explained(
 
     Returns
     -------
-    The share, 1 at best; with little to explain chance may take it beyond.
+    The share, 1 at best; with little to explain chance may take it beyond. NaN if the counts vary no more about the gene means
+    than Poisson noise does: then there is nothing to explain.
 
     Raises
     ------
     ValueError
-        If shapes disagree, values are not counts or rates, or the counts vary no more than Poisson noise about the gene means.
+        If shapes disagree, or values are not counts or rates.
     """
     gene_mean = _gene_mean(gene_mean, counts, library)
     errors, total = np.zeros((2, counts.shape[1])), np.zeros(counts.shape[1])
@@ -204,11 +205,7 @@ def poisson_variance_explained(
             errors[place] += np.sum((x - expected) ** 2 - x, axis=0, where=scored)
         total += np.sum(means, axis=0, where=scored)
     error, variance = np.divide(errors, total, out=np.zeros_like(errors), where=total > 0).sum(axis=1)
-    if not variance > 0:
-        raise ValueError(
-            "the scored counts vary no more than Poisson noise about the gene means; nothing is left to score"
-        )
-    return float(1 - error / variance)
+    return float(1 - error / variance) if variance > 0 else float("nan")
 
 
 def poisson_log_likelihood(
