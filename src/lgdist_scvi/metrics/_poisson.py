@@ -179,8 +179,8 @@ def poisson_variance_explained(
 
         1 - sum_g w_g sum_i [(x - m)^2 - x] / sum_g w_g sum_i [(x - m_0)^2 - x],  w_g = 1 / sum_i m_0.
 
-    1 is a prediction without an error, 0 as good as the gene means. It is an estimate, with a standard error of .003 to .04
-    on slides of some thousand spots; variance of counts beyond Poisson counts as variance of rates.
+    1 is a prediction without an error, 0 as good as the gene means. It is an estimate, the less precise the sparser the counts.
+    Variance of counts beyond Poisson counts as variance of rates.
 
     Parameters
     ----------
