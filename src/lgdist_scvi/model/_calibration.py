@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 _N_SPOTS, _N_HIDDEN_SPOTS, _N_NOISE_SPOTS, _N_VISIBLE_SPOTS = 1024, 512, 512, 4096  # that calibrate, chosen at random
 _N_NOISE_SAMPLES = 8
 _MIN_SPOTS = 5  # that tell of the size of the error
-_PRIOR_ERROR, _SMALLEST_RATIO = 2.0, 0.25  # of the ratio of variances
+_N_SPLITS = 2  # of the molecules of visible counts: each tells by other molecules
+_PRIOR_ERROR, _SMALLEST_RATIO = 1.0, 0.5  # of the ratio of variances
 
 
 @dataclass
@@ -186,13 +187,16 @@ class CalibrationMixin(PredictionMixin):
         """
         generator, squares = torch.Generator().manual_seed(0), []
         for place, tensors, _ in self._batches(self.adata, spots):
-            inputs = self.module._get_inference_input(tensors, "split", generator)
-            condition = self.module.vae.encode(inputs["centre"], self.module.around(inputs))
-            latents = self._latents(condition, tensors, _N_NOISE_SAMPLES, seed=0, n_steps=None)
-            spread = self._spread(latents, condition, tensors, self._modelled)
-            counts, hidden = inputs["target"], inputs["score"] > 0
-            case = _Case(place, tensors, hidden, counts, torch.ones_like(counts[:, :1]), condition, latents, spread)
-            squares.append(self._squares(case, share=0.5))
+            of_splits = []
+            for _ in range(_N_SPLITS):
+                inputs = self.module._get_inference_input(tensors, "split", generator)
+                condition = self.module.vae.encode(inputs["centre"], self.module.around(inputs))
+                latents = self._latents(condition, tensors, _N_NOISE_SAMPLES, seed=0, n_steps=None)
+                spread = self._spread(latents, condition, tensors, self._modelled)
+                counts, hidden = inputs["target"], inputs["score"] > 0
+                case = _Case(place, tensors, hidden, counts, torch.ones_like(counts[:, :1]), condition, latents, spread)
+                of_splits.append(self._squares(case, share=0.5))
+            squares.append(np.mean(of_splits, axis=0))
         return _std_factor(squares)
 
 
@@ -200,7 +204,7 @@ def _std_factor(squares: list[np.ndarray]) -> float:
     """Factor that brings the standard deviation to the size of the error, from both squares of each spot, (2, n) in parts.
 
     Few spots, or sparse ones, tell little: the ratio of variances is averaged with 1, by their precisions, as if that were known
-    with a standard error of 2.
+    with a standard error of 1, and is at least a half.
     """
     error, claimed = np.concatenate(squares, axis=1) if squares else np.zeros((2, 0))
     error, claimed = error[claimed > 0], claimed[claimed > 0]
