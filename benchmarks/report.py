@@ -109,7 +109,9 @@ def summary(rows: pd.DataFrame, protocol: str) -> pd.DataFrame:
     names = [name for name in NAMES if name in part and part[name].notna().any()]
     means = part.groupby(["method", "file"], observed=True)[names].mean()
     n_files = means.groupby("method", observed=True).size()
-    return means.groupby("method", observed=True).mean()[n_files == part["file"].nunique()]
+    # a score that is missing on one file has no mean to compare with the others'
+    averages = means.groupby("method", observed=True).agg(lambda values: values.mean(skipna=False))
+    return averages[n_files == part["file"].nunique()]
 
 
 def against_peers(rows: pd.DataFrame, protocol: str, score: str) -> pd.DataFrame:

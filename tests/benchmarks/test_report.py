@@ -77,6 +77,15 @@ def test_tables_say_what_the_rows_say(document):
     assert f"| Entry hold-out: HER2ST A | {covered} | {covered} | 1.000 | .950 |" in text
 
 
+def test_a_score_of_some_slides_is_not_averaged(document):
+    (row,) = (
+        r for r in document["results"] if (r["file"], r["method"], r["protocol"]) == ("other", "lgdist", "thinning")
+    )
+    assert "| LGDiST | **.170** | **.670** |" in report.markdown(document)
+    del row["variance_explained"]
+    assert "| LGDiST | **.170** | – |" in report.markdown(document)
+
+
 def test_a_page_is_written_between_its_marks(document, tmp_path, capsys):
     results, page = tmp_path / "r.json", tmp_path / "benchmarks.md"
     results.write_text(json.dumps(document))
