@@ -25,7 +25,7 @@ _N_SPOTS, _N_HIDDEN_SPOTS, _N_NOISE_SPOTS, _N_VISIBLE_SPOTS = 1024, 512, 512, 40
 _N_NOISE_SAMPLES = 8
 _MIN_SPOTS = 5  # that tell of the size of the error
 _N_SPLITS = 2  # of the molecules of visible counts: each tells by other molecules
-_PRIOR_ERROR, _SMALLEST_RATIO = 1.0, 0.5  # of the ratio of variances
+_PRIOR_ERROR, _SMALLEST_RATIO = 2.0, 0.5  # of the ratio of variances
 
 
 @dataclass
@@ -204,7 +204,7 @@ def _std_factor(squares: list[np.ndarray]) -> float:
     """Factor that brings the standard deviation to the size of the error, from both squares of each spot, (2, n) in parts.
 
     Few spots, or sparse ones, tell little: the ratio of variances is averaged with 1, by their precisions, as if that were known
-    with a standard error of 1, and is at least a half.
+    with a standard error of 2, and is at least a half.
     """
     error, claimed = np.concatenate(squares, axis=1) if squares else np.zeros((2, 0))
     error, claimed = error[claimed > 0], claimed[claimed > 0]
