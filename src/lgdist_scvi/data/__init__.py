@@ -11,6 +11,7 @@ from lgdist_scvi.data._fields import (
     find_sample_key,
 )
 from lgdist_scvi.data._statistics import GeneStatistics, gene_statistics, set_aside_patterns
+from lgdist_scvi.data._surroundings import surroundings
 
 __all__ = [
     "CoordinatesField",
@@ -25,4 +26,5 @@ __all__ = [
     "find_sample_key",
     "gene_statistics",
     "set_aside_patterns",
+    "surroundings",
 ]

@@ -33,9 +33,13 @@ class NeighborhoodManager(AnnDataManager):
     fill
         Completed log1p(CP10K) of a first round, float16, (n_obs, n_genes), that stands in for missing entries of
         neighbours; ``None`` in the first round.
+    regional
+        Factors of the rates, or what is added to captured values, (n_obs, n_genes): by how much genes stray over the slide and
+        around each spot; ``None`` where nothing is known of it.
     """
 
     fill: np.ndarray | None = None
+    regional: np.ndarray | None = None
 
     def create_torch_dataset(self, indices=None, data_and_attributes=None, load_sparse_tensor=False):
         """Create a :class:`NeighborhoodDataset`, restricted to `indices` if given.
@@ -125,7 +129,7 @@ class NeighborhoodDataset(AnnTorchDataset):
         # a model of one slide may be asked about several
         sample_key = find_sample_key(adata, registry[keys.SAMPLE].attr_key if keys.SAMPLE in registry else None)
         self.samples = samples = get_samples(adata, sample_key)
-        coordinates = get_coordinates(adata, registry[keys.COORDINATES].attr_key, sample_key)
+        self.coordinates = coordinates = get_coordinates(adata, registry[keys.COORDINATES].attr_key, sample_key)
         rows = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
         lengths = np.linalg.norm(coordinates[rows] - coordinates[graph.indices], axis=1)
         pitch = spot_pitch(rows, lengths, samples, coordinates)
@@ -211,6 +215,8 @@ class NeighborhoodDataset(AnnTorchDataset):
         }
         if self.adata_manager.fill is not None:
             batch[keys.NEIGHBOR_FILL] = self.adata_manager.fill[unique].astype(np.float32)
+        if self.adata_manager.regional is not None:
+            batch[keys.REGIONAL] = self.adata_manager.regional[spots]
         return batch
 
 

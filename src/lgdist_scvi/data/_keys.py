@@ -11,6 +11,7 @@ COORDINATES = "spatial_coordinates"
 SAMPLE = "sample"
 LIBRARY = REGISTRY_KEYS.SIZE_FACTOR_KEY  # (batch, 1) counts
 
+REGIONAL = "regional"  # (batch, n_genes) by how much genes stray over the slide and around the spot
 SPOT = "spot"  # (batch, 1) row of the spot in its AnnData
 NEIGHBOR_SPOT = "neighbor_spot"  # (n_unique, 1) rows of every spot that is somebody's neighbour in this batch
 NEIGHBOR_COUNTS = "neighbor_counts"  # (n_unique, n_genes)

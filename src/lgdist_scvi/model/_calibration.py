@@ -16,6 +16,7 @@ from lgdist_scvi.model._batches import N_SAMPLES
 from lgdist_scvi.model._conformal import N_THIRDS, Deviations, calibrate, expression_strata
 from lgdist_scvi.model._holes import holes
 from lgdist_scvi.model._prediction import PredictionMixin
+from lgdist_scvi.model._regions import Strays
 
 if TYPE_CHECKING:
     from lgdist_scvi.data import NeighborhoodDataset
@@ -74,6 +75,7 @@ class CalibrationMixin(PredictionMixin):
         """Learn the size of the noise, how far intervals reach in each stratum of genes, and the size of the standard deviation."""
         self.module.eval()
         self._complete_first_round(self.adata, "set_aside")
+        strays = self._fit_regions()
         rng = np.random.default_rng(0)
         whole = self.module.spots_set_aside(self.adata.n_obs)
         order = rng.permutation(np.setdiff1d(np.arange(self.adata.n_obs), whole))
@@ -87,7 +89,7 @@ class CalibrationMixin(PredictionMixin):
         dataset = self.adata_manager.create_torch_dataset()
         around = holes(dataset.graph, rng.permutation(whole), dataset.samples, dataset.has_content)
         calibration["holes"], of_holes = self._from_cases(
-            case for middles, hidden in around for case in self._cases(middles, N_SAMPLES, dataset.without(hidden))
+            case for middles, hidden in around for case in self._cases_in_holes(middles, hidden, dataset, strays)
         )
         calibration["std_factors"] = {
             "visible": of_visible, "hidden": of_hidden, "hidden_spots": of_spots, "holes": of_holes
@@ -110,6 +112,14 @@ class CalibrationMixin(PredictionMixin):
             latents = self._latents(condition, shown, n_samples, seed=0, n_steps=None)
             spread = self._spread(latents, condition, shown, self._modelled)
             yield _Case(place, shown, hidden, tensors[keys.COUNTS], per_count, condition, latents, spread)
+
+    def _cases_in_holes(
+        self, middles: np.ndarray, hidden: np.ndarray, dataset: NeighborhoodDataset, strays: Strays | None
+    ) -> Iterator[_Case]:
+        """Spots in the middle of holes, as if nothing of the spots around them were visible, to their regions neither."""
+        if strays is not None:
+            self._apply_strays(strays.without(hidden))
+        return self._cases(middles, N_SAMPLES, dataset.without(hidden))
 
     def _errors(self, case: _Case, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Squared error of a mean about hidden counts, and the part of it that sampling noise is, in the likelihood's units.

@@ -13,14 +13,15 @@ from lgdist_scvi._checks import check_choice, check_positive_int, list_names
 from lgdist_scvi._expression import COUNTS_PER
 from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.model._arguments import check_choices, seed_or_default, spots_at
-from lgdist_scvi.model._batches import BatchMixin, Estimand, samples_for_spread
+from lgdist_scvi.model._batches import Estimand, samples_for_spread
+from lgdist_scvi.model._regions import RegionMixin
 from lgdist_scvi.model._setup import resolve_likelihood
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
-class PredictionMixin(BatchMixin):
+class PredictionMixin(RegionMixin):
     """Inference of :class:`~lgdist_scvi.LGDiST`."""
 
     # ---- what is asked, and of what
@@ -53,6 +54,7 @@ class PredictionMixin(BatchMixin):
             resolve_likelihood(self.gene_likelihood_, dataset)
         self.module.eval()
         self._complete_first_round(adata)
+        self._apply_regions(adata)
         return adata
 
     @torch.inference_mode()
@@ -63,7 +65,7 @@ class PredictionMixin(BatchMixin):
         """
         first = self.module.first_round
         manager = self.get_anndata_manager(adata, required=True)
-        manager.fill = None
+        manager.fill = manager.regional = None
         if first is None:
             return
         fill = np.empty((adata.n_obs, len(first.vae.gene_rate)), dtype=np.float16)

@@ -60,6 +60,7 @@ class SkillMixin(PredictionMixin):
     def _measure_skill(self, neighbors_only: bool = False) -> dict[str, dict[str, np.ndarray]]:
         self.module.eval()
         self._complete_first_round(self.adata, "set_aside")
+        self._apply_regions(self.adata, "set_aside")
         dataset = self.adata_manager.create_torch_dataset()
         spots = np.setdiff1d(np.arange(len(dataset)), self.module.spots_set_aside(len(dataset)))
         spots = np.sort(np.random.default_rng(0).permutation(spots)[:_MAX_SPOTS])

@@ -37,6 +37,11 @@ class CapturedMixture(ProfileMixture):
         self.missing.fill_(_MISSING_RANGE[0])
         super().fit(*data)
 
+    def show_set_aside(self, share: torch.Tensor) -> None:
+        """Entries that training set aside, a share of each gene's, (n_genes,), were missing while learning and are so no longer."""
+        left = 1.0 - (1.0 - self.missing) / (1.0 - share).clamp(min=1e-6)
+        self.missing.copy_(left.clamp(*_MISSING_RANGE))
+
     def known(
         self, visible: torch.Tensor, library: torch.Tensor, usage: torch.Tensor, learn: bool = False
     ) -> torch.Tensor:
@@ -94,6 +99,11 @@ class CapturedMixtures(nn.Module):
         expected = self._expected_counts(visible, library, own)
         ones = torch.ones_like(expected)
         self.shared.fit(self.shared.evidence(ones, *around, counts * visible, expected))
+
+    def show_set_aside(self, share: torch.Tensor) -> None:
+        """As :meth:`CapturedMixture.show_set_aside`."""
+        for mixture in self.mixtures:
+            mixture.show_set_aside(share)
 
     def around(
         self,

@@ -61,6 +61,8 @@ def fit_experts(module: LGDiSTModule, batches: Iterable[dict[str, torch.Tensor]]
     if vae.counts_are_modelled:
         vae.weights_visible.copy_(_best_weights(module, chosen, "split", generator))
         _fit_deviations(module, chosen, generator)
+    else:
+        vae.mixtures.show_set_aside(module.share_set_aside())
 
 
 def _for_profiles(module: LGDiSTModule, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:

@@ -144,6 +144,10 @@ class LGDiSTModule(BaseModuleClass):
         whole = self.set_aside_patterns.all(dim=1).cpu().numpy()
         return np.flatnonzero(whole[np.arange(n_obs) % len(whole)])
 
+    def share_set_aside(self) -> torch.Tensor:
+        """Share of each gene's entries that is set aside, (n_genes,), in spots that are not set aside whole."""
+        return self.set_aside_patterns[~self.set_aside_patterns.all(dim=1)].float().mean(0)
+
     def _hide(self, known: torch.Tensor, whole_spots: float, generator: torch.Generator | None = None) -> torch.Tensor:
         return draw_hidden(known.shape, self.hide_up_to, whole_spots, known.device, generator)
 
@@ -163,7 +167,7 @@ class LGDiSTModule(BaseModuleClass):
         library = self._whole_library(tensors["size_factor"], tensors["observed_mask"]) * split.looked_at
         neighbor_library = self._whole_library(tensors["neighbor_library"], tensors["neighbor_mask"])
         return {
-            "centre": Spots(split.counts, split.visible.float(), library),
+            "centre": Spots(split.counts, split.visible.float(), library, regional=tensors.get("regional")),
             "known": split.known.float(),
             "counts": tensors["X"],
             "score": split.score,

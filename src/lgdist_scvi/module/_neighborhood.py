@@ -23,12 +23,16 @@ class Spots:
     fill
         Standardised deviation from the gene mean that a first round of training put in the place of missing entries, 0
         elsewhere, (n, n_genes); ``None`` in the first round.
+    regional
+        By how much genes stray over the slide and around the spot: factors of rates, or what is added to captured values,
+        (n, n_genes); ``None`` if nothing is known of it.
     """
 
     counts: torch.Tensor
     visible: torch.Tensor
     library: torch.Tensor
     fill: torch.Tensor | None = None
+    regional: torch.Tensor | None = None
 
 
 @dataclass
@@ -75,6 +79,8 @@ class Condition:
         have no say.
     correction
         What they do to the network's prediction, (batch, n_genes).
+    regional
+        See :class:`Spots`.
     own
         Visible counts of the spot, and the library sizes, in counts, that they are a part of, (batch, n_genes) each, 0 where
         nothing is visible; ``None`` like the experts.
@@ -89,6 +95,7 @@ class Condition:
     experts: torch.Tensor | None = None
     reliability: torch.Tensor | None = None
     correction: torch.Tensor | None = None
+    regional: torch.Tensor | None = None
     own: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def sample(self, noise: torch.Tensor) -> torch.Tensor:

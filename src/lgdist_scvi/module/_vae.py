@@ -103,6 +103,8 @@ class NeighborhoodVAE(nn.Module):
         # weight of each expert on entries that are visible and hidden, where it knows everything else about a spot
         self.register_buffer("weights_visible", torch.zeros(n_experts))
         self.register_buffer("weights_hidden", torch.zeros(n_experts))
+        # of what genes stray by over slides and around spots, in counts or values; infinite: they do not
+        self.register_buffer("regional_shrinkage", torch.full((2,), torch.inf))
         self.deviations = GeneDeviations(n_genes) if self.counts_are_modelled else None
         self._start_from(loadings, signal)
 
@@ -156,6 +158,10 @@ class NeighborhoodVAE(nn.Module):
 
     def _depth(self, library: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
         return torch.cat([torch.log(library / self.typical_library), visible.mean(-1, keepdim=True)], dim=-1)
+
+    def measured(self, spots: Spots) -> torch.Tensor:
+        """log1p(CP10K) of the visible counts, (n, n_genes), 0 where hidden."""
+        return torch.log1p(spots.counts * spots.visible / self.usable(spots.library) * COUNTS_PER)
 
     def _standardised(self, spots: Spots, library: torch.Tensor) -> torch.Tensor:
         values = torch.log1p(spots.counts * spots.visible / library * COUNTS_PER)
@@ -248,6 +254,7 @@ class NeighborhoodVAE(nn.Module):
                 centre.visible > 0, self.weights_visible[:, None, None], self.weights_hidden[:, None, None]
             )
             condition.correction = self.correction(condition, weights)
+            condition.regional = centre.regional
             condition.own = (centre.counts * centre.visible, library * centre.visible)
         return condition
 
@@ -289,8 +296,8 @@ class NeighborhoodVAE(nn.Module):
     def decode(self, latent: torch.Tensor, condition: Condition) -> torch.Tensor:
         """Expected rate (share of the library) or, for ``"normal"``, expected captured log1p(CP10K).
 
-        The average of what the network and the experts say, whose errors are of different kinds; and for rates what the
-        own count of each gene adds to that.
+        What a spot :meth:`shared` with others, what genes stray by in its region, and for rates what the own count of each gene
+        adds to that.
 
         Parameters
         ----------
@@ -303,13 +310,22 @@ class NeighborhoodVAE(nn.Module):
         -------
         (..., batch, n_genes)
         """
+        decoded = self.shared(latent, condition)
+        if condition.regional is not None:
+            if not self.counts_are_modelled:
+                return decoded + condition.regional
+            decoded = self._close(decoded * condition.regional)
+        if condition.own is None or not self.counts_are_modelled:
+            return decoded
+        return self._close(self.deviations(decoded, *condition.own))
+
+    def shared(self, latent: torch.Tensor, condition: Condition) -> torch.Tensor:
+        """The average of what network and experts say, whose errors are of different kinds; as :meth:`decode`."""
         decoded = self.network(latent, condition)
         if condition.correction is None:
             return decoded
         decoded = self.corrected(decoded, condition.correction)
-        if not self.counts_are_modelled:
-            return decoded
-        return self._close(self.deviations(self._close(decoded), *condition.own))
+        return self._close(decoded) if self.counts_are_modelled else decoded
 
     def own_variance(self, decoded: torch.Tensor, condition: Condition) -> torch.Tensor:
         """Variance of an expected value that no latent holds: what is peculiar to one gene in one spot.

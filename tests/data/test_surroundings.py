@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import numpy as np
+from scipy import sparse
+from scipy.spatial.distance import cdist
+
+from lgdist_scvi.data import surroundings
+
+
+def two_pieces(rng, n=40):
+    """Spots of two pieces of tissue that lie on the same coordinates; neighbours within a piece follow each other."""
+    coordinates = np.tile(rng.random((n, 2)), (2, 1))
+    chain = np.arange(n - 1)
+    rows = np.concatenate([chain, chain + n])
+    graph = sparse.csr_matrix((np.ones(len(rows)), (rows, rows + 1)), shape=(2 * n, 2 * n))
+    return graph + graph.T, coordinates
+
+
+def test_the_nearest_spots_of_the_same_piece():
+    graph, coordinates = two_pieces(np.random.default_rng(0))
+    weights = surroundings(graph, coordinates, n_around=7).toarray()
+    assert weights[:40, 40:].sum() == weights[40:, :40].sum() == 0
+    distances = cdist(coordinates[:40], coordinates[:40])
+    np.fill_diagonal(distances, np.inf)
+    nearest = np.sort(distances, axis=1)[:, :7]
+    expected = np.where(distances <= nearest[:, -1:], np.exp(-0.5 * (distances / (nearest[:, -1:] / 2)) ** 2), 0.0)
+    np.testing.assert_allclose(weights[:40, :40], expected, rtol=1e-5)
+    np.testing.assert_allclose(weights[40:, 40:], expected, rtol=1e-5)
+
+
+def test_no_spot_counts_for_itself_even_where_spots_coincide():
+    graph, coordinates = two_pieces(np.random.default_rng(1))
+    coordinates[:] = coordinates[0]
+    weights = surroundings(graph, coordinates, n_around=100)
+    assert weights.diagonal().sum() == 0
+    # all others of the piece, and nothing of the other one
+    np.testing.assert_array_equal(np.diff(weights.indptr), 39)
+    np.testing.assert_array_equal(weights.data, 1.0)
+
+
+def test_without_edges_nothing_is_around():
+    coordinates = np.random.default_rng(2).random((9, 2))
+    assert surroundings(sparse.csr_matrix((9, 9)), coordinates).nnz == 0
