@@ -30,6 +30,7 @@ def test_the_true_value_of_a_masked_entry_changes_no_bit(fit, tissue, likelihood
     first.X, second.X = to_format(counts), to_format(changed)
     models = [fit(adata, 2, {"mask_layer": "known"}) for adata in (first, second)]
     assert models[0].gene_likelihood_ == models[1].gene_likelihood_ == likelihood
+    assert torch.isfinite(models[0].module.vae.regional_shrinkage).any()  # the wider surroundings have their say
     states = [model.module.state_dict() for model in models]
     for key, value in states[0].items():
         assert torch.equal(value, states[1][key]), key

@@ -91,6 +91,8 @@ def test_predictions_never_see_what_is_scored(trained, aside):
     def rates(adata) -> torch.Tensor:
         model = trained
         manager = model.get_anndata_manager(model._prepare(adata), required=True)
+        model._apply_regions(adata, "set_aside")
+        assert manager.regional is not None
         batch = manager.create_torch_dataset()[np.arange(adata.n_obs)]
         tensors = {key: torch.from_numpy(value) for key, value in batch.items()}
         with torch.inference_mode():

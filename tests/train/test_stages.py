@@ -185,7 +185,7 @@ def test_buffers_survive_averaging(untrained):
     model.train(max_epochs=3, ema_decay=0.9, **QUICK)
     for key, value in model.module.vae.named_buffers():
         if not key.startswith(
-            ("linear", "mixture", "weights", "deviations", "has_experts")
+            ("linear", "mixture", "weights", "deviations", "has_experts", "regional")
         ):  # what experts learn after the stage
             assert torch.equal(value, before[key]), key
     assert model.module.vae.has_experts

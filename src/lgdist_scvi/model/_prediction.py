@@ -134,7 +134,8 @@ class PredictionMixin(RegionMixin):
         adata
             Data like those registered (genes in any order); ``None``: the registered data.
         indices
-            Spots; ``None``: all.
+            Spots; ``None``: all. The first question about data looks at all of them, to see what genes stray by over slides and
+            regions.
         gene_list
             Genes, in the order of the result; ``None``: all registered ones.
         n_samples
