@@ -1,4 +1,4 @@
-"""What training set aside calibrates: measurement noise, how far intervals reach, and the size of the standard deviation."""
+"""What training set aside calibrates: regional deviations, noise, intervals, and the size of the standard deviation."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class CalibrationMixin(PredictionMixin):
 
     @torch.inference_mode()
     def _calibrate(self) -> None:
-        """Learn the size of the noise, how far intervals reach in each stratum of genes, and the size of the standard deviation."""
+        """Learn what to make of regions, the size of the noise, how far intervals reach, and the size of the standard deviation."""
         self.module.eval()
         self._complete_first_round(self.adata, "set_aside")
         strays = self._fit_regions()

@@ -233,7 +233,7 @@ def to_json(value: Any) -> str:
 
 
 def data_fingerprint(dataset: NeighborhoodDataset) -> str:
-    """Hash of everything that a model sees of its data: genes, known counts, libraries, neighbours and distances.
+    """Hash of everything that a model sees of its data: genes, known counts, libraries, slides, neighbours and places.
 
     It does not depend on the storage format of the counts, nor on the values of masked entries.
     """
@@ -243,7 +243,7 @@ def data_fingerprint(dataset: NeighborhoodDataset) -> str:
         positions = np.flatnonzero(counts)
         for part in (positions, counts.ravel()[positions], np.packbits(known > 0), dataset.library[spots]):
             digest.update(np.ascontiguousarray(part).tobytes())
-    for part in (dataset.neighbors, dataset.distances):
+    for part in (dataset.neighbors, dataset.distances, dataset.samples, dataset.coordinates):
         digest.update(np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()
 
