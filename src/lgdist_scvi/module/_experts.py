@@ -19,6 +19,8 @@ _N_PROFILE_ENTRIES = 8_000_000
 _N_SPOTS = 2048  # that choose weights
 _HIDDEN_FOR_NEIGHBORS = 0.1
 _N_WEIGHTS = 10  # weights are multiples of a tenth
+_N_GROUPS = 6  # of the genes, by their rates, with weights of their own where captured values are modelled
+_N_SHARED = 500  # entries of all genes, as many as count in every group
 
 
 @torch.no_grad()
@@ -103,10 +105,12 @@ def _fit_neighbors(
 def _best_weights(
     module: LGDiSTModule, batches: Sequence[dict[str, torch.Tensor]], hide: Hide, generator: torch.Generator
 ) -> torch.Tensor:
-    """Weights of the experts that predict set-aside entries best, (n_experts,)."""
+    """Weights of the experts that predict set-aside entries best, (n_experts, n_genes)."""
     vae = module.vae
     candidates = _candidates(len(vae.weights_hidden)).to(vae.weights_hidden)
-    losses = candidates.new_zeros(len(candidates))
+    n_groups, n_genes = 1 if vae.counts_are_modelled else _N_GROUPS, len(vae.gene_rate)
+    group = vae.gene_rate.argsort().argsort() * n_groups // n_genes
+    losses, n_scored = candidates.new_zeros(len(candidates), n_groups), 0
     alone = torch.eye(candidates.shape[1], device=candidates.device)[:, :, None, None]
     for tensors in batches:
         inputs = module._get_inference_input(tensors, hide, generator if hide == "split" else None)
@@ -116,9 +120,13 @@ def _best_weights(
         target = inputs["target"][scored]
         exposure = module.fitted_exposure(tensors, inputs).expand_as(network)[scored]
         full = torch.stack([vae.correction(condition, one)[scored] for one in alone])
+        group_of_entry = group.expand_as(scored)[scored]
+        n_scored += len(target)
         for place, weights in enumerate(candidates):
-            losses[place] += vae.error(vae.corrected(network[scored], weights @ full), target, exposure).sum()
-    return candidates[losses.argmin()]
+            error = vae.error(vae.corrected(network[scored], weights @ full), target, exposure)
+            losses[place].index_add_(0, group_of_entry, error)
+    losses += _N_SHARED / max(n_scored, 1) * losses.sum(1, keepdim=True)
+    return candidates[losses.argmin(0)].T[:, group]
 
 
 def _fit_deviations(

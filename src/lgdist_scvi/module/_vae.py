@@ -101,8 +101,8 @@ class NeighborhoodVAE(nn.Module):
         # whether experts and deviations have learnt, and with that their say
         self.register_buffer("has_experts", torch.tensor(False))
         # weight of each expert on entries that are visible and hidden, where it knows everything else about a spot
-        self.register_buffer("weights_visible", torch.zeros(n_experts))
-        self.register_buffer("weights_hidden", torch.zeros(n_experts))
+        self.register_buffer("weights_visible", torch.zeros(n_experts, n_genes))
+        self.register_buffer("weights_hidden", torch.zeros(n_experts, n_genes))
         # of what genes stray by over slides and around spots, in counts or values; infinite: they do not
         self.register_buffer("regional_shrinkage", torch.full((2,), torch.inf))
         self.deviations = GeneDeviations(n_genes) if self.counts_are_modelled else None
@@ -250,9 +250,7 @@ class NeighborhoodVAE(nn.Module):
         )
         if around.experts is not None:
             condition.experts, condition.reliability = self._expert_predictions(centre, library, around.experts)
-            weights = torch.where(
-                centre.visible > 0, self.weights_visible[:, None, None], self.weights_hidden[:, None, None]
-            )
+            weights = torch.where(centre.visible > 0, self.weights_visible[:, None], self.weights_hidden[:, None])
             condition.correction = self.correction(condition, weights)
             condition.regional = centre.regional
             condition.own = (centre.counts * centre.visible, library * centre.visible)
