@@ -107,3 +107,11 @@ def test_reliability_is_the_share_of_own_counts(data, fitted):
     own = (counts * seen).sum(1)
     torch.testing.assert_close(reliability, own / (own + N_PROFILES))
     assert reliability[0] == 0
+
+
+def test_entries_that_training_set_aside_are_missing_no_longer():
+    """A tenth of the entries was missing before; training set aside a fifth of them besides."""
+    mixture = CapturedMixture(torch.full((3,), 0.1), 2)
+    mixture.missing.copy_(torch.tensor([1.0 - 0.9 * 0.8, 0.9, 0.2]))
+    mixture.show_set_aside(torch.tensor([0.2, 0.0, 0.2]))
+    torch.testing.assert_close(mixture.missing, torch.tensor([0.1, 0.9, 0.001]))

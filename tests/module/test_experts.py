@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lgdist_scvi import LGDiST, datasets
-from lgdist_scvi.module import fit_experts
+from lgdist_scvi.module import _experts, fit_experts
 
 LEARNT = ("mixtures", "linear")  # weights and deviations are chosen with them in view
 
@@ -121,3 +121,35 @@ def test_the_own_count_moves_its_rate_and_hidden_ones_only_as_the_sum_does(build
     by_sum = torch.stack([one[unseen][0] for one, unseen in zip(moved, hidden, strict=True)])[:, None]
     more = counts > exposure * without
     assert (moved / by_sum)[more & ~hidden].min() > 1.0 and (moved / by_sum)[~more & ~hidden].max() <= 1.0
+
+
+@pytest.mark.parametrize(("n_shared", "alike"), [(0, False), (1_000_000, True)])
+def test_groups_of_genes_have_weights_of_their_own(build, monkeypatch, n_shared, alike):
+    """An expert that knows the rare genes and is wrong about the others; few entries lean on those of all genes."""
+    module, tensors = build("normal")
+    vae = module.vae
+    monkeypatch.setattr(_experts, "_N_SHARED", n_shared)
+    rare = vae.gene_rate < vae.gene_rate.median()
+
+    def correction(condition, weights):
+        measured = torch.log1p(tensors["X"] / module.exposure(tensors) * 1e4)
+        right = measured - vae.network(condition.mean, condition)
+        return weights[0] * torch.where(rare, right, 3.0)
+
+    monkeypatch.setattr(vae, "correction", correction)
+    (weights,) = _experts._best_weights(module, [tensors], "set_aside", torch.Generator())
+    assert weights.shape == rare.shape
+    order = vae.gene_rate.argsort()
+    sixth = len(order) // 6
+    assert weights[order[-sixth:]].max() < 0.5
+    if alike:
+        assert len(weights.unique()) == 1
+    else:
+        np.testing.assert_allclose(weights[order[:sixth]].numpy(), 1.0)
+
+
+def test_counts_have_one_weight_for_all_genes(build):
+    module, tensors = build("nb")
+    fit_experts(module, [tensors], torch.Generator().manual_seed(0))
+    for weights in (module.vae.weights_hidden, module.vae.weights_visible):
+        assert torch.equal(weights, weights[:, :1].expand_as(weights))
