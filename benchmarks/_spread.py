@@ -18,6 +18,7 @@ LEVELS = (0.5, 0.8, 0.9, 0.95)
 THIRDS = ("low", "middle", "high")
 _N_SAMPLES = 20
 _MAX_SPOTS = 400  # drawn at random where more are scored: the scores are averages over entries
+_ENOUGH_ENTRIES = 50_000  # on which intervals are scored: a third of the genes may hold few of them
 _N_MODULES = 10
 _FAR = 20.0  # beyond any log1p(CP10K), which ends at 9.2
 _TIE = 1e-5  # rounding of an interval's end; far below the step of a count
@@ -45,9 +46,7 @@ def spread_scores(model: LGDiST, task: Task, seed: int) -> dict:
       `width`, `n`, and `endless`, the share of all intervals of this level that reach to infinity (counted as 20 wide on
       that side).
     """
-    spots = np.flatnonzero(task.scored.any(axis=1))
-    if len(spots) > _MAX_SPOTS:
-        spots = np.sort(np.random.default_rng(seed).choice(spots, _MAX_SPOTS, replace=False))
+    spots = _spots(task, seed)
     genes = np.flatnonzero(task.scored.any(axis=0))
     chosen = np.ix_(spots, genes)
     truth, scored = task.measured[chosen], np.asarray(task.scored[chosen])
@@ -67,10 +66,27 @@ def spread_scores(model: LGDiST, task: Task, seed: int) -> dict:
         scores[f"variance_{name}"] = float(np.median(ratio))
         scores[f"variance_{name}_within"] = float(np.mean((ratio >= 0.8) & (ratio <= 1.25)))
     scores["deviation_over_error"] = deviation_over_error
+    scores["coverage"] = _coverage(model, task, _spots(task, seed, _ENOUGH_ENTRIES), genes, arguments)
+    return scores
+
+
+def _spots(task: Task, seed: int, n_entries: int = 0) -> np.ndarray:
+    """Spots drawn from those with scored entries: all, or at least 400, and as many as hold `n_entries`."""
+    spots = np.flatnonzero(task.scored.any(axis=1))
+    order = np.random.default_rng(seed).permutation(spots)
+    held = np.cumsum(np.asarray(task.scored.sum(axis=1)).ravel()[order])
+    return np.sort(order[: max(_MAX_SPOTS, np.searchsorted(held, n_entries) + 1)])
+
+
+def _coverage(model: LGDiST, task: Task, spots: np.ndarray, genes: np.ndarray, arguments: dict) -> list[dict]:
+    """How often intervals of the model hold what was hidden, by level and third of the scored genes."""
+    chosen = np.ix_(spots, genes)
+    truth, scored = task.measured[chosen], np.asarray(task.scored[chosen])
+    names = list(model.get_var_names_registered()[genes])
     strata = np.broadcast_to(_thirds(task, genes), truth.shape)
-    scores["coverage"] = []
+    records = []
     for level in LEVELS:
-        lower, upper = (end[:, genes] for end in model.get_prediction_interval(level, indices=spots, **arguments))
+        lower, upper = model.get_prediction_interval(level, indices=spots, gene_list=names, **arguments)
         endless = float(np.mean(~np.isfinite(lower[scored]) | ~np.isfinite(upper[scored])))
         # an end at infinity contains everything, and would make any mean width infinite
         lower, upper = np.maximum(lower, -_FAR), np.minimum(upper, _FAR)
@@ -78,9 +94,8 @@ def spread_scores(model: LGDiST, task: Task, seed: int) -> dict:
         for stratum, record in table.iterrows():
             name = stratum if stratum == "all" else THIRDS[int(stratum)]
             record = {"coverage": float(record["coverage"]), "width": float(record["width"]), "n": int(record["n"])}
-            record["endless"] = endless
-            scores["coverage"].append({"level": level, "stratum": name, **record})
-    return scores
+            records.append({"level": level, "stratum": name, **record, "endless": endless})
+    return records
 
 
 def _deviation_over_error(task: Task, mean: np.ndarray, deviation: np.ndarray) -> float:

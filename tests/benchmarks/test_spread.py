@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from benchmarks._spread import _deviation_over_error
+from benchmarks._spread import _deviation_over_error, _spots
 from scipy import sparse
 
 from lgdist_scvi.metrics._poisson import moments_given_positive
@@ -44,3 +44,12 @@ def test_a_true_standard_deviation_of_rates_scores_1(expected):
     task = SimpleNamespace(estimand="rate", rest=sparse.csr_matrix(rest), scored=np.ones(shape, bool))
     assert _deviation_over_error(task, np.log1p(mean), deviation) == pytest.approx(1.0, abs=0.1)
     assert _deviation_over_error(task, np.log1p(mean), 2 * deviation) == pytest.approx(2.0, abs=0.2)
+
+
+def test_intervals_are_scored_on_more_spots_where_few_entries_of_a_spot_are_hidden():
+    scored = np.zeros((3000, 100), dtype=bool)
+    scored[::2, :40] = True  # 1,500 spots with 40 entries each
+    task = SimpleNamespace(scored=scored)
+    few, many, all_of_them = (_spots(task, 0, n) for n in (0, 50_000, 10**9))
+    assert (len(few), len(many), len(all_of_them)) == (400, 1250, 1500)
+    assert np.isin(few, many).all() and (np.diff(many) > 0).all() and scored[all_of_them].any(axis=1).all()
