@@ -182,15 +182,15 @@ class RegionMixin(BatchMixin):
         parts = []
         for place, tensors, _ in self._batches(adata, np.arange(adata.n_obs), dataset=dataset):
             inputs = module._get_inference_input(tensors, hide)
-            condition = vae.encode(inputs["centre"], module.around(inputs))
+            centre = inputs["centre"]
+            condition = vae.encode(centre, module.around(inputs))
             shared = vae.shared(module.latent_mean(condition), condition)
-            visible = inputs["centre"].visible
             if vae.counts_are_modelled:
                 counts, library = condition.own
                 found[place], expected[place] = counts.cpu().numpy(), (library * shared).cpu().numpy()
             else:
-                above = vae.measured(inputs["centre"]) - self._in_units(shared, tensors, "captured")
-                found[place], expected[place] = (above * visible).cpu().numpy(), visible.cpu().numpy()
+                above = vae.measured(centre, vae.visible_library(centre)) - self._in_units(shared, tensors, "captured")
+                found[place], expected[place] = (above * centre.visible).cpu().numpy(), centre.visible.cpu().numpy()
             rows, genes = ((inputs["score"] > 0).cpu().numpy() & ~whole[place, None]).nonzero()
             exposure = module.fitted_exposure(tensors, inputs).expand_as(shared)
             entries = (shared, inputs["target"], exposure)

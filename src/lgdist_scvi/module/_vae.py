@@ -159,13 +159,13 @@ class NeighborhoodVAE(nn.Module):
     def _depth(self, library: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
         return torch.cat([torch.log(library / self.typical_library), visible.mean(-1, keepdim=True)], dim=-1)
 
-    def measured(self, spots: Spots) -> torch.Tensor:
-        """log1p(CP10K) of the visible counts, (n, n_genes), 0 where hidden."""
-        return torch.log1p(spots.counts * spots.visible / self.usable(spots.library) * COUNTS_PER)
+    @staticmethod
+    def measured(spots: Spots, library: torch.Tensor) -> torch.Tensor:
+        """log1p(CP10K) of the visible counts in a library, in counts (n, 1): (n, n_genes), 0 where hidden."""
+        return torch.log1p(spots.counts * spots.visible / library * COUNTS_PER)
 
     def _standardised(self, spots: Spots, library: torch.Tensor) -> torch.Tensor:
-        values = torch.log1p(spots.counts * spots.visible / library * COUNTS_PER)
-        return (values - self.value_mean) / self.value_scale * spots.visible
+        return (self.measured(spots, library) - self.value_mean) / self.value_scale * spots.visible
 
     def _embed(self, spots: Spots, library: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
         """One token per spot from value and visibility, entry by entry: (n, n_hidden)."""
