@@ -370,6 +370,7 @@ def test_setup_can_be_repeated(adata):
         ({"gene_likelihood": "zinb"}, "gene_likelihood must be one of 'auto', 'nb', 'poisson', 'normal', got 'zinb'"),
         ({"conditioning": "image"}, "conditioning must be one of"),
         ({"n_hidden": 30, "n_heads": 4}, "n_hidden=30 must be a multiple of n_heads=4"),
+        ({"n_denoiser_hidden": 33, "n_denoiser_heads": 3}, "n_denoiser_hidden=33 must be even"),
         ({"n_profiles": 0}, "n_profiles must be a whole number of at least 1, got 0"),
         ({"n_draws": 0}, "n_draws must be a whole number of at least 1, got 0"),
         ({"n_layers": 1.5}, "n_layers must be a whole number of at least 1, got 1.5"),

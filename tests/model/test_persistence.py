@@ -52,6 +52,8 @@ def test_loaded_without_data(model, saved, tmp_path):
     """Then asked about new data, which nobody registered."""
     loaded = LGDiST.load(saved, adata=False, accelerator="cpu")
     assert repr(loaded) == repr(model)
+    with pytest.raises(ValueError, match="skill is measured on the data that the model was trained on"):
+        loaded.skill_table(neighbors_only=True)
     adata = model.adata.copy()
     del adata.uns["_scvi_uuid"]
     assert_equal(answers(model), answers(loaded, adata))

@@ -80,6 +80,16 @@ def test_a_spot_does_not_count_for_itself_and_slides_not_for_each_other(rates):
 
 
 @pytest.mark.parametrize("rates", [True, False])
+def test_some_spots_alone(rates):
+    rng = np.random.default_rng(5)
+    strays, some = strays_of(rng.poisson(2.0, (N, GENES)), np.full((N, GENES), 2.0), rates), np.array([3, 250, 251])
+    field = strays.field(np.array([16.0, 4.0]), some)
+    np.testing.assert_allclose(field[some], strays.field(np.array([16.0, 4.0]))[some], rtol=1e-6)
+    others = np.setdiff1d(np.arange(N), some)
+    assert (strays.applied(1.0, field[others]) == strays.applied(1.0, 1.0 if rates else 0.0)).all()
+
+
+@pytest.mark.parametrize("rates", [True, False])
 def test_spots_that_are_left_out(rates):
     rng = np.random.default_rng(3)
     expected = rng.gamma(2.0, 1.0, (N, GENES))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 
 import numpy as np
@@ -266,6 +267,63 @@ def test_other_errors_come_through(untrained):
     model = untrained()
     with pytest.raises(RuntimeError, match="out of memory"):
         model.train(max_epochs=2, callbacks=[Fail()], **QUICK)
+    # a step was made: the record tells of it
+    assert [call["interrupted"] for call in model.training_] == [True]
+    assert is_usable(model)
+
+
+class Stop(Callback):
+    """Raises before the first step."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        self.error = error
+
+    def on_train_start(self, *args) -> None:
+        raise self.error("before the first step")
+
+
+@pytest.mark.filterwarnings("ignore:Training was interrupted")
+@pytest.mark.parametrize("stage", ["all", "diffusion"])
+@pytest.mark.parametrize(
+    ("kwargs", "error"),
+    [
+        ({"plan_kwargs": {"no_such_rate": 1}}, TypeError),
+        ({"callbacks": [Stop(RuntimeError)]}, RuntimeError),
+        ({"callbacks": [Stop(KeyboardInterrupt)]}, None),
+    ],
+)
+def test_a_training_that_takes_no_step_changes_nothing(untrained, stage, kwargs, error):
+    model = untrained(mask=True)
+    model.train(max_epochs=2, n_rounds=2, **QUICK)
+
+    def answers() -> list[np.ndarray]:
+        values = model.get_completed_expression(observed="model", return_std=True, return_numpy=True)
+        return [
+            *values,
+            *model.get_prediction_interval(0.9, return_numpy=True),
+            model.skill_table()["skill"].to_numpy(),
+        ]
+
+    before, calibration = answers(), model.calibration_
+    with pytest.raises(error) if error else contextlib.nullcontext():
+        model.train(max_epochs=2, stage=stage, **kwargs, **QUICK)
+    assert model.calibration_ is calibration and len(model.training_) == 1
+    assert model.module.first_round is not None and model.n_rounds_ == 2
+    for one, other in zip(before, answers(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_interrupted_in_the_second_round_the_diffusion_of_the_first_has_no_say(untrained):
+    class Press(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args) -> None:
+            if pl_module.module.first_round is not None:
+                raise KeyboardInterrupt
+
+    model = untrained(mask=True)
+    with pytest.warns(UserWarning, match="interrupted in stage 'vae_round2'"):
+        model.train(max_epochs=2, n_rounds=2, callbacks=[Press()], **QUICK)
+    assert model.module.first_round.has_diffusion and not model.module.has_diffusion
+    assert is_usable(model)
 
 
 # ---- which spots are trained on

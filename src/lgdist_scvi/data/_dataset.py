@@ -238,6 +238,21 @@ def spot_pitch(rows: np.ndarray, lengths: np.ndarray, samples: np.ndarray, coord
 
 def _reach_further(graph: sparse.csr_matrix, spots: np.ndarray, has_content: np.ndarray) -> pd.DataFrame:
     """Walk the graph from spots without useful neighbours to the first ring that has some."""
+    parts = [_walk(graph, spots[has_content[spots]], has_content)]
+    known, asking = has_content.copy(), np.isin(np.arange(len(has_content)), spots)
+    found = useful = np.flatnonzero(has_content)
+    while len(found) and (asking & ~known).any():
+        # what is nearest to neighbours that are one step less away
+        reached = sparse.csr_matrix((np.ones(len(found), dtype=bool), (found, useful)), shape=graph.shape)
+        found, useful = (graph.astype(bool) @ reached).nonzero()
+        found, useful = found[~known[found]], useful[~known[found]]
+        known[found] = True
+        parts.append(pd.DataFrame({"spot": found, "neighbor": useful})[asking[found]])
+    return pd.concat(parts).astype(np.int64)
+
+
+def _walk(graph: sparse.csr_matrix, spots: np.ndarray, has_content: np.ndarray) -> pd.DataFrame:
+    """The same, spot by spot: for spots that have content themselves, which are no way for others to pass."""
     found_spots, found = [], []
     for spot in spots:
         seen = {int(spot)}

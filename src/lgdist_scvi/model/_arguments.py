@@ -66,6 +66,8 @@ def check_sizes(arguments: Mapping[str, Any]) -> None:
     for width, heads in (("n_hidden", "n_heads"), ("n_denoiser_hidden", "n_denoiser_heads")):
         if arguments[width] % arguments[heads]:
             raise ValueError(f"{width}={arguments[width]} must be a multiple of {heads}={arguments[heads]}")
+    if arguments["n_denoiser_hidden"] % 2:
+        raise ValueError(f"n_denoiser_hidden={arguments['n_denoiser_hidden']} must be even")
     if not 0 < arguments["set_aside_fraction"] < 0.5:
         raise ValueError(f"set_aside_fraction must lie between 0 and 0.5, got {arguments['set_aside_fraction']}")
     for name in ("dropout_rate", "hide_up_to", "hide_spot", "keep_at_least"):

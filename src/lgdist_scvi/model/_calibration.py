@@ -118,7 +118,7 @@ class CalibrationMixin(PredictionMixin):
     ) -> Iterator[_Case]:
         """Spots in the middle of holes, as if nothing of the spots around them were visible, to their regions neither."""
         if strays is not None:
-            self._apply_strays(strays.without(hidden))
+            self._apply_strays(strays.without(hidden), middles)
         return self._cases(middles, N_SAMPLES, dataset.without(hidden))
 
     def _errors(self, case: _Case, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -142,10 +142,10 @@ class RecordMixin:
             record["training_data"] = self.training_data_
         return record
 
-    def _remember_training(self, call: dict[str, Any], completed: bool) -> None:
-        """Keep what :func:`~lgdist_scvi.model._record.training_call` gave."""
+    def _remember_training(self, call: dict[str, Any]) -> None:
+        """Keep what :func:`~lgdist_scvi.model._record.training_call` gave, and whether it was interrupted."""
         self.training_seed_ = settings.seed
-        self.training_ = [*self.training_, call | {"interrupted": not completed}]
+        self.training_ = [*self.training_, call]
         self.training_data_ = data_fingerprint(self.adata_manager.create_torch_dataset())
 
 

@@ -21,6 +21,10 @@ _SHRINKAGES = (np.inf, *(4.0**power for power in range(8)))  # that are chosen a
 _GENES_AT_A_TIME = 256
 
 Sums = tuple[np.ndarray, np.ndarray]
+Spots = np.ndarray | slice
+"""Rows of the spots that are asked about."""
+
+EVERY_SPOT = slice(None)
 
 
 @dataclass
@@ -56,14 +60,16 @@ class Strays:
         found[spots] = expected[spots] = 0.0
         return Strays(found, expected, self.around, self.slide, self.rates)
 
-    def field(self, shrinkage: np.ndarray) -> np.ndarray:
-        """Factor or summand of every entry, (n_obs, n_genes), from the shrinkage c of slides and of surroundings, (2,)."""
-        field = np.empty_like(self.found)
+    def field(self, shrinkage: np.ndarray, spots: Spots = EVERY_SPOT) -> np.ndarray:
+        """Factor or summand of every entry, (n_obs, n_genes), from the shrinkage c of slides and of surroundings, (2,).
+
+        Where only some spots are asked about, those of others are of no effect.
+        """
+        field = np.full_like(self.found, 1.0 if self.rates else 0.0)
         for genes in self.blocks():
-            of_slide = self.posterior_mean(self.over_slides(genes), shrinkage[0])
-            field[:, genes] = self.applied(
-                of_slide, self.posterior_mean(self.around_spots(genes, of_slide), shrinkage[1])
-            )
+            of_slide = self.posterior_mean(self.over_slides(genes, spots), shrinkage[0])
+            around = self.posterior_mean(self.around_spots(genes, of_slide, spots), shrinkage[1])
+            field[spots, genes] = self.applied(of_slide, around)
         return field
 
     def blocks(self) -> Iterator[slice]:
@@ -71,15 +77,17 @@ class Strays:
         for start in range(0, self.found.shape[1], _GENES_AT_A_TIME):
             yield slice(start, start + _GENES_AT_A_TIME)
 
-    def over_slides(self, genes: slice) -> Sums:
-        """What is found and expected of some genes in all other spots of each spot's slide, (n_obs, n) each."""
+    def over_slides(self, genes: slice, spots: Spots = EVERY_SPOT) -> Sums:
+        """What is found and expected of some genes in all other spots of the slides of some spots, (n_spots, n) each."""
+        slides = self.slide.T.tocsr()[spots]
         return tuple(
-            self.slide.T @ (self.slide @ part[:, genes]) - part[:, genes] for part in (self.found, self.expected)
+            slides @ (self.slide @ part[:, genes]) - part[spots, genes] for part in (self.found, self.expected)
         )
 
-    def around_spots(self, genes: slice, of_slide: np.ndarray) -> Sums:
-        """The same around each spot, beside the factor or summand of its slide, (n_obs, n)."""
-        found, expected = self.around @ self.found[:, genes], self.around @ self.expected[:, genes]
+    def around_spots(self, genes: slice, of_slide: np.ndarray, spots: Spots = EVERY_SPOT) -> Sums:
+        """The same around these spots, beside the factor or summand of their slides, (n_spots, n)."""
+        around = self.around[spots]
+        found, expected = around @ self.found[:, genes], around @ self.expected[:, genes]
         if self.rates:
             return found, expected * of_slide
         return found - expected * of_slide, expected
@@ -140,7 +148,9 @@ def choose_shrinkage(strays: Strays, asked: Asked) -> np.ndarray:
 class RegionMixin(BatchMixin):
     """Regional deviations of :class:`~lgdist_scvi.LGDiST`."""
 
-    _regional: tuple[tuple[str, str], np.ndarray] | None = None  # what data were asked about last, and the answer
+    _regional: tuple[tuple[str, str], np.ndarray | None] | None = (
+        None  # what data were asked about last, and the answer
+    )
 
     def _fit_regions(self) -> Strays | None:
         """Learn on what training set aside how much to make of regional deviations, and apply those that do not know it."""
@@ -152,10 +162,14 @@ class RegionMixin(BatchMixin):
         strays, asked = self._strays(self.adata, "set_aside")
         vae.regional_shrinkage.copy_(torch.from_numpy(choose_shrinkage(strays, asked)))
         self._apply_strays(strays)
+        fingerprint = data_fingerprint(self.adata_manager.create_torch_dataset())
+        self._regional = ("set_aside", fingerprint), self.adata_manager.regional
         return strays
 
-    def _apply_strays(self, strays: Strays) -> None:
-        self.adata_manager.regional = strays.field(self.module.vae.regional_shrinkage.cpu().numpy())
+    def _apply_strays(self, strays: Strays, spots: Spots = EVERY_SPOT) -> None:
+        """Let predictions of these spots know of regional deviations."""
+        shrinkage = self.module.vae.regional_shrinkage.cpu().numpy()
+        self.adata_manager.regional = None if np.isinf(shrinkage).all() else strays.field(shrinkage, spots)
 
     def _apply_regions(self, adata: AnnData, hide: Literal["nothing", "set_aside"] = "nothing") -> None:
         """Find regional deviations from all that is observed, or from what training did not set aside."""

@@ -47,6 +47,8 @@ class SkillMixin(PredictionMixin):
         """
         self._check_trained()
         estimand = self._estimand(estimand)
+        if self.adata is None and (neighbors_only or "skill" not in self.calibration_):
+            raise ValueError("skill is measured on the data that the model was trained on; load it with them")
         if neighbors_only:
             measured = self._measure_skill(neighbors_only=True)
         else:

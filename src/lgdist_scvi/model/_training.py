@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from scvi import settings
 
 from lgdist_scvi._checks import check_choice, check_positive_int, list_names
 from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.model._record import training_call
-from lgdist_scvi.train import DiffusionPlan, EntrySplitter, VAEPlan, run_stage
+from lgdist_scvi.train import DiffusionPlan, EntrySplitter, StagePlan, VAEPlan, run_stage
 
 _STEPS = {"vae": 500, "diffusion": 300}  # optimisation steps that a slide needs
 _EPOCHS = (4, 300)
+_PLANS = {"vae": VAEPlan, "diffusion": DiffusionPlan}
 
 
 class TrainingMixin:
@@ -59,8 +62,8 @@ class TrainingMixin:
             Whether to stop when the validation loss no longer falls.
         validation_samples
             Slides (values of `sample_key`) that the networks are not trained on; validation uses their set-aside entries. Gene
-            statistics, the linear expert and the calibration know these slides: to score a slide that nothing has seen, hide
-            it with ``pp.hold_out(scheme="sample")``.
+            statistics, the experts and the calibration know these slides: to score a slide that nothing has seen, train without
+            it, and pass it to :meth:`get_completed_expression` afterwards.
         ema_decay
             Decay of the moving average of the weights; ``None`` for none.
         plan_kwargs
@@ -96,39 +99,62 @@ class TrainingMixin:
             batch_size=batch_size,
             **(datasplitter_kwargs or {}),
         )
-        if stage != "diffusion":
-            # a new VAE makes an old diffusion meaningless
-            self.module.has_diffusion.fill_(False)
-            self.module.first_round, self.n_rounds_ = None, 1
-        self.calibration_ = None  # of other weights
-        self._complete_first_round(self.adata, "set_aside")
-        plans = [
-            (name, plan) for name, plan in (("vae", VAEPlan), ("diffusion", DiffusionPlan)) if stage in ("all", name)
-        ]
-        for index, (name, plan_class) in enumerate(plans * n_rounds):
-            if index == len(plans):
-                self.module.begin_second_round()
-                self.n_rounds_ = 2
-                self._complete_first_round(self.adata, "set_aside")
-            completed = run_stage(
-                self,
-                name if index < len(plans) else f"{name}_round2",
-                plan_class(self.module, **(plan_kwargs or {})),
-                splitter,
-                max_epochs=max_epochs or _default_epochs(name, splitter.n_train, batch_size),
-                ema_decay=ema_decay,
-                accelerator=accelerator,
-                devices=devices,
-                early_stopping=early_stopping,
-                **trainer_kwargs,
-            )
-            if not completed:
-                break
+        names = [name for name in _PLANS if stage in ("all", name)] * n_rounds
+        plans = [_PLANS[name](self.module, **(plan_kwargs or {})) for name in names]
+        with self._remembered(call, plans):
+            if stage != "diffusion":
+                # a new VAE makes an old diffusion meaningless
+                self.module.has_diffusion.fill_(False)
+                self.module.first_round, self.n_rounds_ = None, 1
+            self.calibration_ = None  # of other weights
+            self._complete_first_round(self.adata, "set_aside")
+            for index, (name, plan) in enumerate(zip(names, plans, strict=True)):
+                later = name in names[:index]
+                if later and name == names[0]:
+                    self.module.begin_second_round()
+                    self.n_rounds_ = 2
+                    self._complete_first_round(self.adata, "set_aside")
+                completed = run_stage(
+                    self,
+                    f"{name}_round2" if later else name,
+                    plan,
+                    splitter,
+                    max_epochs=max_epochs or _default_epochs(name, splitter.n_train, batch_size),
+                    ema_decay=ema_decay,
+                    accelerator=accelerator,
+                    devices=devices,
+                    early_stopping=early_stopping,
+                    **trainer_kwargs,
+                )
+                if not completed:
+                    break
+            else:
+                call["interrupted"] = False
         if self.is_trained_:
             # Ctrl-C may come here as well: what is missing then is calibrated when first asked for
-            self._remember_training(call, completed)
-            self._calibrate()
+            if self.calibration_ is None:
+                self._calibrate()
             self.skill_table()  # while the data are there
+
+    @contextmanager
+    def _remembered(self, call: dict[str, Any], plans: Sequence[StagePlan]) -> Iterator[None]:
+        """Keep a call of :meth:`train` in the record, however it ends; or leave no trace of it, if it took no step."""
+        module, call["interrupted"] = self.module, True
+
+        def state() -> tuple[torch.Tensor, ...]:
+            return module.has_diffusion, module.vae.has_experts, module.residual_scale
+
+        values = [value.clone() for value in state()]
+        others = module.first_round, self.n_rounds_, self.calibration_
+        try:
+            yield
+        finally:
+            if any(plan.global_step > 0 for plan in plans):
+                self._remember_training(call)
+            else:
+                for current, value in zip(state(), values, strict=True):
+                    current.copy_(value)
+                module.first_round, self.n_rounds_, self.calibration_ = others
 
     def _validation_spots(self, validation_samples: Sequence[str] | None) -> np.ndarray | None:
         if validation_samples is None:

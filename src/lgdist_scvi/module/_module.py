@@ -127,6 +127,7 @@ class LGDiSTModule(BaseModuleClass):
     def begin_second_round(self) -> None:
         """Keep the networks as they are for completing what the second round looks at."""
         self.first_round = deepcopy(self)
+        self.has_diffusion.fill_(False)  # it is of the first round's VAE
 
     def on_load(self, model: Any, **kwargs: Any) -> None:
         """Make room for the parameters of a first round before they are loaded."""

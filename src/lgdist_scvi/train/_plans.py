@@ -115,6 +115,9 @@ class DiffusionPlan(StagePlan):
             for batch in islice(batches, _N_SCALE_BATCHES)
         ]
         self.module.residual_scale.copy_(torch.stack(moments).mean(0).sqrt())
+
+    def finish(self, batches: Iterable[dict[str, torch.Tensor]]) -> None:
+        """Let the denoiser have its say."""
         self.module.has_diffusion.fill_(True)
 
     def on_fit_start(self) -> None:
