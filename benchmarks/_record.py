@@ -24,6 +24,7 @@ _PACKAGES = (
 # what every method's data and scores depend on
 _SHARED = (
     "benchmarks/_protocols.py",
+    "src/lgdist_scvi/_anndata.py",
     "src/lgdist_scvi/_checks.py",
     "src/lgdist_scvi/_expression.py",
     "src/lgdist_scvi/metrics/_arrays.py",

@@ -4,128 +4,32 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import sparse
 
 from lgdist_scvi import _checks as checks
-from lgdist_scvi._expression import library_size, log1p_cp10k
-
-FORMATS = [sparse.csr_matrix, sparse.csc_matrix, sparse.csr_array, sparse.csc_array, np.asarray]
 
 
-def _counts(n_obs: int = 30, n_vars: int = 12, dtype=np.float32) -> np.ndarray:
-    return np.random.default_rng(0).poisson(1.0, size=(n_obs, n_vars)).astype(dtype)
+def test_values_that_are_not_numbers():
+    with pytest.raises(ValueError, match="dtype complex128; raw counts must be integers or floats"):
+        checks.check_counts(np.ones((2, 2), dtype=complex), "x")
 
 
-def _adata(x=None) -> ad.AnnData:
-    x = _counts() if x is None else x
-    adata = ad.AnnData(x)
-    adata.obsm["spatial"] = np.random.default_rng(1).random((adata.n_obs, 2))
-    return adata
+def test_require_key_on_a_data_frame():
+    frame = pd.DataFrame({"a": [1]})
+    checks.require_key(frame, "a", "adata.obs")
+    with pytest.raises(KeyError, match="'b' not found in adata.obs; available: 'a'$|'b' not found.*'a'"):
+        checks.require_key(frame, "b", "adata.obs")
 
 
-class TestCounts:
-    @pytest.mark.parametrize("to_format", FORMATS)
-    @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32, np.uint8])
-    def test_any_format_and_whole_dtype(self, to_format, dtype):
-        dense = _counts(dtype=dtype)
-        counts = checks.get_counts(_adata(to_format(dense)))
-        if to_format is np.asarray:
-            assert isinstance(counts, np.ndarray)
-            np.testing.assert_array_equal(counts, dense)
-        else:
-            assert type(counts) is sparse.csr_matrix
-            assert counts.has_sorted_indices
-            np.testing.assert_array_equal(counts.toarray(), dense)
-        assert counts.dtype == dtype
-
-    @pytest.mark.parametrize("to_format", [sparse.csr_matrix, np.asarray])
-    def test_backed_and_views(self, tmp_path, to_format):
-        dense = _counts()
-        _adata(to_format(dense)).write_h5ad(tmp_path / "a.h5ad")
-        backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
-        for adata, expected in (
-            (backed, dense),
-            (backed[::2, 3:7], dense[::2, 3:7]),
-            (_adata(to_format(dense))[::-1], dense[::-1]),
-        ):
-            counts = checks.get_counts(adata)
-            assert type(counts) in (sparse.csr_matrix, np.ndarray)
-            np.testing.assert_array_equal(counts.toarray() if sparse.issparse(counts) else counts, expected)
-        backed.file.close()
-
-    def test_stored_zeros_duplicates_and_disorder_are_normalised_in_a_copy(self):
-        x = sparse.csr_matrix(
-            (np.array([2.0, 0.0, 1.0, 3.0]), np.array([2, 1, 0, 2]), np.array([0, 3, 4])), shape=(2, 3)
-        )
-        counts = checks.get_counts(ad.AnnData(x))
-        np.testing.assert_array_equal(counts.indices, [0, 2, 2])
-        assert counts.nnz == 3
-        assert x.nnz == 4 and x.indices[0] == 2
-
-    @pytest.mark.parametrize("to_format", [sparse.csr_matrix, sparse.csc_array, np.asarray])
-    @pytest.mark.parametrize(
-        ("value", "message"),
-        [
-            (np.nan, "2 of 360 entries of adata.X are NaN; .*pp.observed_mask"),
-            (np.inf, "2 of 360 entries of adata.X are infinite; .*layer="),
-            (-1, "2 of 360 entries of adata.X are negative; .*layer="),
-            (0.5, "2 of 360 entries of adata.X are not whole numbers; .*normalised.*layer="),
-        ],
-    )
-    def test_values_that_are_not_counts(self, to_format, value, message):
-        x = _counts()
-        x[3, 4] = x[5, 6] = value
-        with pytest.raises(ValueError, match=message):
-            checks.get_counts(_adata(to_format(x)))
-
-    def test_values_that_are_not_numbers(self):
-        with pytest.raises(ValueError, match="dtype complex128; raw counts must be integers or floats"):
-            checks.check_counts(np.ones((2, 2), dtype=complex), "x")
-
-    def test_layers(self):
-        adata = _adata()
-        adata.layers["counts"] = _counts() + 1
-        np.testing.assert_array_equal(checks.get_counts(adata, "counts"), _counts() + 1)
-        with pytest.raises(KeyError, match="'raw' not found in adata.layers; available: 'counts'; pass the layer"):
-            checks.get_counts(adata, "raw")
-        adata.X = None
-        with pytest.raises(ValueError, match=r"adata.X is empty; .*\(layer=...; available: 'counts'\)"):
-            checks.get_counts(adata)
-
-
-class TestNamesAndSamples:
-    def test_require_key_on_a_data_frame(self):
-        frame = pd.DataFrame({"a": [1]})
-        checks.require_key(frame, "a", "adata.obs")
-        with pytest.raises(KeyError, match="'b' not found in adata.obs; available: 'a'$|'b' not found.*'a'"):
-            checks.require_key(frame, "b", "adata.obs")
-
-    @pytest.mark.parametrize(("axis", "what"), [("obs", "spot"), ("var", "gene")])
-    def test_duplicated_names(self, axis, what):
-        adata = _adata()
-        names = getattr(adata, f"{axis}_names").to_numpy().copy()
-        names[1] = names[0]
-        setattr(adata, f"{axis}_names", names)
-        with pytest.raises(ValueError, match=rf"1 {what} name in adata.{axis}_names .*call .*{axis}_names_make_unique"):
-            checks.check_unique_names(adata)
-        getattr(adata, f"{axis}_names_make_unique")()
+@pytest.mark.parametrize(("axis", "what"), [("obs", "spot"), ("var", "gene")])
+def test_duplicated_names(axis, what):
+    adata = ad.AnnData(np.ones((30, 12)))
+    names = getattr(adata, f"{axis}_names").to_numpy().copy()
+    names[1] = names[0]
+    setattr(adata, f"{axis}_names", names)
+    with pytest.raises(ValueError, match=rf"1 {what} name in adata.{axis}_names .*call .*{axis}_names_make_unique"):
         checks.check_unique_names(adata)
-
-    @pytest.mark.parametrize("categorical", [True, False])
-    def test_samples(self, categorical):
-        adata = _adata()
-        labels = ["b", "a", "c"] * 10
-        adata.obs["slide"] = pd.Categorical(labels, ["z", "a", "b", "c"]) if categorical else labels
-        np.testing.assert_array_equal(checks.get_samples(adata, "slide"), [0, 1, 2] * 10)
-        np.testing.assert_array_equal(checks.get_samples(adata, None), np.zeros(30))
-        with pytest.raises(KeyError, match="'batch' not found in adata.obs; available: 'slide'"):
-            checks.get_samples(adata, "batch")
-
-    def test_spots_without_sample(self):
-        adata = _adata()
-        adata.obs["slide"] = ["a"] * 28 + [None, np.nan]
-        with pytest.raises(ValueError, match=r"2 of 30 spots have no value in adata.obs\['slide'\]"):
-            checks.get_samples(adata, "slide")
+    getattr(adata, f"{axis}_names_make_unique")()
+    checks.check_unique_names(adata)
 
 
 @pytest.mark.parametrize("value", [0, -3, 1.0, True, None, "2"])
@@ -133,109 +37,3 @@ def test_positive_int(value):
     checks.check_positive_int(np.int64(3), "k")
     with pytest.raises(ValueError, match="k must be a whole number of at least 1, got"):
         checks.check_positive_int(value, "k")
-
-
-class TestCoordinates:
-    def test_arrays_and_frames(self):
-        adata = _adata()
-        expected = adata.obsm["spatial"]
-        adata.obsm["frame"] = pd.DataFrame(expected, index=adata.obs_names, columns=["x", "y"])
-        np.testing.assert_array_equal(checks.get_coordinates(adata), expected)
-        np.testing.assert_array_equal(checks.get_coordinates(adata, "frame"), expected)
-        assert checks.get_coordinates(adata).dtype == np.float64
-
-    def test_missing(self):
-        with pytest.raises(KeyError, match="'xy' not found in adata.obsm; available: 'spatial'; .*spatial_key"):
-            checks.get_coordinates(_adata(), "xy")
-
-    @pytest.mark.parametrize("value", [np.nan, np.inf])
-    def test_not_finite(self, value):
-        adata = _adata()
-        adata.obsm["spatial"][4:6, 1] = value
-        with pytest.raises(ValueError, match="2 of 30 spots have NaN or infinite coordinates"):
-            checks.get_coordinates(adata)
-
-    def test_not_a_table_of_numbers(self):
-        adata = _adata()
-        adata.obsm["spatial"] = adata.obsm["spatial"][:, :1]
-        with pytest.raises(ValueError, match=r"shape \(30, 1\); expected \(30, 2\)"):
-            checks.get_coordinates(adata)
-        adata.obsm["spatial"] = pd.DataFrame({"x": ["left"] * 30, "y": 1.0}, index=adata.obs_names)
-        with pytest.raises(ValueError, match="not numeric"):
-            checks.get_coordinates(adata)
-
-    def test_duplicates_within_a_slide_only(self):
-        adata = _adata()
-        adata.obs["slide"] = np.repeat(["a", "b"], 15)
-        adata.obsm["spatial"][15:] = adata.obsm["spatial"][:15]
-        checks.get_coordinates(adata, sample_key="slide")
-        with pytest.raises(ValueError, match="30 of 30 spots share their coordinates .*pass sample_key"):
-            checks.get_coordinates(adata)
-        adata.obsm["spatial"][1] = adata.obsm["spatial"][0]
-        with pytest.raises(ValueError, match="2 of 30 spots share .*slide; keep one spot per place"):
-            checks.get_coordinates(adata, sample_key="slide")
-
-
-class TestMask:
-    @pytest.mark.parametrize("dtype", [bool, np.uint8, np.float32])
-    @pytest.mark.parametrize("to_format", [sparse.csr_matrix, sparse.csr_array, np.asarray])
-    def test_any_storage(self, dtype, to_format):
-        adata = _adata()
-        adata.layers["observed"] = to_format((_counts() > 0).astype(dtype))
-        mask = checks.get_mask(adata, "observed")
-        assert type(mask) is np.ndarray or isinstance(mask, np.ndarray)
-        assert mask.dtype == bool
-        np.testing.assert_array_equal(mask, _counts() > 0)
-
-    def test_missing_names_the_remedy(self):
-        with pytest.raises(KeyError, match="'observed' not found in adata.layers; available: none; .*pp.observed_mask"):
-            checks.get_mask(_adata(), "observed")
-
-    def test_other_values(self):
-        adata = _adata()
-        adata.layers["observed"] = np.full(adata.shape, 2)
-        with pytest.raises(ValueError, match="360 of 360 entries .* are neither 0 nor 1"):
-            checks.get_mask(adata, "observed")
-        adata.layers["observed"] = np.full(adata.shape, np.nan)
-        with pytest.raises(ValueError, match="neither 0 nor 1"):
-            checks.get_mask(adata, "observed")
-        adata.layers["observed"] = np.full(adata.shape, "yes", dtype=object)
-        with pytest.raises(ValueError, match="dtype object; a mask is bool"):
-            checks.get_mask(adata, "observed")
-
-
-class TestExpression:
-    def test_library_size_counts_observed_entries_only(self):
-        dense = _counts()
-        mask = np.random.default_rng(2).random(dense.shape) < 0.5
-        for counts in (dense, sparse.csr_matrix(dense)):
-            np.testing.assert_array_equal(library_size(counts), dense.sum(1))
-            np.testing.assert_array_equal(library_size(counts, mask), (dense * mask).sum(1))
-            assert library_size(counts).dtype == np.float64
-
-    def test_small_integers_do_not_overflow(self):
-        dense = np.full((2, 600), 255, dtype=np.uint8)
-        for counts in (dense, sparse.csr_matrix(dense)):
-            np.testing.assert_array_equal(library_size(counts), [153000, 153000])
-
-    def test_log1p_cp10k_is_the_same_bits_dense_sparse_and_by_rows(self):
-        dense = _counts(200, 40)
-        library = library_size(dense) + 7
-        expected = np.log1p(dense.astype(np.float64) / library[:, None] * 1e4).astype(np.float32)
-        values = log1p_cp10k(dense, library)
-        assert values.dtype == np.float32
-        np.testing.assert_array_equal(values, expected)
-        np.testing.assert_array_equal(values, log1p_cp10k(sparse.csr_matrix(dense), library))
-        np.testing.assert_array_equal(values[50:60], log1p_cp10k(dense[50:60], library[50:60]))
-
-    def test_empty_spots_are_zero(self):
-        dense = _counts()
-        dense[3] = 0
-        for counts in (dense, sparse.csr_matrix(dense)):
-            values = log1p_cp10k(counts, library_size(counts))
-            assert np.isfinite(values).all()
-            assert not values[3].any()
-
-    def test_library_of_another_length(self):
-        with pytest.raises(ValueError, match="expected one value for each of the 30 spots"):
-            log1p_cp10k(_counts(), np.ones(29))

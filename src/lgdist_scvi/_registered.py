@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from scipy import sparse
 
-from lgdist_scvi._checks import get_counts, get_library, get_mask, require_key
+from lgdist_scvi._anndata import get_counts, get_library, get_mask
+from lgdist_scvi._checks import require_key
 from lgdist_scvi._expression import known_counts, library_size
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from lgdist_scvi import LGDiST, datasets, pp
-from lgdist_scvi._checks import get_mask
+from lgdist_scvi._anndata import get_mask
 from lgdist_scvi.data import ObspField
 
 N_SPOTS, N_GENES = 60, 12

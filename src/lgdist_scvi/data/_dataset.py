@@ -14,7 +14,8 @@ from scipy.spatial import cKDTree
 from scvi.data import AnnDataManager, AnnTorchDataset
 from torch.utils.data import Subset
 
-from lgdist_scvi._checks import as_csr, get_coordinates, get_counts, get_mask, get_samples, list_names
+from lgdist_scvi._anndata import as_csr, get_coordinates, get_counts, get_mask, get_samples
+from lgdist_scvi._checks import list_names
 from lgdist_scvi._expression import library_size
 from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.data._fields import find_sample_key

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lgdist_scvi._checks import get_coordinates, get_counts, list_names
+from lgdist_scvi._anndata import get_coordinates, get_counts
+from lgdist_scvi._checks import list_names
 
 if TYPE_CHECKING:
     from anndata import AnnData

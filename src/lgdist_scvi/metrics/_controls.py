@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from lgdist_scvi._checks import get_counts, get_mask, get_samples
+from lgdist_scvi._anndata import get_counts, get_mask, get_samples
 from lgdist_scvi._expression import known_counts, log1p_cp10k
 from lgdist_scvi._registered import library_of
 from lgdist_scvi.metrics._structure import mean_correlation, morans_i

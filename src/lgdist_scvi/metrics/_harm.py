@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from lgdist_scvi._checks import get_samples, require_key
+from lgdist_scvi._anndata import get_samples
+from lgdist_scvi._checks import require_key
 from lgdist_scvi._expression import log1p_cp10k
 from lgdist_scvi._registered import registered
 from lgdist_scvi.metrics._arrays import dense

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from scvi import settings
 
-from lgdist_scvi._checks import get_counts
+from lgdist_scvi._anndata import get_counts
 from lgdist_scvi._expression import log1p_cp10k
 from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.metrics._skill import MIN_ENTRIES, skill_per_gene

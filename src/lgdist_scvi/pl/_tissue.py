@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from lgdist_scvi._checks import get_coordinates, list_names, require_key
+from lgdist_scvi._anndata import get_coordinates
+from lgdist_scvi._checks import list_names, require_key
 from lgdist_scvi._expression import log1p_cp10k
 from lgdist_scvi._registered import registered
 from lgdist_scvi.pl._figure import new_figure

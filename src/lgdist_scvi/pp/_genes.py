@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
-from lgdist_scvi._checks import check_positive_int, check_unique_names, get_coordinates, get_counts, get_samples
+from lgdist_scvi._anndata import get_coordinates, get_counts, get_samples
+from lgdist_scvi._checks import check_positive_int, check_unique_names
 from lgdist_scvi._expression import COUNTS_PER, library_size
 from lgdist_scvi.pp._neighbors import build_distances
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from scipy import sparse
 
-from lgdist_scvi._checks import get_counts, get_mask
+from lgdist_scvi._anndata import get_counts, get_mask
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from lgdist_scvi._checks import check_positive_int, get_coordinates, get_samples
+from lgdist_scvi._anndata import get_coordinates, get_samples
+from lgdist_scvi._checks import check_positive_int
 
 if TYPE_CHECKING:
     from anndata import AnnData

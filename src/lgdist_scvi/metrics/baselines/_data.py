@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from lgdist_scvi._checks import get_counts, get_genes, get_mask, require_key
+from lgdist_scvi._anndata import get_counts, get_genes, get_mask
+from lgdist_scvi._checks import require_key
 from lgdist_scvi._expression import COUNTS_PER, known_counts, log1p_cp10k
 from lgdist_scvi._registered import library_of
 

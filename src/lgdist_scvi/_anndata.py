@@ -1,0 +1,271 @@
+"""Reading an AnnData: counts, slides, coordinates, masks, library sizes and genes, in memory and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from lgdist_scvi._checks import check_counts, check_mask, list_names, require_key
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def in_memory(x: Any) -> Any:
+    """Bring a backed or lazy matrix into memory; leave others as they are."""
+    if hasattr(x, "to_memory"):  # anndata's backed sparse matrices
+        return x.to_memory()
+    if hasattr(x, "compute"):  # dask
+        return x.compute()
+    if sparse.issparse(x):
+        return x
+    return np.asarray(x)
+
+
+def as_csr(x: sparse.spmatrix | sparse.sparray) -> sparse.csr_matrix:
+    """Give any scipy sparse matrix or array as `csr_matrix`: sorted, without duplicates or stored zeros.
+
+    Shares memory with `x` where nothing had to change, and never modifies `x`.
+    """
+    # built from the buffers, so that views and subclasses come out as plain csr_matrix
+    same = isinstance(x, sparse.csr_matrix | sparse.csr_array)
+    csr = x if same else x.tocsr()
+    csr = sparse.csr_matrix((np.asarray(csr.data), csr.indices, csr.indptr), shape=csr.shape)
+    if not csr.has_canonical_format or np.count_nonzero(csr.data) < csr.nnz:
+        csr = csr.copy()
+        csr.sum_duplicates()
+        csr.eliminate_zeros()
+    return csr
+
+
+def get_counts(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix | np.ndarray:
+    """Read raw counts from `X` or a layer, in memory and checked.
+
+    Parameters
+    ----------
+    adata
+        Annotated data, (n_obs, n_vars).
+    layer
+        Layer that holds raw counts; ``None`` reads `adata.X`.
+
+    Returns
+    -------
+    Counts, (n_obs, n_vars): `csr_matrix` (sorted, no stored zeros) for any sparse format, else a dense array. May share
+    memory with `adata`: do not write into it.
+
+    Raises
+    ------
+    KeyError
+        If the layer is absent.
+    ValueError
+        If there are no values, or they are not counts.
+    """
+    if layer is None:
+        x, where = adata.X, "adata.X"
+        if x is None:
+            layers = list_names((key for key in adata.layers if key is not None), 20) or "none"
+            raise ValueError(f"adata.X is empty; pass the layer that holds raw counts (layer=...; available: {layers})")
+    else:
+        require_key(adata.layers, layer, "adata.layers", "pass the layer that holds raw counts, or None for adata.X")
+        x, where = adata.layers[layer], f"adata.layers[{layer!r}]"
+    x = in_memory(x)
+    check_counts(x, where)
+    return as_csr(x) if sparse.issparse(x) else x
+
+
+def get_samples(adata: AnnData, sample_key: str | None) -> np.ndarray:
+    """Read which slide each spot belongs to.
+
+    Parameters
+    ----------
+    adata
+        Annotated data, (n_obs, n_vars).
+    sample_key
+        Column of `adata.obs` with the slide; ``None`` means one slide.
+
+    Returns
+    -------
+    Slide codes 0, 1, ... in order of first appearance, int64, (n_obs,).
+
+    Raises
+    ------
+    KeyError
+        If the column is absent.
+    ValueError
+        If spots have no slide.
+    """
+    if sample_key is None:
+        return np.zeros(adata.n_obs, dtype=np.int64)
+    require_key(adata.obs, sample_key, "adata.obs", "sample_key is the column that names the slide of each spot")
+    codes = pd.factorize(adata.obs[sample_key])[0].astype(np.int64)
+    if n_missing := int((codes < 0).sum()):
+        raise ValueError(
+            f"{n_missing:,} of {adata.n_obs:,} spots have no value in adata.obs[{sample_key!r}]; "
+            "give every spot a slide or drop those spots"
+        )
+    return codes
+
+
+def get_coordinates(adata: AnnData, spatial_key: str = "spatial", sample_key: str | None = None) -> np.ndarray:
+    """Read spot coordinates.
+
+    Parameters
+    ----------
+    adata
+        Annotated data, (n_obs, n_vars).
+    spatial_key
+        Key of `adata.obsm` with the coordinates.
+    sample_key
+        Column of `adata.obs` with the slide; two spots of one slide may not share a place, spots of different slides may.
+
+    Returns
+    -------
+    Coordinates, float64, (n_obs, 2) or more columns.
+
+    Raises
+    ------
+    KeyError
+        If the key is absent.
+    ValueError
+        If the coordinates are not numbers in two columns or more, NaN, infinite, or duplicated within a slide.
+    """
+    require_key(adata.obsm, spatial_key, "adata.obsm", "store the x and y of every spot there or pass spatial_key=...")
+    where = f"adata.obsm[{spatial_key!r}]"
+    try:
+        coordinates = np.asarray(adata.obsm[spatial_key], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where} is not numeric; store the x and y of every spot as numbers") from error
+    if coordinates.ndim != 2 or coordinates.shape[1] < 2:
+        raise ValueError(
+            f"{where} has shape {coordinates.shape}; expected ({adata.n_obs}, 2) with the x and y of spots"
+        )
+    if n_bad := int((~np.isfinite(coordinates)).any(axis=1).sum()):
+        raise ValueError(
+            f"{n_bad:,} of {adata.n_obs:,} spots have NaN or infinite coordinates in {where}; drop those spots first"
+        )
+    samples = get_samples(adata, sample_key)
+    places = pd.DataFrame(coordinates).assign(sample=samples)
+    if n_shared := int(places.duplicated(keep=False).sum()):
+        hint = "" if sample_key is not None else "pass sample_key=... if adata holds several slides, else "
+        raise ValueError(
+            f"{n_shared:,} of {adata.n_obs:,} spots share their coordinates in {where} with another spot of the same "
+            f"slide; {hint}keep one spot per place"
+        )
+    return coordinates
+
+
+def get_mask(adata: AnnData, mask_layer: str) -> np.ndarray:
+    """Read a mask layer.
+
+    Parameters
+    ----------
+    adata
+        Annotated data, (n_obs, n_vars).
+    mask_layer
+        Layer with True (or 1) where an entry is observed.
+
+    Returns
+    -------
+    Dense bool mask, (n_obs, n_vars). May share memory with `adata`: do not write into it.
+
+    Raises
+    ------
+    KeyError
+        If the layer is absent.
+    ValueError
+        If the layer holds anything but True/False or 1/0, or has another shape than `adata`.
+    """
+    remedy = "write a mask with pp.observed_mask(adata) or hide entries with pp.hold_out(adata)"
+    require_key(adata.layers, mask_layer, "adata.layers", remedy)
+    where = f"adata.layers[{mask_layer!r}]"
+    mask = in_memory(adata.layers[mask_layer])
+    if sparse.issparse(mask):
+        mask = mask.toarray()
+    check_mask(mask, adata.shape, where)
+    return mask.astype(bool, copy=False)
+
+
+def get_library(adata: AnnData, size_factor_key: str) -> np.ndarray:
+    """Read library sizes.
+
+    Parameters
+    ----------
+    adata
+        Annotated data, (n_obs, n_vars).
+    size_factor_key
+        Column of `adata.obs` with library sizes in counts.
+
+    Returns
+    -------
+    Library size in counts, float64, (n_obs,).
+
+    Raises
+    ------
+    KeyError
+        If the column is absent.
+    ValueError
+        If values are not numbers, NaN, infinite or negative.
+    """
+    remedy = "pp.select_genes writes 'total_counts'; None sums the counts of the genes"
+    require_key(adata.obs, size_factor_key, "adata.obs", remedy)
+    where = f"adata.obs[{size_factor_key!r}]"
+    try:
+        library = np.asarray(adata.obs[size_factor_key], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where} is not numeric; give library sizes in counts") from error
+    if n_bad := int((~np.isfinite(library) | (library < 0)).sum()):
+        raise ValueError(
+            f"{n_bad:,} of {adata.n_obs:,} library sizes in {where} are NaN, infinite or negative; "
+            "give total counts per spot, for example from pp.select_genes"
+        )
+    return library
+
+
+def get_genes(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarray:
+    """Read a choice of genes.
+
+    Parameters
+    ----------
+    adata
+        Annotated data, (n_obs, n_vars).
+    genes
+        Names, or a bool column of `adata.var`; ``None`` for all.
+
+    Returns
+    -------
+    True for the chosen genes, (n_vars,).
+
+    Raises
+    ------
+    KeyError
+        If the column or a gene is absent.
+    ValueError
+        If the column is not bool, or no gene is chosen.
+    """
+    if genes is None:
+        return np.ones(adata.n_vars, dtype=bool)
+    if isinstance(genes, str):
+        require_key(adata.var, genes, "adata.var", "genes is a bool column of var (pp.select_genes) or a list of names")
+        column = adata.var[genes]
+        if not pd.api.types.is_bool_dtype(column) or column.isna().any():
+            raise ValueError(
+                f"adata.var[{genes!r}] has dtype {column.dtype}; expected bool, True for the genes to choose"
+            )
+        chosen = column.to_numpy(dtype=bool)
+        if not chosen.any():
+            raise ValueError(f"adata.var[{genes!r}] is True for no gene")
+        return chosen
+    names = pd.Index(genes)
+    if not len(names):
+        raise ValueError("genes is empty; pass names, a bool column of var, or None for all genes")
+    unknown = names[~names.isin(adata.var_names)].unique()
+    if len(unknown):
+        raise KeyError(
+            f"{len(unknown):,} of {len(names):,} genes are not in adata.var_names: {list_names(unknown)}; "
+            "pass names from adata.var_names"
+        )
+    return adata.var_names.isin(names)
