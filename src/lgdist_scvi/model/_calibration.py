@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lgdist_scvi.data import NeighborhoodDataset
     from lgdist_scvi.module._neighborhood import Condition
 
-_N_SPOTS, _N_HIDDEN_SPOTS, _N_NOISE_SPOTS, _N_VISIBLE_SPOTS = 1024, 512, 512, 4096  # that calibrate, chosen at random
+_N_SPOTS, _N_HIDDEN_SPOTS, _N_NOISE_SPOTS = 4096, 512, 512  # that calibrate, chosen at random
 _N_NOISE_SAMPLES = 8
 _MIN_SPOTS = 5  # that tell of the size of the error
 _N_SPLITS = 2  # of the molecules of visible counts: each tells by other molecules
@@ -79,11 +79,11 @@ class CalibrationMixin(PredictionMixin):
         rng = np.random.default_rng(0)
         whole = self.module.spots_set_aside(self.adata.n_obs)
         order = rng.permutation(np.setdiff1d(np.arange(self.adata.n_obs), whole))
-        spots, visible = order[:_N_SPOTS], order[:_N_VISIBLE_SPOTS]
-        self._fit_noise(np.sort(spots[:_N_NOISE_SPOTS]))
-        calibration, of_hidden = self._from_cases(self._cases(np.sort(spots), N_SAMPLES))
+        self._fit_noise(np.sort(order[:_N_NOISE_SPOTS]))
+        spots = np.sort(order[:_N_SPOTS])
+        calibration, of_hidden = self._from_cases(self._cases(spots, N_SAMPLES))
         counts_are_modelled = self.module.vae.counts_are_modelled
-        of_visible = self._std_factor_visible(np.sort(visible)) if counts_are_modelled else of_hidden
+        of_visible = self._std_factor_visible(spots) if counts_are_modelled else of_hidden
         whole = np.sort(rng.permutation(whole)[:_N_HIDDEN_SPOTS])
         calibration["hidden_spots"], of_spots = self._from_cases(self._cases(whole, N_SAMPLES))
         dataset = self.adata_manager.create_torch_dataset()
@@ -157,10 +157,11 @@ class CalibrationMixin(PredictionMixin):
         estimands = ("rate", "captured") if self.module.vae.counts_are_modelled else ("captured",)
         nothing = (np.empty(0), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
         deviations: list[Deviations] = [dict.fromkeys(estimands, nothing)]
-        squares = []
+        squares, predictives = [], []
         for case in cases:
             squares.append(self._squares(case))
             predictive = self._predictive(case.spread, case.shown, estimands[0])
+            predictives.append(_moments(predictive.mean, predictive.variance))
             counts, hidden = case.counts_there.cpu().numpy(), case.hidden.cpu().numpy()
             deviations.append({})
             for estimand in estimands:
@@ -168,7 +169,8 @@ class CalibrationMixin(PredictionMixin):
                 deviation = (predictive if estimand == estimands[0] else predictive.given_captured()).deviation(counts)
                 rows, genes = np.nonzero(hidden & (counts > 0) if estimand == "captured" else hidden)
                 deviations[-1][estimand] = deviation[rows, genes], genes, case.place[rows]
-        calibration = calibrate(_joined(deviations), self.module.vae.expression.cpu().numpy())
+        rate = self.module.vae.expression.cpu().numpy()
+        calibration = calibrate(_joined(deviations), rate, _signal(predictives, len(rate)))
         return calibration, _std_factor(squares)
 
     def _squares(self, case: _Case, share: float = 1.0) -> np.ndarray:
@@ -225,6 +227,24 @@ def _std_factor(squares: list[np.ndarray]) -> float:
     squared_error = ((error - ratio * claimed) ** 2).sum() * n_spots / (n_spots - 1) / claimed.sum() ** 2
     doubt = squared_error / (squared_error + _PRIOR_ERROR**2)
     return float(np.sqrt(max(ratio + doubt * (1.0 - ratio), _SMALLEST_RATIO)))
+
+
+def _moments(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """Number of spots, and sums over them of predicted means, their squares, and predictive variances, (4, n_genes)."""
+    mean = mean.astype(np.float64)
+    return np.stack([np.full(mean.shape[1], len(mean)), mean.sum(0), (mean**2).sum(0), variance.sum(0)])
+
+
+def _signal(moments: list[np.ndarray], n_genes: int) -> np.ndarray:
+    """Variance between spots of what is predicted, relative to the predictive variance, (n_genes,); 0 without a spot.
+
+    What was hidden has no say in it, so that strata by it leave calibration as valid as it is.
+    """
+    if not moments:
+        return np.zeros(n_genes)
+    n, *totals = np.sum(moments, axis=0)
+    mean, square, variance = (total / n for total in totals)
+    return (square - mean**2) / np.maximum(variance, 1e-12)
 
 
 def _joined(parts: list[Deviations]) -> Deviations:

@@ -13,7 +13,8 @@ LEVELS = np.concatenate([np.linspace(0.0, 0.995, 200), [0.996, 0.997, 0.998, 0.9
 REPORTED_LEVELS = (0.5, 0.8, 0.9, 0.95)
 N_THIRDS = 3
 _MAX_STRATA_PER_THIRD = 50
-_ENTRIES_PER_STRATUM = 500
+_ENTRIES_PER_STRATUM = 250
+_GENES_ALIKE = 30
 _UNBOUNDED = 1e6  # standard deviations
 
 
@@ -23,16 +24,19 @@ def expression_strata(rate: np.ndarray) -> np.ndarray:
     return order * N_THIRDS // len(rate)
 
 
-def nested_strata(rate: np.ndarray, gene: np.ndarray) -> np.ndarray:
+def nested_strata(rate: np.ndarray, signal: np.ndarray, gene: np.ndarray) -> np.ndarray:
     """Parts of the thirds by mean expression, as fine as the entries that calibrate allow.
 
-    Parts hold about equal numbers of these entries, 500 or more, not of genes: captured values are mostly of a few genes with high
-    expression, which differ from each other.
+    Genes of like expression differ in how far out their values lie: each third is cut into those with more and with less signal
+    than the genes next to them in expression, and these by expression. Parts hold about equal numbers of the entries that
+    calibrate, 250 or more, not of genes: captured values are mostly of a few genes with high expression, which differ from each other.
 
     Parameters
     ----------
     rate
         Mean expression of the genes, (n_genes,).
+    signal
+        How much predictions of each gene differ between spots, (n_genes,).
     gene
         Of each entry that calibrates, (n,).
 
@@ -41,21 +45,36 @@ def nested_strata(rate: np.ndarray, gene: np.ndarray) -> np.ndarray:
     Stratum (0, 1, ...) of each gene, (n_genes,).
     """
     third, n_entries = expression_strata(rate), np.bincount(gene, minlength=len(rate))
-    stratum, current = np.zeros_like(third), 0
+    stratum, n_strata = np.zeros_like(third), 0
     for one in range(N_THIRDS):
         genes = np.flatnonzero(third == one)
         genes = genes[np.argsort(rate[genes], kind="stable")]
         enough = max(_ENTRIES_PER_STRATUM, n_entries[genes].sum() / _MAX_STRATA_PER_THIRD)
-        first, held = current, 0
-        for each in genes:
-            stratum[each] = current
-            held += n_entries[each]
-            if held >= enough:
-                current, held = current + 1, 0
-        # what is too little for a stratum of its own belongs to the last one
-        current = max(current, first + 1)
-        stratum[genes] = np.minimum(stratum[genes], current - 1)
+        more = _more_than_alike(signal[genes])
+        parts = [genes[more], genes[~more]]
+        if min(n_entries[part].sum() for part in parts) < enough:
+            parts = [genes]
+        for part in parts:
+            stratum[part] = n_strata + _cut(n_entries[part], enough)
+            n_strata = stratum.max(initial=0) + 1
     return stratum
+
+
+def _more_than_alike(signal: np.ndarray) -> np.ndarray:
+    """Whether each gene, in the order of expression, has more signal than half of some 30 of like expression, bool, (n_genes,)."""
+    alike = np.array_split(signal, max(1, len(signal) // _GENES_ALIKE))
+    return np.concatenate([some > np.median(some) if len(some) else np.zeros(0, dtype=bool) for some in alike])
+
+
+def _cut(n_entries: np.ndarray, enough: float) -> np.ndarray:
+    """Cut a row of genes into parts with enough entries each, (n_genes,); what is left over belongs to the last one."""
+    part, current, held = np.zeros(len(n_entries), dtype=int), 0, 0
+    for place, n in enumerate(n_entries):
+        part[place] = current
+        held += n
+        if held >= enough:
+            current, held = current + 1, 0
+    return np.minimum(part, max(current - 1, 0))
 
 
 def conformal_quantiles(score: np.ndarray, levels: np.ndarray) -> np.ndarray:
@@ -85,15 +104,15 @@ def _thresholds(score: np.ndarray, stratum: np.ndarray, n_strata: int) -> np.nda
     return np.stack([conformal_quantiles(score[stratum == s], LEVELS) for s in range(n_strata)])
 
 
-def calibrate(deviations: Deviations, rate: np.ndarray) -> dict[str, Any]:
+def calibrate(deviations: Deviations, rate: np.ndarray, signal: np.ndarray) -> dict[str, Any]:
     """Calibrate intervals of all levels from one set of entries.
 
     Parameters
     ----------
     deviations
         Of entries that training never fitted.
-    rate
-        Mean expression of the genes, (n_genes,).
+    rate, signal
+        As in :func:`nested_strata`.
 
     Returns
     -------
@@ -105,7 +124,7 @@ def calibrate(deviations: Deviations, rate: np.ndarray) -> dict[str, Any]:
     third = expression_strata(rate)
     result: dict[str, Any] = {key: {} for key in ("n_entries", "coverage", "stratum", "thresholds")}
     for estimand, (deviation, gene, spot) in deviations.items():
-        stratum = nested_strata(rate, gene)
+        stratum = nested_strata(rate, signal, gene)
         of_entry, n_strata = stratum[gene], int(stratum.max()) + 1
         result["n_entries"][estimand] = np.bincount(third[gene], minlength=N_THIRDS).tolist()
         result["stratum"][estimand] = stratum
