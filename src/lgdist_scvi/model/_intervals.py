@@ -41,7 +41,7 @@ class IntervalMixin(PredictionMixin):
 
         The interval covers what a measurement would show, noise included. Its centre and shape come from latent samples and
         the likelihood's noise. How far it reaches is calibrated on the entries that training set aside: split conformal
-        prediction with the finite-sample correction, in strata of each third of the genes by expression, so that
+        prediction with the finite-sample correction, in strata of genes of like expression and signal, so that
         it covers at `level` however well the model is trained (but for the few choices that the same entries made: when training stopped,
         weights and noise). `calibration_["n_entries"]` says how many entries of each
         third calibrated it, and `calibration_["coverage"]` how often intervals that one half of the spots calibrates cover the
