@@ -27,6 +27,7 @@ _SHARED = (
     "src/lgdist_scvi/_anndata.py",
     "src/lgdist_scvi/_checks.py",
     "src/lgdist_scvi/_expression.py",
+    "src/lgdist_scvi/_moran.py",
     "src/lgdist_scvi/metrics/_arrays.py",
     "src/lgdist_scvi/metrics/_completion.py",
     "src/lgdist_scvi/metrics/_poisson.py",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 from scipy import sparse
+
+from lgdist_scvi._moran import morans_i_per_slide
 
 _NEGLIGIBLE = 1e-10  # variance below which a gene is constant
 
@@ -25,27 +26,8 @@ def morans_i(values: np.ndarray, graph: sparse.csr_matrix, samples: np.ndarray) 
     -------
     (n_vars,), NaN for genes that are constant on every slide.
     """
-    import squidpy as sq
-    from anndata import AnnData
-
-    total, n_spots = np.zeros((2, values.shape[1]))
-    names = [str(gene) for gene in range(values.shape[1])]
-    for sample in np.unique(samples):
-        spots = np.flatnonzero(samples == sample)
-        block, edges = values[spots].astype(np.float64), graph[spots][:, spots].astype(np.float64)
-        varies = np.flatnonzero(block.var(axis=0) > _NEGLIGIBLE)
-        if not (len(varies) and edges.nnz):
-            continue
-        slide = AnnData(
-            block[:, varies],
-            obs=pd.DataFrame(index=[str(spot) for spot in spots]),
-            var=pd.DataFrame(index=[names[gene] for gene in varies]),
-            obsp={"spatial_connectivities": edges},
-        )
-        scores = sq.gr.spatial_autocorr(slide, mode="moran", corr_method=None, copy=True, show_progress_bar=False)
-        total[varies] += len(spots) * scores.loc[slide.var_names, "I"].to_numpy()
-        n_spots[varies] += len(spots)
-    return np.divide(total, n_spots, out=np.full(len(total), np.nan), where=n_spots > 0)
+    per_slide, n_spots = morans_i_per_slide(values, graph, samples)
+    return np.ma.average(np.ma.masked_invalid(per_slide), axis=0, weights=n_spots).filled(np.nan)
 
 
 def mean_correlation(values: np.ndarray, genes: np.ndarray | None = None) -> np.ndarray:

@@ -11,6 +11,7 @@ from scipy import sparse
 from lgdist_scvi._anndata import get_coordinates, get_counts, get_samples
 from lgdist_scvi._checks import check_positive_int, check_unique_names
 from lgdist_scvi._expression import COUNTS_PER, library_size
+from lgdist_scvi._moran import morans_i_per_slide
 from lgdist_scvi.pp._neighbors import build_distances
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ def select_genes(
             "lower min_context_detection"
         )
     moran = np.full(adata.n_vars, np.nan)
-    moran[candidates] = _moran(_log1p_cp10k_columns(counts, candidates, totals), coordinates, samples, n_neighbors)
+    distances, _ = build_distances(coordinates, samples, n_neighbors)
+    moran[candidates] = _moran(_log1p_cp10k_columns(counts, candidates, totals), distances > 0, samples)
 
     ranked = candidates[np.argsort(-moran[candidates], kind="stable")]
     well_detected = ranked[detection[ranked] >= min_target_detection]
@@ -147,27 +149,10 @@ def _log1p_cp10k_columns(
     return chosen.tocsc()
 
 
-def _moran(expression: sparse.csc_matrix, coordinates: np.ndarray, samples: np.ndarray, n_neighbors: int) -> np.ndarray:
+def _moran(expression: sparse.csc_matrix, graph: sparse.csr_matrix, samples: np.ndarray) -> np.ndarray:
     """Average Moran's I of each gene over slides, (n_vars,)."""
-    import squidpy as sq
-    from anndata import AnnData
-
-    total, n_spots = np.zeros(expression.shape[1]), 0
-    for sample in range(samples.max() + 1):
-        spots = np.flatnonzero(samples == sample)
-        graph, _ = build_distances(coordinates[spots], np.zeros(len(spots), dtype=int), n_neighbors)
-        if not graph.nnz:
-            continue
-        graph.data[:] = 1
-        values = expression[spots]
-        # mean square minus squared mean; rounding leaves a trace of variance in constant genes
-        means = np.asarray(values.mean(axis=0)).ravel()
-        varies = np.asarray(values.multiply(values).mean(axis=0)).ravel() - means**2 > 1e-12
-        n_spots += len(spots)
-        if varies.any():
-            slide = AnnData(X=values[:, varies], obsp={"spatial_connectivities": graph.astype(np.float64)})
-            scores = sq.gr.spatial_autocorr(slide, mode="moran", corr_method=None, copy=True, show_progress_bar=False)
-            total[varies] += len(spots) * scores.loc[slide.var_names, "I"].to_numpy()
-    if not n_spots:
+    per_slide, n_spots = morans_i_per_slide(expression, graph, samples)
+    if not len(n_spots):
         raise ValueError("no two spots are neighbours, Moran's I is undefined; check the coordinates and sample_key")
-    return total / n_spots
+    # a gene that is constant on a slide has no structure there
+    return n_spots @ np.nan_to_num(per_slide) / n_spots.sum()
