@@ -133,6 +133,14 @@ def test_early_stopping(untrained):
     assert len(spy.epochs) == 12
 
 
+@pytest.mark.parametrize("max_epochs", [40, 60])
+def test_training_stops_early_in_its_second_half(untrained, max_epochs):
+    """With the defaults: at most 25 validations or so, half of them for warming up and six without improvement."""
+    model, spy = untrained(), Spy()
+    model.train(max_epochs=max_epochs, stage="vae", callbacks=[spy], plan_kwargs={"lr": 1e-12}, **QUICK)
+    assert max_epochs / 2 < len(spy.epochs) <= 0.8 * max_epochs
+
+
 def test_validation_loss_is_the_same_for_the_same_network(untrained):
     """Noise and timesteps are seeded, so that early stopping does not follow chance."""
     model = untrained()

@@ -132,8 +132,9 @@ def run_stage(
     if trainer_kwargs.get("early_stopping"):
         trainer_kwargs.setdefault("early_stopping_monitor", "validation_loss")
         trainer_kwargs.setdefault("early_stopping_patience", _PATIENCE)
-        # while the learning rate is high the loss wanders
-        trainer_kwargs.setdefault("early_stopping_warmup_epochs", max_epochs // 2)
+        # while the learning rate is high the loss wanders; scvi-tools counts validations, not epochs
+        n_validations = max_epochs // trainer_kwargs["check_val_every_n_epoch"]
+        trainer_kwargs.setdefault("early_stopping_warmup_epochs", n_validations // 2)
 
     previous, was_trained = model.history_ or {}, model.is_trained_
     # scvi-tools glues the history of a trained model to the new one; stages are kept apart instead
