@@ -61,6 +61,23 @@ def test_profiles_are_learnt_with_the_right_neighbours(monkeypatch):
         assert sorted(found) == sorted(set(expected[expected >= 0]) & set(spots))
 
 
+def test_as_many_spots_choose_weights_however_few_profiles_are_learnt_from(build, monkeypatch):
+    module, tensors = build()
+    monkeypatch.setattr(_experts, "_N_SPOTS", 60)
+    learnt_from, chosen_on = [], []
+    monkeypatch.setattr(_experts, "_fit_mixtures", lambda vae, parts, generator: learnt_from.append(len(parts)))
+    best = _experts._best_weights
+    monkeypatch.setattr(
+        _experts,
+        "_best_weights",
+        lambda module, batches, *rest: chosen_on.append(len(batches)) or best(module, batches, *rest),
+    )
+    monkeypatch.setattr(_experts, "_N_PROFILE_ENTRIES", 24 * len(module.vae.gene_rate))
+    fit_experts(module, [tensors] * 5, torch.Generator().manual_seed(0))
+    assert learnt_from == [1]
+    assert chosen_on == [3, 3]  # of 24 spots each
+
+
 def test_experts_have_no_say_where_nothing_of_a_spot_is_visible(build, likelihood):
     module, tensors = build(likelihood)
     tensors = {**tensors, "observed_mask": tensors["observed_mask"].clone()}

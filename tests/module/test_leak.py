@@ -130,6 +130,17 @@ def test_stage_2_hides_more_whole_spots(build):
     assert 0.25 < shares[1] < 0.45
 
 
+@pytest.mark.parametrize("autoencode", [True, False])
+def test_what_is_hidden_counts_in_full(build, likelihood, conditioning, autoencode):
+    """The weight of an entry in the loss follows whether it is visible, also where spots are asked without their own entries."""
+    module, tensors = build(likelihood, conditioning)
+    inputs = module._get_inference_input(tensors, "random", autoencode=autoencode)
+    visible, known = inputs["centre"].visible > 0, inputs["known"] > 0
+    assert visible.any() == (autoencode or conditioning == "spot+neighborhood")
+    assert (known & ~visible).any()
+    assert (inputs["score"][known & ~visible] == 1).all()
+
+
 def test_visible_counts_are_split(build):
     """What is looked at is not what is fitted; hidden counts are fitted whole and not looked at."""
     module, tensors = build()

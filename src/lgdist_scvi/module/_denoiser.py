@@ -25,12 +25,12 @@ class DiTBlock(nn.Module):
     every block starts as the identity.
     """
 
-    def __init__(self, n_hidden: int, n_heads: int, n_condition: int, dropout_rate: float = 0.0):
+    def __init__(self, n_hidden: int, n_heads: int, n_condition: int):
         super().__init__()
         self.norm_attention = nn.LayerNorm(n_hidden, elementwise_affine=False)
         self.attention = TokenAttention(n_hidden, n_heads, n_condition)
         self.norm_feed_forward = nn.LayerNorm(n_hidden, elementwise_affine=False)
-        self.feed_forward = FeedForward(n_hidden, 4, dropout_rate)
+        self.feed_forward = FeedForward(n_hidden, expansion=4)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(n_hidden, 6 * n_hidden))
         nn.init.zeros_(self.modulation[-1].weight)
         nn.init.zeros_(self.modulation[-1].bias)
@@ -57,25 +57,15 @@ class Denoiser(nn.Module):
         Number of DiT blocks.
     n_heads
         Attention heads.
-    dropout_rate
-        Dropout inside the feed-forward layers.
     """
 
-    def __init__(
-        self,
-        n_data: int,
-        n_condition: int,
-        n_hidden: int = 128,
-        n_layers: int = 3,
-        n_heads: int = 4,
-        dropout_rate: float = 0.0,
-    ):
+    def __init__(self, n_data: int, n_condition: int, n_hidden: int, n_layers: int, n_heads: int):
         super().__init__()
         self.embed = nn.Linear(n_data, n_hidden)
         self.summary = nn.Linear(n_condition, n_hidden)
         self.time = nn.Sequential(nn.Linear(n_hidden, n_hidden), nn.SiLU(), nn.Linear(n_hidden, n_hidden))
         self.norm_condition = nn.LayerNorm(n_condition)
-        self.blocks = nn.ModuleList(DiTBlock(n_hidden, n_heads, n_condition, dropout_rate) for _ in range(n_layers))
+        self.blocks = nn.ModuleList(DiTBlock(n_hidden, n_heads, n_condition) for _ in range(n_layers))
         self.norm = nn.LayerNorm(n_hidden, elementwise_affine=False)
         self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(n_hidden, 2 * n_hidden))
         self.final = nn.Linear(n_hidden, n_data)

@@ -43,10 +43,11 @@ def fit_experts(module: LGDiSTModule, batches: Iterable[dict[str, torch.Tensor]]
     chosen, parts, n_spots = [], [], 0
     n_enough = min(_N_PROFILE_SPOTS, _N_PROFILE_ENTRIES // len(vae.gene_rate))
     for batch in batches:
-        if n_spots >= n_enough:
+        if n_spots >= max(n_enough, _N_SPOTS):
             break
         tensors = {key: value.to(vae.weights_hidden.device) for key, value in batch.items()}
-        parts.append(_for_profiles(module, tensors))
+        if n_spots < n_enough:
+            parts.append(_for_profiles(module, tensors))
         # whole batches are large: no more are kept than choose weights
         if n_spots < _N_SPOTS:
             chosen.append(tensors)
@@ -113,7 +114,7 @@ def _best_weights(
     losses, n_scored = candidates.new_zeros(len(candidates), n_groups), 0
     alone = torch.eye(candidates.shape[1], device=candidates.device)[:, :, None, None]
     for tensors in batches:
-        inputs = module._get_inference_input(tensors, hide, generator if hide == "split" else None)
+        inputs = module._get_inference_input(tensors, hide, generator)
         condition = vae.encode(inputs["centre"], module.around(inputs))
         network = vae.network(condition.mean, condition)
         scored = inputs["score"] > 0

@@ -189,16 +189,17 @@ class LGDiSTModule(BaseModuleClass):
 
         `hide` = "random" hides a part of the observed entries for training, "set_aside" those kept for validation,
         "nothing" shows all that is observed, and "split" shows half of the molecules of all that is observed, the other
-        half being the target. With a generator, "set_aside" hides a further part as training does. Where
-        spots are predicted from their neighbours only, nothing of them is visible but in the VAE's training (`autoencode`).
+        half being the target. Of the diffusion (not `autoencode`), "set_aside" hides a further part as its training does. Where
+        spots are predicted from their neighbours only, nothing of them is visible but in the VAE's training.
         """
         counts, observed = tensors["X"], tensors["observed_mask"].bool()
         aside = torch.zeros_like(observed) if hide == "nothing" else self.set_aside(tensors["spot"])
         known = visible = observed & ~aside
         whole_spots = self.hide_spot if autoencode else max(self.hide_spot, _WHOLE_SPOTS_IN_DIFFUSION)
         target, share, looked_at, score = counts, 1.0, 1.0, (observed & aside).float()
+        sees_itself = self.own_entries or (hide == "random" and autoencode)
         if hide == "random":
-            visible = known & ~self._hide(known, whole_spots)
+            visible = known & ~self._hide(known, whole_spots) & sees_itself
             weight = self.visible_weight
             if self.vae.counts_are_modelled and autoencode:
                 kept = torch.rand(len(counts), 1, device=counts.device)
@@ -209,11 +210,9 @@ class LGDiSTModule(BaseModuleClass):
         elif hide == "split":
             visible, looked_at = observed, torch.full_like(counts[:, :1], 0.5)
             counts, target, share = split_counts(counts, looked_at, visible, generator)
-        elif hide == "set_aside" and generator is not None:
+        elif hide == "set_aside" and not autoencode:
             visible = known & ~self._hide(known, whole_spots, generator)
-        if not (self.own_entries or (hide == "random" and autoencode)):
-            visible = torch.zeros_like(visible)
-        return _Split(counts, visible, looked_at, known, target, share, score)
+        return _Split(counts, visible & sees_itself, looked_at, known, target, share, score)
 
     def _fill(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor | None:
         """Values of a first round in the place of the neighbours' missing entries."""
@@ -223,9 +222,11 @@ class LGDiSTModule(BaseModuleClass):
         return deviation * (1.0 - tensors["neighbor_mask"])
 
     def exposure(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Library size, in counts, that rates multiply: as it would be without missing entries, (batch, 1)."""
-        library = self._whole_library(tensors["size_factor"], tensors["observed_mask"])
-        return library if self.vae.counts_are_modelled else library.clamp(min=1.0)
+        """Library size, in counts, that rates multiply: as it would be without missing entries, (batch, 1).
+
+        The typical one where nothing was counted.
+        """
+        return self._whole_library(self.vae.usable(tensors["size_factor"]), tensors["observed_mask"])
 
     def _whole_library(self, library: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
         """Library size as it would be without missing entries, where zeros are data, (n, 1).
@@ -288,7 +289,7 @@ class LGDiSTModule(BaseModuleClass):
 
     def fitted_exposure(self, tensors: dict[str, torch.Tensor], scored: dict) -> torch.Tensor:
         """Library size, in counts, of what is fitted, (batch, 1) or (batch, n_genes)."""
-        return self.exposure(tensors).clamp(min=1e-3) * scored["share"]
+        return self.exposure(tensors) * scored["share"]
 
     # ---- stage 2
 

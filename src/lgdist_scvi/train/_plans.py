@@ -7,6 +7,7 @@ from itertools import islice
 
 import lightning.pytorch as lightning
 import torch
+from scvi import settings
 
 from lgdist_scvi.module import LGDiSTModule, fit_experts
 
@@ -76,7 +77,7 @@ class VAEPlan(StagePlan):
     def finish(self, batches: Iterable[dict[str, torch.Tensor]]) -> None:
         """Let the experts learn, and give them their say."""
         self.module.eval()
-        fit_experts(self.module, batches, torch.Generator().manual_seed(_VALIDATION_SEED))
+        fit_experts(self.module, batches, torch.Generator().manual_seed(settings.seed or 0))
 
     def on_train_start(self) -> None:
         # scvi-tools leaves the module in eval mode after a stage, and Lightning does not switch it back
