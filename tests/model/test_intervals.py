@@ -212,15 +212,15 @@ def _predictives():
 
 
 @pytest.mark.parametrize("predictive", list(_predictives()), ids=["counts", "captured counts", "captured values"])
-def test_a_count_lies_in_the_interval_of_its_deviation_and_in_no_narrower_one(predictive):
+def test_a_count_lies_in_the_interval_of_its_score_and_in_no_narrower_one(predictive):
     least = 0 if isinstance(predictive, CountPredictive) and not predictive.captured else 1
     counts = np.maximum(np.random.default_rng(1).poisson(3, predictive.mean.shape), least)
-    deviation = predictive.deviation(counts)
+    score = predictive.score(counts)
     values = np.log1p(counts / predictive.library * 1e4)
-    lower, upper = predictive.interval(deviation)
+    lower, upper = predictive.interval(score)
     assert ((lower <= values) & (values <= upper)).all()
-    lower, upper = predictive.interval(np.maximum(deviation - 1e-3, 0.0))
-    assert not ((lower <= values) & (values <= upper))[deviation > 1e-3].any()
+    lower, upper = predictive.interval(np.maximum(score - 1e-3, 0.0))
+    assert not ((lower <= values) & (values <= upper))[score > 1e-3].any()
     # the narrowest is a single count, and all ends are values of counts
     lower, upper = (np.expm1(end.astype(float)) * predictive.library / 1e4 for end in predictive.interval(np.zeros(20)))
     np.testing.assert_allclose(lower, upper, rtol=1e-3, atol=1e-3)
@@ -228,6 +228,14 @@ def test_a_count_lies_in_the_interval_of_its_deviation_and_in_no_narrower_one(pr
         count = np.expm1(end.astype(float)) * predictive.library / 1e4
         np.testing.assert_allclose(count, np.round(count), rtol=1e-3, atol=1e-3)
         assert (np.round(count) >= least).all()
+
+
+@pytest.mark.parametrize("predictive", list(_predictives()), ids=["counts", "captured counts", "captured values"])
+def test_single_entries_are_scored_as_among_all(predictive):
+    counts = np.random.default_rng(1).poisson(3, predictive.mean.shape) + 1
+    rows, genes = np.nonzero(np.random.default_rng(2).random(counts.shape) < 0.1)
+    score = predictive.of_entries(rows, genes).score(counts[rows, genes])
+    np.testing.assert_array_equal(score, predictive.score(counts)[rows, genes])
 
 
 def test_the_widest_interval_is_finite():

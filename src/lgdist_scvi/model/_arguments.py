@@ -44,7 +44,7 @@ def spots_at(adata: AnnData, indices: Sequence[int] | None) -> np.ndarray:
     return indices % max(adata.n_obs, 1)
 
 
-def check_choices(n_samples: int, observed: str, fill: str) -> None:
+def check_question(n_samples: int, observed: str, fill: str) -> None:
     """Refuse arguments that no completion can have."""
     check_positive_int(n_samples, "n_samples")
     check_choice("observed", observed, ("keep", "model"))

@@ -76,7 +76,6 @@ class BatchMixin:
         """Turn decoder output into what is averaged over samples: CP10K for rates, log1p(CP10K) for captured values."""
         library = self.module.vae.usable(tensors[keys.LIBRARY])
         exposure = self.module.exposure(tensors)
-        exposure = torch.where(tensors[keys.LIBRARY] > 0, exposure, library)
         if estimand == "rate":
             return decoded * (exposure / library) * COUNTS_PER
         if self.module.vae.counts_are_modelled:
@@ -116,7 +115,7 @@ class BatchMixin:
         above, below = (self._in_units(end, tensors, estimand) for end in ends)
         return spread[1] + ((above - below) / 2.0) ** 2
 
-    def _deviation(
+    def _std(
         self,
         spread: tuple[torch.Tensor, torch.Tensor],
         latents: torch.Tensor,
@@ -128,9 +127,9 @@ class BatchMixin:
         factors = self.calibration_["std_factors"]
         factor = _by_kind(tensors, *(np.asarray(factors[kind]) for kind in ("hidden", "hidden_spots", "holes")))
         factor = torch.where(tensors[keys.MASK] > 0, factors["visible"], torch.from_numpy(factor).to(latents))
-        deviation = factor * self._variance(spread, latents, condition, tensors, estimand).sqrt()
+        std = factor * self._variance(spread, latents, condition, tensors, estimand).sqrt()
         # delta method from CP10K to its logarithm
-        return deviation if estimand == "captured" else deviation / (1.0 + spread[0])
+        return std if estimand == "captured" else std / (1.0 + spread[0])
 
     @property
     def _modelled(self) -> Estimand:

@@ -13,7 +13,7 @@ from lgdist_scvi._expression import COUNTS_PER
 from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.metrics._poisson import variance_given_positive
 from lgdist_scvi.model._batches import N_SAMPLES
-from lgdist_scvi.model._conformal import N_THIRDS, Deviations, calibrate, expression_strata
+from lgdist_scvi.model._conformal import N_THIRDS, Scores, calibrate, expression_strata
 from lgdist_scvi.model._holes import holes
 from lgdist_scvi.model._prediction import PredictionMixin
 from lgdist_scvi.model._regions import Strays
@@ -156,21 +156,22 @@ class CalibrationMixin(PredictionMixin):
         """Calibration of intervals, see :func:`calibrate`, and the factor of the standard deviation."""
         estimands = ("rate", "captured") if self.module.vae.counts_are_modelled else ("captured",)
         nothing = (np.empty(0), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
-        deviations: list[Deviations] = [dict.fromkeys(estimands, nothing)]
+        scores: list[Scores] = [dict.fromkeys(estimands, nothing)]
         squares, predictives = [], []
         for case in cases:
             squares.append(self._squares(case))
             predictive = self._predictive(case.spread, case.shown, estimands[0])
             predictives.append(_moments(predictive.mean, predictive.variance))
             counts, hidden = case.counts_there.cpu().numpy(), case.hidden.cpu().numpy()
-            deviations.append({})
+            scores.append({})
             for estimand in estimands:
-                # both estimands of a count model look at the same counts
-                deviation = (predictive if estimand == estimands[0] else predictive.given_captured()).deviation(counts)
                 rows, genes = np.nonzero(hidden & (counts > 0) if estimand == "captured" else hidden)
-                deviations[-1][estimand] = deviation[rows, genes], genes, case.place[rows]
+                entries = predictive.of_entries(rows, genes)
+                # both estimands of a count model look at the same counts
+                entries = entries if estimand == estimands[0] else entries.given_captured()
+                scores[-1][estimand] = entries.score(counts[rows, genes]), genes, case.place[rows]
         rate = self.module.vae.expression.cpu().numpy()
-        calibration = calibrate(_joined(deviations), rate, _signal(predictives, len(rate)))
+        calibration = calibrate(_joined(scores), rate, _signal(predictives, len(rate)))
         return calibration, _std_factor(squares)
 
     def _squares(self, case: _Case, share: float = 1.0) -> np.ndarray:
@@ -247,8 +248,8 @@ def _signal(moments: list[np.ndarray], n_genes: int) -> np.ndarray:
     return (square - mean**2) / np.maximum(variance, 1e-12)
 
 
-def _joined(parts: list[Deviations]) -> Deviations:
-    """Deviations of all parts."""
+def _joined(parts: list[Scores]) -> Scores:
+    """Scores of all parts."""
     return {
         estimand: tuple(map(np.concatenate, zip(*(part[estimand] for part in parts), strict=True)))
         for estimand in parts[0]

@@ -15,7 +15,7 @@ from lgdist_scvi._anndata import get_counts
 from lgdist_scvi._expression import log1p_cp10k
 from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.metrics._skill import MIN_ENTRIES, skill_per_gene
-from lgdist_scvi.model._arguments import check_choices, check_interval, seed_or_default
+from lgdist_scvi.model._arguments import check_interval, check_question, seed_or_default
 from lgdist_scvi.model._batches import N_SAMPLES, Estimand, samples_for_spread
 from lgdist_scvi.model._record import RecordMixin
 from lgdist_scvi.model._skill import SkillMixin
@@ -91,7 +91,7 @@ class CompletionMixin(SkillMixin, RecordMixin):
         KeyError
             If a gene is not registered.
         """
-        check_choices(n_samples, observed, fill)
+        check_question(n_samples, observed, fill)
         if level is not None:
             check_interval(level, n_samples)
         target = self._asked(adata)
@@ -163,8 +163,8 @@ class CompletionMixin(SkillMixin, RecordMixin):
                 what: self._spread(latents, condition, tensors, what)
                 for what in ({estimand} if level is None else {estimand, self._modelled})
             }
-            deviation = self._deviation(spreads[estimand], latents, condition, tensors, estimand)
-            blocks = [block.cpu().numpy()[:, positions] for block in (value, deviation)]
+            std = self._std(spreads[estimand], latents, condition, tensors, estimand)
+            blocks = [block.cpu().numpy()[:, positions] for block in (value, std)]
             if level is not None:
                 predictive = self._predictive(spreads[self._modelled], tensors, estimand)
                 blocks += self._interval(predictive, tensors, estimand, level, positions)

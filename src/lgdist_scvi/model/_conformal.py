@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-Deviations = dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+Scores = dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
 """Per estimand, of hidden entries: how far out they lie in their predictive distribution, genes and spots, (n,) each."""
 
-LEVELS = np.concatenate([np.linspace(0.0, 0.995, 200), [0.996, 0.997, 0.998, 0.999, 0.9995, 0.9999]])
+LEVELS = np.concatenate([np.arange(200) / 200, [0.996, 0.997, 0.998, 0.999, 0.9995, 0.9999]])
 REPORTED_LEVELS = (0.5, 0.8, 0.9, 0.95)
 N_THIRDS = 3
 _MAX_STRATA_PER_THIRD = 50
@@ -104,12 +104,12 @@ def _thresholds(score: np.ndarray, stratum: np.ndarray, n_strata: int) -> np.nda
     return np.stack([conformal_quantiles(score[stratum == s], LEVELS) for s in range(n_strata)])
 
 
-def calibrate(deviations: Deviations, rate: np.ndarray, signal: np.ndarray) -> dict[str, Any]:
+def calibrate(scores: Scores, rate: np.ndarray, signal: np.ndarray) -> dict[str, Any]:
     """Calibrate intervals of all levels from one set of entries.
 
     Parameters
     ----------
-    deviations
+    scores
         Of entries that training never fitted.
     rate, signal
         As in :func:`nested_strata`.
@@ -123,18 +123,18 @@ def calibrate(deviations: Deviations, rate: np.ndarray, signal: np.ndarray) -> d
     """
     third = expression_strata(rate)
     result: dict[str, Any] = {key: {} for key in ("n_entries", "coverage", "stratum", "thresholds")}
-    for estimand, (deviation, gene, spot) in deviations.items():
+    for estimand, (score, gene, spot) in scores.items():
         stratum = nested_strata(rate, signal, gene)
         of_entry, n_strata = stratum[gene], int(stratum.max()) + 1
         result["n_entries"][estimand] = np.bincount(third[gene], minlength=N_THIRDS).tolist()
         result["stratum"][estimand] = stratum
-        result["thresholds"][estimand] = _thresholds(deviation, of_entry, n_strata)
+        result["thresholds"][estimand] = _thresholds(score, of_entry, n_strata)
 
         inside = np.zeros((len(REPORTED_LEVELS), len(gene)), dtype=bool)
         for half in (spot % 2 == 0, spot % 2 == 1):
-            table = _thresholds(deviation[half], of_entry[half], n_strata)
+            table = _thresholds(score[half], of_entry[half], n_strata)
             limits = np.stack([_at_level(table, level) for level in REPORTED_LEVELS])
-            inside[:, ~half] = deviation[~half] <= limits[:, of_entry[~half]]
+            inside[:, ~half] = score[~half] <= limits[:, of_entry[~half]]
         groups = [np.ones(len(gene), dtype=bool), *(third[gene] == t for t in range(N_THIRDS))]
         result["coverage"][estimand] = np.stack(
             [inside[:, g].mean(axis=1) if g.any() else np.full(len(inside), np.nan) for g in groups], axis=1
@@ -143,7 +143,7 @@ def calibrate(deviations: Deviations, rate: np.ndarray, signal: np.ndarray) -> d
 
 
 def reach(calibration: dict[str, Any], estimand: str, level: float) -> np.ndarray:
-    """Deviation up to which each gene's intervals reach at a level, (n_genes,)."""
+    """Score up to which each gene's intervals reach at a level, (n_genes,)."""
     limits = _at_level(calibration["thresholds"][estimand], level)
     return limits[calibration["stratum"][estimand]]
 

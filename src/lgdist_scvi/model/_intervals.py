@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lgdist_scvi.model._arguments import check_choices, check_interval, seed_or_default, spots_at
+from lgdist_scvi.model._arguments import check_interval, check_question, seed_or_default, spots_at
 from lgdist_scvi.model._batches import N_SAMPLES, Estimand
 from lgdist_scvi.model._prediction import PredictionMixin
 
@@ -76,7 +76,7 @@ class IntervalMixin(PredictionMixin):
             If the level is out of range, or the model is not trained.
         """
         check_interval(level, n_samples)
-        check_choices(n_samples, observed, fill)
+        check_question(n_samples, observed, fill)
         adata, estimand = self._prepare(adata), self._estimand(estimand)
         positions, names = self._genes(gene_list)
         rows, seed = spots_at(adata, indices), seed_or_default(seed)

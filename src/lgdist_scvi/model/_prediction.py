@@ -12,7 +12,7 @@ import torch
 from lgdist_scvi._checks import check_choice, check_positive_int, list_names
 from lgdist_scvi._expression import COUNTS_PER
 from lgdist_scvi.data import _keys as keys
-from lgdist_scvi.model._arguments import check_choices, seed_or_default, spots_at
+from lgdist_scvi.model._arguments import check_question, seed_or_default, spots_at
 from lgdist_scvi.model._batches import Estimand, samples_for_spread
 from lgdist_scvi.model._regions import RegionMixin
 from lgdist_scvi.model._setup import resolve_likelihood
@@ -47,14 +47,16 @@ class PredictionMixin(RegionMixin):
             raise ValueError("adata has no spots")
         return adata
 
-    def _prepare(self, adata: AnnData | None) -> AnnData:
+    def _prepare(self, adata: AnnData | None, regions: bool = True) -> AnnData:
+        """Check the data that are asked about, and find what decoding needs of all of them (not so for latents)."""
         adata = self._validate_anndata(self._asked(adata))
         if adata is not self.adata and keys.MASK in self.registry_["field_registries"]:
             dataset = self.get_anndata_manager(adata, required=True).create_torch_dataset()
             resolve_likelihood(self.gene_likelihood_, dataset)
         self.module.eval()
         self._complete_first_round(adata)
-        self._apply_regions(adata)
+        if regions:
+            self._apply_regions(adata)
         return adata
 
     @torch.inference_mode()
@@ -179,7 +181,7 @@ class PredictionMixin(RegionMixin):
         KeyError
             If genes are not registered.
         """
-        check_choices(n_samples, observed, fill)
+        check_question(n_samples, observed, fill)
         adata, estimand = self._prepare(adata), self._estimand(estimand)
         positions, names = self._genes(gene_list)
         rows, seed = spots_at(adata, indices), seed_or_default(seed)
@@ -196,8 +198,8 @@ class PredictionMixin(RegionMixin):
             if return_std or averaged:
                 spread_over_latents = self._spread(latents, condition, tensors, estimand)
             if return_std:
-                deviation = self._deviation(spread_over_latents, latents, condition, tensors, estimand)
-                spread[place] = np.where(kept, 0.0, deviation.cpu().numpy()[:, positions])
+                std = self._std(spread_over_latents, latents, condition, tensors, estimand)
+                spread[place] = np.where(kept, 0.0, std.cpu().numpy()[:, positions])
             if averaged:
                 mean = spread_over_latents[0]
                 block = mean if estimand == "captured" else torch.log1p(mean)
@@ -287,7 +289,7 @@ class PredictionMixin(RegionMixin):
         -------
         (n_obs, n_latent)
         """
-        adata = self._prepare(adata)
+        adata = self._prepare(adata, regions=False)
         rows, seed = spots_at(adata, indices), seed_or_default(seed)
         latent = np.empty((len(rows), self.module.n_latent), dtype=np.float32)
         for place, tensors, _ in self._batches(adata, rows, batch_size, silent):

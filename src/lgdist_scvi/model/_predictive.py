@@ -41,6 +41,11 @@ class _Predictive(ABC):
         """The same for some of the genes."""
         return replace(self, mean=self.mean[:, positions], variance=self.variance[:, positions])
 
+    def of_entries(self, rows: np.ndarray, genes: np.ndarray) -> Self:
+        """The same for single entries, all of shape (n_entries,)."""
+        mean, variance = self.mean[rows, genes], self.variance[rows, genes]
+        return replace(self, mean=mean, variance=variance, library=self.library[rows, 0])
+
     @abstractmethod
     def at_most(self, counts: np.ndarray) -> np.ndarray:
         """Probability of these counts or less."""
@@ -53,19 +58,19 @@ class _Predictive(ABC):
     def ends(self, tail: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Smallest and largest count outside which `tail` or less lies on either side."""
 
-    def deviation(self, counts: np.ndarray) -> np.ndarray:
+    def score(self, counts: np.ndarray) -> np.ndarray:
         """How far out counts lie: the half-width of the narrowest central interval that holds them.
 
         In standard deviations of a normal distribution with the same tail probability, whatever the distribution; 0 for its
-        median. No uniform noise breaks ties: :meth:`interval` of a count's deviation includes the count, and that of
+        median. No uniform noise breaks ties: an :meth:`interval` that reaches to a count's score includes the count, and that of
         anything smaller does not.
         """
         tail = np.minimum(self.at_most(counts), self.at_least(counts))
         return -ndtri(np.clip(tail, _SMALLEST_TAIL, 0.5))
 
-    def interval(self, deviation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper end, log1p(CP10K), float32, of the counts that lie within `deviation` of the median."""
-        tail = np.clip(ndtr(-deviation) * (1 - _TAIL_ROUNDING), _SMALLEST_TAIL, 0.5)
+    def interval(self, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper end, log1p(CP10K), float32, of the counts whose :meth:`score` is at most this."""
+        tail = np.clip(ndtr(-score) * (1 - _TAIL_ROUNDING), _SMALLEST_TAIL, 0.5)
         lower, upper = self.ends(np.broadcast_to(tail, self.mean.shape))
         scale = COUNTS_PER / self.library
         lower, upper = np.log1p(lower * scale) * (1 - _ROUNDING), np.log1p(upper * scale) * (1 + _ROUNDING)

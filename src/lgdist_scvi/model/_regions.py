@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +21,8 @@ _SHRINKAGES = (np.inf, *(4.0**power for power in range(8)))  # that are chosen a
 _GENES_AT_A_TIME = 256
 
 Sums = tuple[np.ndarray, np.ndarray]
-Spots = np.ndarray | slice
-"""Rows of the spots that are asked about."""
+Rows = np.ndarray | slice
+"""Of the spots that are asked about."""
 
 EVERY_SPOT = slice(None)
 
@@ -55,12 +55,12 @@ class Strays:
     rates: bool
 
     def without(self, spots: np.ndarray) -> Strays:
-        """As if nothing of some spots, given by their rows, were visible."""
-        found, expected = self.found.copy(), self.expected.copy()
-        found[spots] = expected[spots] = 0.0
-        return Strays(found, expected, self.around, self.slide, self.rates)
+        """As if nothing of some spots, given by their rows, were visible; for questions about the others."""
+        visible = np.ones(len(self.found), dtype=np.float32)
+        visible[spots] = 0.0
+        return replace(self, around=self.around @ sparse.diags(visible), slide=self.slide @ sparse.diags(visible))
 
-    def field(self, shrinkage: np.ndarray, spots: Spots = EVERY_SPOT) -> np.ndarray:
+    def field(self, shrinkage: np.ndarray, spots: Rows = EVERY_SPOT) -> np.ndarray:
         """Factor or summand of every entry, (n_obs, n_genes), from the shrinkage c of slides and of surroundings, (2,).
 
         Where only some spots are asked about, those of others are of no effect.
@@ -77,14 +77,14 @@ class Strays:
         for start in range(0, self.found.shape[1], _GENES_AT_A_TIME):
             yield slice(start, start + _GENES_AT_A_TIME)
 
-    def over_slides(self, genes: slice, spots: Spots = EVERY_SPOT) -> Sums:
+    def over_slides(self, genes: slice, spots: Rows = EVERY_SPOT) -> Sums:
         """What is found and expected of some genes in all other spots of the slides of some spots, (n_spots, n) each."""
         slides = self.slide.T.tocsr()[spots]
         return tuple(
             slides @ (self.slide @ part[:, genes]) - part[spots, genes] for part in (self.found, self.expected)
         )
 
-    def around_spots(self, genes: slice, of_slide: np.ndarray, spots: Spots = EVERY_SPOT) -> Sums:
+    def around_spots(self, genes: slice, of_slide: np.ndarray, spots: Rows = EVERY_SPOT) -> Sums:
         """The same around these spots, beside the factor or summand of their slides, (n_spots, n)."""
         around = self.around[spots]
         found, expected = around @ self.found[:, genes], around @ self.expected[:, genes]
@@ -145,12 +145,18 @@ def choose_shrinkage(strays: Strays, asked: Asked) -> np.ndarray:
     return np.array(chosen)
 
 
+class _Regional(NamedTuple):
+    """Regional deviations, (n_obs, n_genes) or none, and of which data, with what hidden."""
+
+    hide: str
+    fingerprint: str
+    field: np.ndarray | None
+
+
 class RegionMixin(BatchMixin):
     """Regional deviations of :class:`~lgdist_scvi.LGDiST`."""
 
-    _regional: tuple[tuple[str, str], np.ndarray | None] | None = (
-        None  # what data were asked about last, and the answer
-    )
+    _regional: _Regional | None = None  # of the last question, for users ask again and again
 
     def _fit_regions(self) -> Strays | None:
         """Learn on what training set aside how much to make of regional deviations, and apply those that do not know it."""
@@ -163,10 +169,10 @@ class RegionMixin(BatchMixin):
         vae.regional_shrinkage.copy_(torch.from_numpy(choose_shrinkage(strays, asked)))
         self._apply_strays(strays)
         fingerprint = data_fingerprint(self.adata_manager.create_torch_dataset())
-        self._regional = ("set_aside", fingerprint), self.adata_manager.regional
+        self._regional = _Regional("set_aside", fingerprint, self.adata_manager.regional)
         return strays
 
-    def _apply_strays(self, strays: Strays, spots: Spots = EVERY_SPOT) -> None:
+    def _apply_strays(self, strays: Strays, spots: Rows = EVERY_SPOT) -> None:
         """Let predictions of these spots know of regional deviations."""
         shrinkage = self.module.vae.regional_shrinkage.cpu().numpy()
         self.adata_manager.regional = None if np.isinf(shrinkage).all() else strays.field(shrinkage, spots)
@@ -177,12 +183,11 @@ class RegionMixin(BatchMixin):
         manager.regional = None
         if torch.isinf(shrinkage).all():
             return
-        # kept, for users ask again and again
         of = (hide, data_fingerprint(manager.create_torch_dataset()))
-        if self._regional is None or self._regional[0] != of:
+        if self._regional is None or self._regional[:2] != of:
             strays, _ = self._strays(adata, hide)
-            self._regional = of, strays.field(shrinkage.cpu().numpy())
-        manager.regional = self._regional[1]
+            self._regional = _Regional(*of, strays.field(shrinkage.cpu().numpy()))
+        manager.regional = self._regional.field
 
     @torch.inference_mode()
     def _strays(self, adata: AnnData, hide: Literal["nothing", "set_aside"]) -> tuple[Strays, Asked]:

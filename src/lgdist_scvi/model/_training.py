@@ -135,6 +135,7 @@ class TrainingMixin:
             if self.calibration_ is None:
                 self._calibrate()
             self.skill_table()  # while the data are there
+            self._prepare(None)  # the first question finds regional deviations at hand
 
     @contextmanager
     def _remembered(self, call: dict[str, Any], plans: Sequence[StagePlan]) -> Iterator[None]:
