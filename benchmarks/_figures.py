@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from benchmarks._methods import MODELS
+from benchmarks._methods import ABLATIONS, MODELS
 from benchmarks._protocols import GIVEN, PROTOCOLS
-from benchmarks.report import TITLES, by_file, cost, coverage, frame, label
+from benchmarks._tables import TITLES, by_file, cost, coverage, frame, label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +36,7 @@ def draw(document: dict, folder: Path) -> dict[str, Path]:
     import matplotlib.pyplot as plt
 
     rows, paths = frame(document), {}
+    rows = rows[~rows["method"].isin(list(ABLATIONS))]
     folder.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(_STYLE):
         for name, function in (("scores", _scores), ("coverage", _coverage), ("cost", _cost)):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from benchmarks import report
+from benchmarks import _tables, report
 
 
 def _row(protocol: str, file: str, method: str, score: float, **more) -> dict:
@@ -64,17 +64,30 @@ def test_tables_say_what_the_rows_say(document):
     assert "| *Poisson floor* | *.100* | *.100* |" in text
     assert "| MSE, lower is better | HER2ST A | other |" in text
     # (0.05 / 0.10 * 0.15 / 0.20) ** 0.5
-    assert "0.61 times the excess MSE" in text and "ahead on 2 of 2" in text
-    assert "explains +0.020 of the deviance" in text and "(against Poisson NMF)" in text
+    assert "best other method on each data set: 0.61 (geometric mean" in text and "ahead on 2 of 2" in text
+    assert "gains +0.020 D2 on average" in text and "(against Poisson NMF)" in text
     assert "| R2 of rates, higher is better | HER2ST A | other |" in text and "| LGDiST | **.620** | **.720** |" in text
     # (0.38 / 0.40 * 0.28 / 0.30) ** 0.5
-    assert "leaves 0.94 times what the best peer of each slide leaves unexplained" in text
+    assert "leaves unexplained, divided by that of the best other method on each data set: 0.94" in text
     assert "kNN in PCA space, other, Entry hold-out, seed 0: ValueError: no" in text
     assert "tiny, Hidden spots: 3 spots" in text
     assert "2026-01-01 to 2026-01-02" in text and "torch 2" in text
     assert "| Entry hold-out: LGDiST | .2000 | .4000 |" in text
     covered = ".880 (.850, .900, .910)"
     assert f"| Entry hold-out: HER2ST A | {covered} | {covered} | 1.000 | .950 |" in text
+
+
+def test_variants_stand_apart(document):
+    """A variant neither competes with methods, nor decides of which data sets samples are averaged."""
+    without = report.markdown(document)
+    assert "without its parts" not in without
+    document["results"].append(_row("entry", "other", "lgdist_no_neighbors", 0.2, spread=_spread(9.0)))
+    text = report.markdown(document)
+    methods, variants = text.split("### LGDiST without its parts")
+    assert "no neighbours" not in methods
+    assert "| LGDiST | **.150** | **.250** |" in methods
+    assert "| LGDiST | .250 |\n| LGDiST, no neighbours | **.200** |" in variants
+    assert "| Entry hold-out: LGDiST | .2000 | .4000 |" in variants
 
 
 def test_a_score_of_some_slides_is_not_averaged(document):
@@ -106,13 +119,13 @@ def test_a_page_is_written_between_its_marks(document, tmp_path, capsys):
 def test_several_files_make_one_report(document):
     early, late = document["results"][0], document["results"][1:]
     again = {**late[0], "seconds": 1234.0}
-    found = report.merged(
+    found = _tables.merged(
         [{**document, "results": [early, late[0]]}, {**document, "methods_at_a_time": 1, "results": [again, *late[1:]]}]
     )
     assert found["results"] == [early, again, *late[1:]]
     assert found["methods_at_a_time"] == "1 or 2"
     with pytest.raises(ValueError, match="differ in versions"):
-        report.merged([document, {**document, "versions": {"torch": "1"}}])
+        _tables.merged([document, {**document, "versions": {"torch": "1"}}])
 
 
 def test_an_empty_or_failed_run_has_a_report(document, capsys):
