@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from scipy import sparse
 from scipy.spatial.distance import cdist
 
@@ -41,3 +42,16 @@ def test_no_spot_counts_for_itself_even_where_spots_coincide():
 def test_without_edges_nothing_is_around():
     coordinates = np.random.default_rng(2).random((9, 2))
     assert surroundings(sparse.csr_matrix((9, 9)), coordinates).nnz == 0
+
+
+@pytest.mark.parametrize("n_around", [10, 20, 36, 168])
+def test_it_does_not_depend_on_the_order_of_spots(n_around):
+    """On a grid many spots lie at one distance: all of them are among the surroundings, or none."""
+    rng = np.random.default_rng(0)
+    coordinates = np.stack(np.meshgrid(np.arange(16.0), np.arange(16.0)), axis=-1).reshape(-1, 2) * 137.3
+    graph = sparse.csr_matrix(cdist(coordinates, coordinates) < 140.0, dtype=np.float32)
+    order = rng.permutation(len(coordinates))
+    weights = surroundings(graph, coordinates, n_around).toarray()
+    shuffled = surroundings(graph[order][:, order], coordinates[order], n_around).toarray()
+    np.testing.assert_allclose(shuffled, weights[np.ix_(order, order)], rtol=1e-5)
+    assert (weights > 0).sum(1).max() <= n_around
