@@ -386,6 +386,14 @@ def test_constructor_refuses(adata, arguments, message):
         LGDiST(adata, **arguments)
 
 
+def test_a_mask_over_data_without_zeros_leaves_counts(adata):
+    """No zero is called missing where there is none."""
+    adata.X = sparse.csr_matrix(adata.X.toarray() + 1.0)
+    adata.layers["known"] = np.random.default_rng(0).random(adata.shape) < 0.7
+    LGDiST.setup_anndata(adata, mask_layer="known")
+    assert LGDiST(adata).gene_likelihood_ == "nb"
+
+
 @pytest.mark.parametrize("likelihood", ["nb", "poisson"])
 def test_counts_need_zeros(adata, likelihood):
     adata = adata[:, np.asarray(adata.X.sum(axis=0)).ravel() > 0].copy()
@@ -438,6 +446,8 @@ def test_train_refuses(adata, arguments, message):
     ("samples", "message"),
     [
         (["third"], "unknown slides 'third'; available: 'first', 'second'"),
+        ("third", "unknown slides 'third'; available: 'first', 'second'"),
+        (3, "unknown slides '3'; available: 'first', 'second'"),
         (["first", "second"], "names every slide; leave at least one"),
     ],
 )
@@ -465,6 +475,12 @@ def test_validation_slides(adata, samples, message):
         ({"indices": [0, 9999]}, ValueError, "indices reach beyond the .* spots"),
         ({"indices": [True, False]}, ValueError, "indices is a mask of 2 values for .* spots"),
         ({"indices": ["spot_1"]}, ValueError, "adata.obs_names.get_indexer"),
+        ({"indices": 5}, ValueError, "indices must be a list of positions of spots, or a bool mask, got 5"),
+        ({"indices": slice(0, 5)}, ValueError, "indices must be a list of positions"),
+        ({"seed": -1}, ValueError, r"seed must be a whole number from 0 to 2\*\*63 - 1, got -1"),
+        ({"seed": 2**64}, ValueError, "seed must be a whole number"),
+        ({"seed": 1.5}, ValueError, "seed must be a whole number"),
+        ({"n_steps": 2.5, "n_samples": 2}, ValueError, "n_steps must be a whole number of at least 1, got 2.5"),
     ],
 )
 def test_questions_refused(trained, arguments, error, message):
@@ -473,6 +489,25 @@ def test_questions_refused(trained, arguments, error, message):
     if "n_samples" not in arguments:
         with pytest.raises(error, match=message):
             trained.get_prediction_interval(0.9, **arguments)
+
+
+@pytest.mark.parametrize("library_size", ["latnt", None, "1e4", [1.0], -1.0, 0, np.nan, True])
+def test_library_sizes_that_rates_cannot_have(trained, library_size):
+    with pytest.raises(ValueError, match='library_size must be a positive number or "latent"'):
+        trained.get_normalized_expression(library_size=library_size)
+
+
+@pytest.mark.parametrize("level", [None, "0.9", [0.9], True])
+def test_levels_are_numbers(trained, level):
+    with pytest.raises(ValueError, match="level must be a number, such as 0.9"):
+        trained.get_prediction_interval(level)
+
+
+def test_completions_need_a_name_and_genes(trained):
+    with pytest.raises(ValueError, match="layer_added must be the name of a layer, got None"):
+        trained.complete(layer_added=None)
+    with pytest.raises(ValueError, match="genes is empty"):
+        trained.complete(trained.adata.copy(), genes=[])
 
 
 def test_nothing_to_ask_about_is_said(trained, tmp_path):

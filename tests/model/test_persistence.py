@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import warnings
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -193,6 +196,19 @@ def test_genes_in_another_order_and_more_of_them(trained):
     assert_equal(expected, answers(trained, superset))
     frame = trained.get_completed_expression(superset)
     assert list(frame.columns) == list(trained.adata.var_names)
+
+
+def test_loading_with_genes_in_another_order_warns_of_nothing(saved, model):
+    other = model.adata[:, ::-1].copy()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*var_names")
+        loaded = LGDiST.load(saved, adata=other)
+    assert_equal(answers(model), answers(loaded))
+
+
+def test_trained_models_can_be_pickled(trained):
+    again = pickle.loads(pickle.dumps(trained))
+    assert_equal(answers(trained), answers(again))
 
 
 def test_genes_that_are_missing(trained):

@@ -261,6 +261,23 @@ def test_interrupted_while_the_experts_learn(untrained, monkeypatch):
     model.complete(silent=True)
 
 
+def test_a_request_to_end_ends(untrained):
+    """SIGTERM (kill, timeout, a scheduler) ends the program, unlike Ctrl-C; what was trained can still be used."""
+
+    class Terminate(Callback):
+        def on_train_batch_end(self, trainer, *args) -> None:
+            if trainer.global_step == 2:
+                signal.raise_signal(signal.SIGTERM)
+
+    model = untrained()
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        model.train(max_epochs=20, early_stopping=False, callbacks=[Terminate()], **QUICK)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert [call["interrupted"] for call in model.training_] == [True]
+    assert is_usable(model)
+
+
 def test_sigint_handling_is_restored_after_training(untrained):
     handler = signal.getsignal(signal.SIGINT)
     untrained().train(max_epochs=1, **QUICK)

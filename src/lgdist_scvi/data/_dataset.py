@@ -56,8 +56,8 @@ class NeighborhoodDataset(AnnTorchDataset):
     """Spots and their neighbours.
 
     Counts stay sparse; a batch gathers the rows of its spots and, once each, of their neighbours. Neighbours in which
-    nothing is observed are left out; a spot left with none gets the nearest spots in which something is, along the graph,
-    or, if nothing is observed in its whole piece of tissue, on its slide.
+    nothing is observed are left out; a spot that had some gets the nearest spots in which something is, along the graph. A spot
+    of which nothing is observed, in a piece of tissue of which nothing is, gets the nearest of its slide. Others may have none.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class NeighborhoodDataset(AnnTorchDataset):
     Raises
     ------
     ValueError
-        If nothing at all is observed of a slide, so that nothing predicts its spots.
+        If registered genes are gone, or nothing at all is observed of a slide, so that nothing predicts its spots.
     """
 
     def __init__(self, adata_manager: AnnDataManager):
@@ -105,10 +105,10 @@ class NeighborhoodDataset(AnnTorchDataset):
         return content if self.mask is None else content & self.mask.any(axis=1)
 
     def hides_every_zero(self) -> bool:
-        """Whether there is a mask and it calls every zero missing."""
-        if self.mask is None:
-            return False
+        """Whether there is a mask and it calls every zero missing; not so where there is no zero."""
         stored = sparse.csr_matrix(self.counts)
+        if self.mask is None or stored.nnz == np.prod(stored.shape):
+            return False
         rows = np.repeat(np.arange(stored.shape[0]), np.diff(stored.indptr))
         return int(self.mask.sum()) == int(self.mask[rows, stored.indices].sum())
 
@@ -292,7 +292,13 @@ def _columns(adata: AnnData, genes: np.ndarray) -> np.ndarray | None:
     """Positions of the registered genes in `adata`; ``None`` if they are simply all of them in order."""
     if adata.n_vars == len(genes) and np.array_equal(np.asarray(adata.var_names), genes):
         return None
-    return adata.var_names.get_indexer(genes)
+    columns = adata.var_names.get_indexer(genes)
+    if (lost := columns < 0).any():
+        raise ValueError(
+            f"{int(lost.sum()):,} of the {len(genes):,} registered genes ({list_names(genes[lost])}) are no longer in "
+            "adata.var_names; restore them, or call setup_anndata again and train a new model"
+        )
+    return columns
 
 
 def _take_columns(matrix, columns: np.ndarray | None):

@@ -23,10 +23,18 @@ def find_sample_key(adata: AnnData, sample_key: str | None) -> str | None:
     """Column of `adata.obs` that names the slides: `sample_key`, else the customary column if there are several slides."""
     if sample_key is not None:
         return sample_key
-    several = [
-        column for column in _SAMPLE_COLUMNS if column in adata.obs and get_samples(adata, column).max(initial=0)
-    ]
-    return several[0] if several else None
+    for column in _SAMPLE_COLUMNS:
+        if column not in adata.obs:
+            continue
+        try:
+            n_slides = get_samples(adata, column).max(initial=-1) + 1
+        except ValueError as error:
+            raise ValueError(
+                f"{error} (it is taken for the slides because of its name; rename it if it is not)"
+            ) from error
+        if 1 < n_slides < adata.n_obs:  # where every spot has its own, these are names of spots
+            return column
+    return None
 
 
 class _Field(BaseAnnDataField):
@@ -70,6 +78,8 @@ class CountsField(_Field):
         super().__init__(keys.COUNTS, "X" if layer is None else "layers", layer)
 
     def validate_field(self, adata: AnnData) -> None:
+        if not (adata.n_obs and adata.n_vars):
+            raise ValueError(f"adata has {adata.n_obs:,} spots and {adata.n_vars:,} genes; it needs some of both")
         check_unique_names(adata)
         get_counts(adata, self.attr_key)
 

@@ -180,8 +180,8 @@ def poisson_variance_explained(
         1 - sum_g w_g sum_i [(x - m)^2 - x] / sum_g w_g sum_i [(x - m_0)^2 - x],  w_g = 1 / sum_i m_0.
 
     1 is a prediction without an error, 0 as good as the gene means. It is an estimate, the less precise the sparser the counts.
-    Variance of counts beyond Poisson counts as variance of rates. Squares weigh few bright spots much, such as those of a gene of
-    rare cells.
+    Variance of counts beyond Poisson counts as variance of rates. Being built from squares, it gives a few
+    bright spots much weight, such as those of a gene of rare cells.
 
     Parameters
     ----------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,15 +22,27 @@ _SIZES = (
 
 
 def seed_or_default(seed: int | None) -> int:
-    """Seed, or else that of scvi-tools."""
-    return int(settings.seed or 0) if seed is None else int(seed)
+    """Seed, or else that of scvi-tools.
+
+    Raises
+    ------
+    ValueError
+        If it is not a whole number from 0 to 2**63 - 1.
+    """
+    if seed is None:
+        return int(settings.seed or 0)
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}")
+    return int(seed)
 
 
 def spots_at(adata: AnnData, indices: Sequence[int] | None) -> np.ndarray:
     """Rows of the chosen spots."""
     if indices is None:
         return np.arange(adata.n_obs)
-    indices = np.asarray(indices)
+    given, indices = indices, np.asarray(indices)
+    if indices.ndim != 1:
+        raise ValueError(f"indices must be a list of positions of spots, or a bool mask, got {given!r}")
     if indices.dtype == bool:
         if len(indices) != adata.n_obs:
             raise ValueError(f"indices is a mask of {len(indices):,} values for {adata.n_obs:,} spots")
@@ -53,10 +66,19 @@ def check_question(n_samples: int, observed: str, fill: str) -> None:
 
 def check_interval(level: float, n_samples: int) -> None:
     """Refuse arguments that no interval can have."""
+    if isinstance(level, bool) or not isinstance(level, Real):
+        raise ValueError(f"level must be a number, such as 0.9, got {type(level).__name__}")
     if not 0 < level <= LEVELS[-1]:
         raise ValueError(f"level must lie between 0 and {LEVELS[-1]}, got {level}")
     if n_samples < 2:
         raise ValueError(f"an interval needs n_samples of at least 2, got {n_samples}")
+
+
+def check_library_size(library_size: float | str) -> None:
+    """Refuse what rates cannot be multiplied by."""
+    number = isinstance(library_size, Real) and not isinstance(library_size, bool)
+    if not (0 < library_size < np.inf if number else isinstance(library_size, str) and library_size == "latent"):
+        raise ValueError(f'library_size must be a positive number or "latent", got {library_size!r}')
 
 
 def check_sizes(arguments: Mapping[str, Any]) -> None:

@@ -59,7 +59,9 @@ class BatchMixin:
         """Samples of the latent, (batch, n_samples, n_latent)."""
         spots = tensors[keys.SPOT].cpu().numpy().ravel()
         noise = spot_noise(seed, spots, (n_samples, self.module.n_latent)).to(condition.mean.device)
-        if n_steps is None:
+        if n_steps is not None:
+            check_positive_int(n_steps, "n_steps")
+        else:
             n_steps = min(_SAMPLER_STEPS, self.module.diffusion.n_timesteps)
         return self.module.sample(condition, noise, n_steps)
 

@@ -180,6 +180,8 @@ class CompletionMixin(SkillMixin, RecordMixin):
         if isinstance(genes, str) and genes == "skilled":
             return skill.index[skill["skilled"]].to_numpy()
         positions, _ = self._genes(genes)
+        if not len(positions):
+            raise ValueError('genes is empty; pass names of genes, "skilled" or "all"')
         return skill.index[np.unique(positions)].to_numpy()
 
     def _provenance(self, adata: AnnData, observed: str, fill: str, chosen: np.ndarray) -> np.ndarray:
@@ -213,6 +215,8 @@ class CompletionMixin(SkillMixin, RecordMixin):
 
 def _check_target(adata: AnnData, layer_added: str) -> None:
     """Refuse to write over anything but an earlier completion."""
+    if not isinstance(layer_added, str) or not layer_added:
+        raise ValueError(f"layer_added must be the name of a layer, got {layer_added!r}")
     record = adata.uns.get(layer_added)
     if isinstance(record, Mapping) and "provenance" in record:
         return

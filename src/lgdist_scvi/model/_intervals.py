@@ -42,8 +42,8 @@ class IntervalMixin(PredictionMixin):
         The interval covers what a measurement would show, noise included. Its centre and shape come from latent samples and
         the likelihood's noise. How far it reaches is calibrated on the entries that training set aside: split conformal
         prediction with the finite-sample correction, in strata of genes of like expression and signal, so that
-        it covers at `level` however well the model is trained (but for the few choices that the same entries made: when training stopped,
-        weights and noise). `calibration_["n_entries"]` says how many entries of each
+        it covers at `level` however well the model is trained (but for the few choices that the same entries made: when training
+        stopped, weights of the experts, noise, and how much to make of regions). `calibration_["n_entries"]` says how many entries of each
         third calibrated it, and `calibration_["coverage"]` how often intervals that one half of the spots calibrates cover the
         entries of the other half, at 0.5, 0.8, 0.9 and 0.95. Spots of which nothing is visible have a calibration of their own,
         on one spot in 25 that training set aside whole, and so have those without a visible neighbour, in holes dug around the
@@ -68,7 +68,8 @@ class IntervalMixin(PredictionMixin):
 
         Returns
         -------
-        Lower and upper end, (n_obs, n_genes) each, log1p(CP10K).
+        Lower and upper end, (n_obs, n_genes) each, log1p(CP10K) in the library that the model was registered with: values of
+        hidden counts that are compared with them must be of that library too.
 
         Raises
         ------

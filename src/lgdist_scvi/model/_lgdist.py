@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 import numpy as np
@@ -33,9 +34,9 @@ from lgdist_scvi.model._record import random_state
 from lgdist_scvi.model._setup import (
     DEFAULT_GRAPH,
     choose_sample_key,
-    ensure_graph,
     resolve_likelihood,
     warn_of_masked_library,
+    with_graph,
 )
 from lgdist_scvi.model._training import TrainingMixin
 from lgdist_scvi.module import LGDiSTModule, NeighborhoodVAE
@@ -78,7 +79,7 @@ class LGDiST(TrainingMixin, CalibrationMixin, IntervalMixin, MeasurementMixin, C
         Share of the spots, in training, of which everything is hidden; at least 0.3 in that of the diffusion, and 0.5 with
         ``conditioning="neighborhood"``.
     visible_weight
-        Weight of visible captured values in the reconstruction, against 1 for hidden ones.
+        Weight of what is visible in the reconstruction, against 1 for what is hidden; counts are split in the VAE's training instead.
     keep_at_least
         In training, visible counts are thinned to a share, uniform between this and 1, and the rest is fitted.
     set_aside_fraction
@@ -250,8 +251,8 @@ class LGDiST(TrainingMixin, CalibrationMixin, IntervalMixin, MeasurementMixin, C
             Column of `adata.obs` that names the slide of each spot. If ``None`` and there is a column "sample" or
             "library_id" with several slides, that one is used, with a warning.
         size_factor_key
-            Column of `adata.obs` with library sizes in counts. ``None``: the sum over the registered genes. Counts of entries
-            that are not known do not belong into it; of a spot of which nothing is known it is the depth asked about.
+            Column of `adata.obs` with library sizes in counts. ``None``: the sum over the registered genes. Leave out counts of
+            masked entries. For a spot with no known entry it is the depth to predict for.
         spatial_key
             Key of `adata.obsm` with the coordinates, (n_obs, 2).
         **kwargs
@@ -264,10 +265,11 @@ class LGDiST(TrainingMixin, CalibrationMixin, IntervalMixin, MeasurementMixin, C
         ValueError
             If counts, mask, coordinates, graph or library sizes are not what they should be.
         """
+        if not isinstance(adata, AnnData):
+            raise TypeError(f"setup_anndata needs an AnnData (of a MuData, one modality), got {type(adata).__name__}")
         # resolved first: whoever reads the registry must know which spots are of one slide
         sample_key = choose_sample_key(adata, sample_key)
         setup_method_args = cls._get_setup_method_args(**locals())
-        ensure_graph(adata, graph_key, sample_key, spatial_key)
         fields = [
             CountsField(layer),
             CoordinatesField(spatial_key, sample_key),
@@ -280,17 +282,27 @@ class LGDiST(TrainingMixin, CalibrationMixin, IntervalMixin, MeasurementMixin, C
         if size_factor_key is not None:
             fields.append(LibraryField(size_factor_key))
         adata_manager = NeighborhoodManager(fields=fields, setup_method_args=setup_method_args)
-        adata_manager.register_fields(adata, **kwargs)
-        dataset = NeighborhoodDataset(adata_manager)  # refuses what no single field can see
+        with with_graph(adata, graph_key, sample_key, spatial_key):
+            adata_manager.register_fields(adata, **kwargs)
+            dataset = NeighborhoodDataset(adata_manager)  # refuses what no single field can see
         warn_of_masked_library(dataset, size_factor_key)
         cls.register_manager(adata_manager)
+
+    @classmethod
+    def load(cls, *args: Any, **kwargs: Any) -> LGDiST:
+        """Load a saved model, as in scvi-tools; `adata` may hold the genes in another order, or more of them."""
+        with warnings.catch_warnings():
+            # genes are found by their names
+            warnings.filterwarnings("ignore", message=".*var_names.* does not match")
+            return super().load(*args, **kwargs)
 
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
         if adata is not None and adata is not self.adata:
             setup = self.registry_["setup_args"]
             sample_key = choose_sample_key(adata, setup["sample_key"])
             built_with = self.get_state_registry(keys.GRAPH)["n_neighbors"]
-            ensure_graph(adata, setup["graph_key"], sample_key, setup["spatial_key"], built_with)
+            with with_graph(adata, setup["graph_key"], sample_key, setup["spatial_key"], built_with):
+                return super()._validate_anndata(adata, copy_if_view)
         return super()._validate_anndata(adata, copy_if_view)
 
     def __repr__(self) -> str:

@@ -45,7 +45,9 @@ class MeasurementMixin(PredictionMixin):
         ----------
         n_samples
             Number of draws.
-        adata, indices, gene_list, seed, n_steps, batch_size, silent
+        seed
+            As in :meth:`get_completed_expression`; draws are a function of the seed, the spot's row and `n_samples`.
+        adata, indices, gene_list, n_steps, batch_size, silent
             As in :meth:`get_completed_expression`.
 
         Returns

@@ -12,7 +12,7 @@ import torch
 from lgdist_scvi._checks import check_choice, check_positive_int, list_names
 from lgdist_scvi._expression import COUNTS_PER
 from lgdist_scvi.data import _keys as keys
-from lgdist_scvi.model._arguments import check_question, seed_or_default, spots_at
+from lgdist_scvi.model._arguments import check_library_size, check_question, seed_or_default, spots_at
 from lgdist_scvi.model._batches import Estimand, samples_for_spread
 from lgdist_scvi.model._regions import RegionMixin
 from lgdist_scvi.model._setup import resolve_likelihood
@@ -136,8 +136,8 @@ class PredictionMixin(RegionMixin):
         adata
             Data like those registered (genes in any order); ``None``: the registered data.
         indices
-            Spots; ``None``: all. The first question about data looks at all of them, to see what genes stray by over slides and
-            regions.
+            Spots; ``None``: all. The first call on other data than those of the training predicts all its spots, to estimate deviations
+            of slides and regions.
         gene_list
             Genes, in the order of the result; ``None``: all registered ones.
         n_samples
@@ -146,10 +146,9 @@ class PredictionMixin(RegionMixin):
         return_mean
             Whether to average over samples: of rates before the logarithm is taken.
         return_std
-            Whether to return the standard deviation of the expected value too, 0 where a measured value is kept: over samples
-            (25 if `n_samples` is 1), and of what is peculiar to one gene in one spot, which no sample of the latent holds;
-            brought to the size of the error on what training set aside, by a factor for each kind of entry
-            (``calibration_["std_factors"]``).
+            Whether to return the standard deviation of the expected value too, 0 where a measured value is kept. It combines the
+            spread over samples (25 if `n_samples` is 1) with the uncertainty about one gene in one spot, which latent samples do
+            not hold, scaled to the error on what training set aside (factors in ``calibration_["std_factors"]``).
         observed
             ``"keep"``: measured entries stay exactly as measured, and only what `fill` names is replaced. ``"model"``: the
             model's value everywhere.
@@ -235,15 +234,21 @@ class PredictionMixin(RegionMixin):
         ----------
         library_size
             Rates are multiplied by it: rows sum to it where all genes are registered (no `size_factor_key`). ``"latent"``: by
-            each spot's own library size, in counts.
+            each spot's own library size, in counts (of a spot without any, the typical one).
         adata, indices, gene_list, n_samples, return_mean, seed, batch_size, return_numpy, silent
             As in :meth:`get_completed_expression`.
 
         Returns
         -------
         (n_obs, n_genes), not in logarithms; with ``n_samples > 1`` and not `return_mean` (n_samples, n_obs, n_genes).
+
+        Raises
+        ------
+        ValueError
+            If the model is not trained, or an argument is out of range.
         """
         check_positive_int(n_samples, "n_samples")
+        check_library_size(library_size)
         adata = self._prepare(adata)
         self._estimand("rate")
         positions, names = self._genes(gene_list)
@@ -260,7 +265,7 @@ class PredictionMixin(RegionMixin):
                     [self.module.vae.decode(latents[:, sample], condition) for sample in range(n_samples)]
                 )
                 block = block if by_sample else block.mean(0)
-            factor = tensors[keys.LIBRARY] if library_size == "latent" else library_size
+            factor = self.module.vae.usable(tensors[keys.LIBRARY]) if library_size == "latent" else library_size
             values[..., place, :] = (block * factor).cpu().numpy()[..., positions]
         if return_numpy or by_sample:
             return values

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from anndata import AnnData
@@ -32,13 +34,35 @@ def choose_sample_key(adata: AnnData, sample_key: str | None) -> str | None:
     return column
 
 
-def ensure_graph(
+@contextmanager
+def with_graph(
     adata: AnnData, graph_key: str, sample_key: str | None, spatial_key: str, n_neighbors: int | None = None
-) -> None:
-    """Build the customary graph where there is none, with as many neighbours as another one was built with."""
-    if graph_key == DEFAULT_GRAPH and graph_key not in adata.obsp:
+) -> Iterator[None]:
+    """Build the customary graph where there is none, with as many neighbours as another one was built with.
+
+    It is taken away again if what follows fails: another attempt may name other slides or coordinates.
+    """
+    build = graph_key == DEFAULT_GRAPH and graph_key not in adata.obsp
+    if build:
         number = {} if n_neighbors is None else {"n_neighbors": n_neighbors}
         pp.spatial_neighbors(adata, sample_key=sample_key, spatial_key=spatial_key, **number)
+    elif graph_key == DEFAULT_GRAPH:
+        built_from = adata.uns.get("spatial_neighbors", {}).get("params", {}).get("spatial_key", spatial_key)
+        if built_from != spatial_key:
+            warnings.warn(
+                f"adata.obsp[{graph_key!r}] was built from adata.obsm[{built_from!r}] and is used as it is; for one from "
+                f"adata.obsm[{spatial_key!r}] call pp.spatial_neighbors(adata, spatial_key={spatial_key!r})",
+                UserWarning,
+                stacklevel=settings.warnings_stacklevel + 1,
+            )
+    try:
+        yield
+    except BaseException:
+        if build:
+            for key in ("spatial_connectivities", "spatial_distances"):
+                adata.obsp.pop(key, None)
+            adata.uns.pop("spatial_neighbors", None)
+        raise
 
 
 def warn_of_masked_library(dataset: NeighborhoodDataset, size_factor_key: str | None) -> None:

@@ -62,8 +62,8 @@ class TrainingMixin:
             Whether to stop when the validation loss no longer falls.
         validation_samples
             Slides (values of `sample_key`) that the networks are not trained on; validation uses their set-aside entries. Gene
-            statistics, the experts and the calibration know these slides: to score a slide that nothing has seen, train without
-            it, and pass it to :meth:`get_completed_expression` afterwards.
+            statistics, the linear expert's loadings and the calibration know these slides: to score a slide that nothing has
+            seen, train without it, and pass it to :meth:`get_completed_expression` afterwards.
         ema_decay
             Decay of the moving average of the weights; ``None`` for none.
         plan_kwargs
@@ -162,11 +162,13 @@ class TrainingMixin:
             return None
         if keys.SAMPLE not in self.adata_manager.data_registry:
             raise ValueError("validation_samples needs slides; pass sample_key=... to setup_anndata")
+        chosen = [validation_samples] if np.ndim(validation_samples) == 0 else list(validation_samples)
+        chosen = set(map(str, chosen))
         labels = self.adata.obs[self.adata_manager.data_registry[keys.SAMPLE].attr_key].astype(str)
-        unknown = sorted(set(map(str, validation_samples)) - set(labels))
+        unknown = sorted(chosen - set(labels))
         if unknown:
             raise ValueError(f"unknown slides {list_names(unknown)}; available: {list_names(sorted(set(labels)), 20)}")
-        spots = np.flatnonzero(labels.isin(list(map(str, validation_samples))))
+        spots = np.flatnonzero(labels.isin(chosen))
         if len(spots) == len(labels):
             raise ValueError("validation_samples names every slide; leave at least one to train on")
         return spots

@@ -72,7 +72,7 @@ class LGDiSTModule(BaseModuleClass):
     hide_spot
         Share of the spots, in training, of which everything is hidden; at least 0.3 in that of the diffusion.
     visible_weight
-        Weight of captured values that are fitted while visible, against 1 for hidden ones. Counts are split instead.
+        Weight of what is fitted while visible, against 1 for what is hidden. In the VAE's training counts are split instead.
     keep_at_least
         In training, the visible counts of a spot are thinned to a share, uniform between this and 1; the rest is fitted.
     n_draws

@@ -124,9 +124,9 @@ def run_stage(
     False if the user interrupted the stage. Either way the weights with the lowest validation loss are kept.
     """
     best = KeepBest()
-    callbacks = [*callbacks, best]
+    ours = [best]
     if ema_decay is not None:
-        callbacks.append(EMAWeightAveraging(use_buffers=False, decay=ema_decay))
+        ours.append(EMAWeightAveraging(use_buffers=False, decay=ema_decay))
     if trainer_kwargs.get("check_val_every_n_epoch") is None:
         trainer_kwargs["check_val_every_n_epoch"] = max(1, max_epochs // _N_VALIDATIONS)
     if trainer_kwargs.get("early_stopping"):
@@ -148,21 +148,29 @@ def run_stage(
             training_plan=plan,
             data_splitter=splitter,
             max_epochs=max_epochs,
-            callbacks=callbacks,
+            callbacks=[*callbacks, *ours],
             **trainer_kwargs,
         )()
-    except (KeyboardInterrupt, SystemExit):
-        # Lightning turns Ctrl-C into an exit and leaves further ones ignored
+    except KeyboardInterrupt:
         completed = False
-        _warn_of_interruption(name)
+    except SystemExit as request:
+        # Lightning turns Ctrl-C into an exit and leaves further ones ignored; other exits (SIGTERM) are meant
+        if not isinstance(request.__context__, KeyboardInterrupt):
+            raise
+        completed = False
     finally:
         if handler is not None:
             signal.signal(signal.SIGINT, handler)
         best.restore(plan.network)
+        if getattr(model, "trainer", None) is not None:
+            # they hold weights, and what cannot be pickled
+            model.trainer.callbacks = [one for one in model.trainer.callbacks if one not in ours]
         plan.module.requires_grad_(True)
         plan.module.eval()
         model.is_trained_ = was_trained or plan.global_step > 0
         model.history_ = {**previous, **_named(name, model.history_ or {})}
+    if not completed:
+        _warn_of_interruption(name)
     if plan.global_step > 0:
         try:
             plan.finish(splitter.train_dataloader())
