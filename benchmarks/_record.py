@@ -110,6 +110,8 @@ class Results:
         kept = []
         if document["versions"] == self.document["versions"]:
             codes = {row["method"]: code_of(row["method"]) for row in rows if row["method"] in METHODS}
+            if document["machine"] != self.document["machine"]:
+                rows = [{"machine": document["machine"], **row} for row in rows]
             kept = [row for row in rows if codes.get(row["method"]) == row["code"] and "failed" not in row]
         self.dropped = len(rows) - len(kept)
         if self.dropped:

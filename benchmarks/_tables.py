@@ -54,18 +54,18 @@ def label(method: str) -> str:
 
 
 def merged(documents: list[dict]) -> dict:
-    """One document of several from the same machine; of a row that is in several, the last counts.
+    """One document of several; of a row that is in several, the last counts. Rows tell of their machine.
 
     Raises
     ------
     ValueError
-        If versions or machines differ.
+        If versions, cores or threads differ.
     """
-    for name in ("versions", "machine", "cores", "threads_per_method"):
+    for name in ("versions", "cores", "threads_per_method"):
         if any(document[name] != documents[0][name] for document in documents):
             raise ValueError(f"the files of results differ in {name}; make a report of each")
     key = lambda row: tuple(row.get(name) for name in ("file", "protocol", "seed", "method"))  # noqa: E731
-    rows = {key(row): row for document in documents for row in document["results"]}
+    rows = {key(row): row for document in documents for row in with_machine(document)}
     left_out = {key(row): row for document in documents for row in document.get("left_out", [])}
     at_a_time = " or ".join(map(str, sorted({document["methods_at_a_time"] for document in documents})))
     return {
@@ -76,11 +76,18 @@ def merged(documents: list[dict]) -> dict:
     }
 
 
+def with_machine(document: dict) -> list[dict]:
+    """Rows with the machine that they were obtained on: that of the document, unless they say otherwise."""
+    return [{"machine": document["machine"], **row} for row in document["results"]]
+
+
 def frame(document: dict) -> pd.DataFrame:
     """Rows of the methods that came to an end, in the order of the registry; one column per score."""
-    rows = pd.DataFrame([row for row in document["results"] if "failed" not in row])
+    rows = pd.DataFrame([row for row in with_machine(document) if "failed" not in row])
     if rows.empty:
-        return pd.DataFrame(columns=["file", "protocol", "seed", "method", "seconds", "memory_mib", "spread"])
+        return pd.DataFrame(
+            columns=["file", "protocol", "seed", "method", "seconds", "memory_mib", "machine", "spread"]
+        )
     rows["method"] = pd.Categorical(rows["method"], categories=list(METHODS), ordered=True)
     if "spread" not in rows:
         rows["spread"] = None
@@ -168,7 +175,7 @@ def coverage(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def cost(rows: pd.DataFrame) -> pd.DataFrame:
-    """Seconds and peak memory (MiB) of each method."""
+    """Seconds and peak memory (MiB) of each method, and on which machines."""
     by_method = rows.groupby("method", observed=True)
     return pd.DataFrame(
         {
@@ -176,5 +183,6 @@ def cost(rows: pd.DataFrame) -> pd.DataFrame:
             "most_seconds": by_method["seconds"].max(),
             "memory_mib": by_method["memory_mib"].median(),
             "most_memory_mib": by_method["memory_mib"].max(),
+            "machine": by_method["machine"].agg(lambda machines: "; ".join(sorted(set(machines)))),
         }
     )

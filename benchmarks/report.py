@@ -25,6 +25,7 @@ from benchmarks._tables import (
     merged,
     samples,
     summary,
+    with_machine,
 )
 
 BEGIN, END = "<!-- begin: written by python -m benchmarks.report -->", "<!-- end -->"
@@ -188,8 +189,10 @@ def cost_section(rows: pd.DataFrame) -> str:
     """Time and memory."""
     table = cost(rows).rename(index=label)
     table[["memory_mib", "most_memory_mib"]] /= 1024
-    table.columns = ["seconds, median", "seconds, most", "peak memory in GiB, median", "most"]
-    digits = dict(zip(table.columns, (0, 0, 2, 2), strict=True))
+    table.columns = ["seconds, median", "seconds, most", "peak memory in GiB, median", "most", "on"]
+    if table["on"].nunique() == 1:
+        table = table.drop(columns="on")
+    digits = dict(zip(table.columns, (0, 0, 2, 2), strict=False))
     return "### Time and memory\n\n" + markdown_table(table, "", digits=digits)
 
 
@@ -199,9 +202,10 @@ def provenance(document: dict) -> str:
     dates = sorted({row["date"] for row in rows})
     seeds = sorted({row["seed"] for row in rows})
     used = ", ".join(f"{name} {number}" for name, number in document["versions"].items())
+    machines = " and ".join(sorted({row["machine"] for row in with_machine(document)} or {document["machine"]}))
     days = " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "no date"
     text = (
-        f"{days}; seeds {', '.join(map(str, seeds))}; {document['machine']}, {document['cores']} cores, "
+        f"{days}; seeds {', '.join(map(str, seeds))}; {machines}, {document['cores']} cores, "
         f"methods at a time: {document['methods_at_a_time']}, threads of each: {document['threads_per_method']}; {used}."
     )
     if document.get("left_out"):

@@ -122,8 +122,14 @@ def test_several_files_make_one_report(document):
     found = _tables.merged(
         [{**document, "results": [early, late[0]]}, {**document, "methods_at_a_time": 1, "results": [again, *late[1:]]}]
     )
-    assert found["results"] == [early, again, *late[1:]]
+    assert found["results"] == [{"machine": "m", **row} for row in (early, again, *late[1:])]
     assert found["methods_at_a_time"] == "1 or 2"
+    # rows of another machine say so, and seconds are told apart
+    other = {**document, "machine": "another", "results": [again]}
+    text = report.markdown(_tables.merged([document, other]))
+    assert "another and m, 2 cores" in text
+    assert "| another; m |" in text and "| m |" in text
+    assert "| on |" not in report.markdown(document)
     with pytest.raises(ValueError, match="differ in versions"):
         _tables.merged([document, {**document, "versions": {"torch": "1"}}])
 
