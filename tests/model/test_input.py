@@ -392,6 +392,7 @@ def test_a_mask_over_data_without_zeros_leaves_counts(adata):
     adata.layers["known"] = np.random.default_rng(0).random(adata.shape) < 0.7
     LGDiST.setup_anndata(adata, mask_layer="known")
     assert LGDiST(adata).gene_likelihood_ == "nb"
+    assert LGDiST(adata, gene_likelihood="normal").gene_likelihood_ == "normal"
 
 
 @pytest.mark.parametrize("likelihood", ["nb", "poisson"])

@@ -104,13 +104,18 @@ class NeighborhoodDataset(AnnTorchDataset):
         content = self.library > 0
         return content if self.mask is None else content & self.mask.any(axis=1)
 
-    def hides_every_zero(self) -> bool:
-        """Whether there is a mask and it calls every zero missing; not so where there is no zero."""
+    def shows_zeros(self) -> bool:
+        """Whether some known entry is a zero."""
         stored = sparse.csr_matrix(self.counts)
-        if self.mask is None or stored.nnz == np.prod(stored.shape):
-            return False
+        if self.mask is None:
+            return stored.nnz < np.prod(stored.shape)
         rows = np.repeat(np.arange(stored.shape[0]), np.diff(stored.indptr))
-        return int(self.mask.sum()) == int(self.mask[rows, stored.indices].sum())
+        return int(self.mask.sum()) > int(self.mask[rows, stored.indices].sum())
+
+    def hides_every_zero(self) -> bool:
+        """Whether there are zeros, and a mask calls all of them missing."""
+        has_zeros = sparse.csr_matrix(self.counts).nnz < np.prod(self.counts.shape)
+        return self.mask is not None and has_zeros and not self.shows_zeros()
 
     def without(self, spots: np.ndarray) -> NeighborhoodDataset:
         """The same data as if nothing were observed of some spots."""

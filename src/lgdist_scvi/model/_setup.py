@@ -97,7 +97,7 @@ def resolve_likelihood(gene_likelihood: str, dataset: NeighborhoodDataset) -> st
     zeros_are_missing = dataset.hides_every_zero()
     if gene_likelihood == "auto":
         return "normal" if zeros_are_missing else "nb"
-    if gene_likelihood == "normal" and not zeros_are_missing:
+    if gene_likelihood == "normal" and dataset.shows_zeros():
         raise ValueError(
             'gene_likelihood="normal" describes captured values only, but some zeros are registered as data; register a mask '
             'that calls every zero missing (pp.observed_mask(adata), then mask_layer="observed"), or use "nb"'
