@@ -28,8 +28,10 @@ def morans_i_per_slide(
     Moran's I, (n_slides, n_vars), NaN for genes that are constant on the slide, and number of spots of each slide, (n_slides,).
     """
     import squidpy as sq
+    import torch
     from anndata import AnnData
 
+    n_threads = torch.get_num_threads()
     found, n_spots = [], []
     for sample in np.unique(samples):
         spots = np.flatnonzero(samples == sample)
@@ -48,6 +50,7 @@ def morans_i_per_slide(
             scores[varies] = table.loc[slide.var_names, "I"].to_numpy()
         found.append(scores)
         n_spots.append(len(spots))
+    torch.set_num_threads(n_threads)  # squidpy's numba sets it for the whole process
     return np.reshape(found, (-1, values.shape[1])), np.array(n_spots, dtype=int)
 
 

@@ -5,6 +5,7 @@ import warnings
 import anndata as ad
 import numpy as np
 import pytest
+import torch
 from scipy import sparse
 
 from lgdist_scvi import datasets, pp
@@ -159,3 +160,14 @@ def test_real_slide(shared_data):
     assert adata.var["target_gene"].sum() == 128
     assert adata.var["context_gene"].sum() == 896
     assert adata.var["moranI"][adata.var["target_gene"]].min() > 0.4
+
+
+def test_threads_of_torch_stay_as_they_are():
+    """A user who trains on one thread still does so after genes were chosen."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        pp.select_genes(datasets.simulated_visium(n_spots=80, n_genes=40, seed=0), n_targets=5, n_genes=20)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
