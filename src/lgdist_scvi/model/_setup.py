@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -47,7 +47,9 @@ def with_graph(
         number = {} if n_neighbors is None else {"n_neighbors": n_neighbors}
         pp.spatial_neighbors(adata, sample_key=sample_key, spatial_key=spatial_key, **number)
     elif graph_key == DEFAULT_GRAPH:
-        built_from = adata.uns.get("spatial_neighbors", {}).get("params", {}).get("spatial_key", spatial_key)
+        built = adata.uns.get("spatial_neighbors")
+        params = built.get("params", {}) if isinstance(built, Mapping) else {}
+        built_from = params.get("spatial_key", spatial_key)
         if built_from != spatial_key:
             warnings.warn(
                 f"adata.obsp[{graph_key!r}] was built from adata.obsm[{built_from!r}] and is used as it is; for one from "
