@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from benchmarks._methods import ABLATIONS, MODELS
+from benchmarks._methods import MODELS
 from benchmarks._protocols import GIVEN, PROTOCOLS
-from benchmarks._tables import TITLES, by_file, cost, coverage, frame, label
+from benchmarks._tables import TITLES, by_file, cost, coverage, frame, label, without_variants
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,8 +35,7 @@ def draw(document: dict, folder: Path) -> dict[str, Path]:
     import matplotlib as mpl
     import matplotlib.pyplot as plt
 
-    rows, paths = frame(document), {}
-    rows = rows[~rows["method"].isin(list(ABLATIONS))]
+    rows, paths = without_variants(frame(document)), {}
     folder.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(_STYLE):
         for name, function in (("scores", _scores), ("coverage", _coverage), ("cost", _cost)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from benchmarks._methods import METHODS, MODELS, PEERS
+from benchmarks._methods import ABLATIONS, METHODS, MODELS, PEERS
 
 TITLES = {
     "entry": "Entry hold-out",
@@ -94,6 +94,11 @@ def frame(document: dict) -> pd.DataFrame:
     for name in set(rows.columns) & _SCORES:
         rows[name] = pd.to_numeric(rows[name])  # null is NaN
     return rows.sort_values(["method", "seed"], kind="stable")
+
+
+def without_variants(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of all methods but LGDiST without its parts."""
+    return rows[~rows["method"].isin(list(ABLATIONS))]
 
 
 def by_file(rows: pd.DataFrame, protocol: str, score: str) -> pd.DataFrame:

@@ -26,6 +26,7 @@ from benchmarks._tables import (
     samples,
     summary,
     with_machine,
+    without_variants,
 )
 
 BEGIN, END = "<!-- begin: written by python -m benchmarks.report -->", "<!-- end -->"
@@ -241,7 +242,7 @@ def markdown(document: dict, figures: dict[str, str] | None = None) -> str:
     }
     pictures = {name: f"![{links[name]}]({path})\n\n*{links[name]}*" for name, path in figures.items()}
     parts = [provenance(document), pictures.get("scores", "")]
-    whole = rows[~rows["method"].isin(list(ABLATIONS))]
+    whole = without_variants(rows)
     parts += [protocol_section(whole, p) for p in PROTOCOLS if (whole["protocol"] == p).any()]
     parts.append(ablation_section(rows))
     parts += [spread_section(rows), pictures.get("coverage", ""), cost_section(rows), pictures.get("cost", "")]

@@ -114,8 +114,10 @@ class NeighborhoodDataset(AnnTorchDataset):
 
     def hides_every_zero(self) -> bool:
         """Whether there are zeros, and a mask calls all of them missing."""
-        has_zeros = sparse.csr_matrix(self.counts).nnz < np.prod(self.counts.shape)
-        return self.mask is not None and has_zeros and not self.shows_zeros()
+        if self.mask is None or self.shows_zeros():
+            return False
+        n_positive = self.counts.nnz if sparse.issparse(self.counts) else np.count_nonzero(self.counts)
+        return n_positive < np.prod(self.counts.shape)
 
     def without(self, spots: np.ndarray) -> NeighborhoodDataset:
         """The same data as if nothing were observed of some spots."""

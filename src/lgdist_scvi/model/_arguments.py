@@ -76,8 +76,9 @@ def check_interval(level: float, n_samples: int) -> None:
 
 def check_library_size(library_size: float | str) -> None:
     """Refuse what rates cannot be multiplied by."""
-    number = isinstance(library_size, Real) and not isinstance(library_size, bool)
-    if not (0 < library_size < np.inf if number else isinstance(library_size, str) and library_size == "latent"):
+    if isinstance(library_size, str) and library_size == "latent":
+        return
+    if isinstance(library_size, bool) or not isinstance(library_size, Real) or not 0 < library_size < np.inf:
         raise ValueError(f'library_size must be a positive number or "latent", got {library_size!r}')
 
 
