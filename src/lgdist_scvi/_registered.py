@@ -10,7 +10,7 @@ from scipy import sparse
 
 from lgdist_scvi._anndata import get_counts, get_library, get_mask
 from lgdist_scvi._checks import require_key
-from lgdist_scvi._expression import known_counts, library_size
+from lgdist_scvi._units import known_counts, library_size
 
 if TYPE_CHECKING:
     from anndata import AnnData

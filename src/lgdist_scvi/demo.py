@@ -19,7 +19,7 @@ from scipy import sparse
 
 from lgdist_scvi import LGDiST, datasets, metrics, pl, pp
 from lgdist_scvi._checks import list_names
-from lgdist_scvi._expression import COUNTS_PER, library_size, log1p_cp10k
+from lgdist_scvi._units import COUNTS_PER, library_size, log1p_cp10k
 
 if TYPE_CHECKING:
     from anndata import AnnData

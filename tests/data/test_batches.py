@@ -12,8 +12,8 @@ from scipy import sparse
 from scipy.spatial.distance import cdist
 
 from lgdist_scvi import LGDiST, datasets, pp
+from lgdist_scvi import _keys as keys
 from lgdist_scvi.data import NeighborhoodDataset, NeighborhoodManager
-from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.data._dataset import _reach_further
 
 FORMATS = {

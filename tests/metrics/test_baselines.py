@@ -9,7 +9,7 @@ from scipy import sparse
 
 import lgdist_scvi
 from lgdist_scvi import metrics, pp
-from lgdist_scvi._expression import log1p_cp10k
+from lgdist_scvi._units import log1p_cp10k
 from lgdist_scvi.metrics import baselines
 from lgdist_scvi.metrics.baselines._data import LogData
 from lgdist_scvi.metrics.baselines._low_rank import _PATH, _soft_impute

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lgdist_scvi import metrics, pp
-from lgdist_scvi._expression import log1p_cp10k
+from lgdist_scvi._units import log1p_cp10k
 
 
 @pytest.fixture

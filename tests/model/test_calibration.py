@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lgdist_scvi.data import _keys as keys
+from lgdist_scvi import _keys as keys
 from lgdist_scvi.model._calibration import CalibrationMixin, _Case, _per_count, _std_factor
 
 

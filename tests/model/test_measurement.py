@@ -8,7 +8,7 @@ from scipy import sparse
 from scvi.criticism import PosteriorPredictiveCheck
 
 from lgdist_scvi import datasets, pp
-from lgdist_scvi._expression import log1p_cp10k
+from lgdist_scvi._units import log1p_cp10k
 
 
 def test_shapes_are_those_of_scvi_tools(trained, tissue):

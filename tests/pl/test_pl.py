@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 import lgdist_scvi
 from lgdist_scvi import metrics, pl
-from lgdist_scvi._expression import log1p_cp10k
+from lgdist_scvi._units import log1p_cp10k
 
 if TYPE_CHECKING:
     from pathlib import Path

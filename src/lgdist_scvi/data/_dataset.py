@@ -14,10 +14,10 @@ from scipy.spatial import cKDTree
 from scvi.data import AnnDataManager, AnnTorchDataset
 from torch.utils.data import Subset
 
+from lgdist_scvi import _keys as keys
 from lgdist_scvi._anndata import as_csr, get_coordinates, get_counts, get_mask, get_samples
 from lgdist_scvi._checks import list_names
-from lgdist_scvi._expression import library_size
-from lgdist_scvi.data import _keys as keys
+from lgdist_scvi._units import library_size
 from lgdist_scvi.data._fields import find_sample_key
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class NeighborhoodDataset(AnnTorchDataset):
         return counts, mask, self.library[spots, None].astype(np.float32)
 
     def __getitem__(self, indexes: int | list[int] | slice) -> dict[str, np.ndarray]:
-        """Load spots with their neighbours; the keys are those of `data._keys`."""
+        """Load spots with their neighbours; the keys are those of `_keys`."""
         spots = np.atleast_1d(np.arange(len(self))[indexes])
         counts, mask, library = self.rows(spots)
         neighbors = self.neighbors[spots]

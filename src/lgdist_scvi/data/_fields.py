@@ -12,9 +12,9 @@ from anndata import AnnData
 from scipy import sparse
 from scvi.data.fields import BaseAnnDataField
 
+from lgdist_scvi import _keys as keys
 from lgdist_scvi._anndata import as_csr, get_coordinates, get_counts, get_library, get_mask, get_samples
 from lgdist_scvi._checks import check_unique_names, list_names, require_key
-from lgdist_scvi.data import _keys as keys
 
 _SAMPLE_COLUMNS = ("sample", "library_id")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.utils.extmath import randomized_svd
 
-from lgdist_scvi._expression import log1p_cp10k
+from lgdist_scvi._units import log1p_cp10k
 from lgdist_scvi.data._dataset import NeighborhoodDataset
 from lgdist_scvi.data._factors import fit_factors
 

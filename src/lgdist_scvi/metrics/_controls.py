@@ -10,8 +10,8 @@ import pandas as pd
 from scipy import sparse
 
 from lgdist_scvi._anndata import get_counts, get_mask, get_samples
-from lgdist_scvi._expression import known_counts, log1p_cp10k
 from lgdist_scvi._registered import library_of
+from lgdist_scvi._units import known_counts, log1p_cp10k
 from lgdist_scvi.metrics._structure import mean_correlation, morans_i
 from lgdist_scvi.metrics.baselines._data import read_graph
 

@@ -9,8 +9,8 @@ import pandas as pd
 
 from lgdist_scvi._anndata import get_samples
 from lgdist_scvi._checks import require_key
-from lgdist_scvi._expression import log1p_cp10k
 from lgdist_scvi._registered import registered
+from lgdist_scvi._units import log1p_cp10k
 from lgdist_scvi.metrics._arrays import dense
 from lgdist_scvi.metrics._completion import variance_ratio
 from lgdist_scvi.metrics._structure import mean_correlation, morans_i

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from lgdist_scvi._checks import check_counts
-from lgdist_scvi._expression import COUNTS_PER
+from lgdist_scvi._units import COUNTS_PER
 from lgdist_scvi.metrics._arrays import Matrix, check_alike, dense, scored_entries, take
 
 _SMALLEST_RATE = 1e-12  # a count under rate 0 costs much, not infinitely much

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from lgdist_scvi import _keys as keys
 from lgdist_scvi._checks import check_positive_int
-from lgdist_scvi._expression import COUNTS_PER, log1p_cp10k
-from lgdist_scvi.data import _keys as keys
+from lgdist_scvi._units import COUNTS_PER, log1p_cp10k
 from lgdist_scvi.model._conformal import reach
 from lgdist_scvi.model._predictive import CountPredictive, NormalPredictive
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lgdist_scvi._expression import COUNTS_PER
-from lgdist_scvi.data import _keys as keys
+from lgdist_scvi import _keys as keys
+from lgdist_scvi._units import COUNTS_PER
 from lgdist_scvi.metrics._poisson import variance_given_positive
 from lgdist_scvi.model._batches import N_SAMPLES
 from lgdist_scvi.model._conformal import N_THIRDS, Scores, calibrate, expression_strata

@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 from scvi import settings
 
+from lgdist_scvi import _keys as keys
 from lgdist_scvi._anndata import get_counts
-from lgdist_scvi._expression import log1p_cp10k
-from lgdist_scvi.data import _keys as keys
+from lgdist_scvi._units import log1p_cp10k
 from lgdist_scvi.metrics._skill import MIN_ENTRIES, skill_per_gene
 from lgdist_scvi.model._arguments import check_interval, check_question, seed_or_default
 from lgdist_scvi.model._batches import N_SAMPLES, Estimand, samples_for_spread

@@ -10,6 +10,7 @@ import torch
 from anndata import AnnData
 from scvi.model.base import BaseModelClass
 
+from lgdist_scvi import _keys as keys
 from lgdist_scvi._checks import check_choice
 from lgdist_scvi.data import (
     CoordinatesField,
@@ -24,7 +25,6 @@ from lgdist_scvi.data import (
     gene_statistics,
     set_aside_patterns,
 )
-from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.model._arguments import check_sizes
 from lgdist_scvi.model._calibration import CalibrationMixin
 from lgdist_scvi.model._completion import CompletionMixin

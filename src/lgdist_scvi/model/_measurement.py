@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from lgdist_scvi import _keys as keys
 from lgdist_scvi._checks import check_positive_int
-from lgdist_scvi._expression import COUNTS_PER
-from lgdist_scvi.data import _keys as keys
+from lgdist_scvi._units import COUNTS_PER
 from lgdist_scvi.model._arguments import seed_or_default, spots_at
 from lgdist_scvi.model._prediction import PredictionMixin
 

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from lgdist_scvi import _keys as keys
 from lgdist_scvi._checks import check_choice, check_positive_int, list_names
-from lgdist_scvi._expression import COUNTS_PER
-from lgdist_scvi.data import _keys as keys
+from lgdist_scvi._units import COUNTS_PER
 from lgdist_scvi.model._arguments import check_library_size, check_question, seed_or_default, spots_at
 from lgdist_scvi.model._batches import Estimand, samples_for_spread
 from lgdist_scvi.model._regions import RegionMixin

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 from scipy.special import ndtr, ndtri
 
-from lgdist_scvi._expression import COUNTS_PER
+from lgdist_scvi._units import COUNTS_PER
 
 _SMALLEST_THETA, _LARGEST_THETA = 1e-3, 1e8
 _SMALLEST_TAIL = 1e-30  # probabilities beyond are not told apart

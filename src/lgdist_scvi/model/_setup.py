@@ -12,7 +12,7 @@ from scvi import settings
 
 from lgdist_scvi import pp
 from lgdist_scvi._checks import require_key
-from lgdist_scvi._expression import library_size
+from lgdist_scvi._units import library_size
 from lgdist_scvi.data import NeighborhoodDataset, find_sample_key
 
 DEFAULT_GRAPH = "spatial_connectivities"

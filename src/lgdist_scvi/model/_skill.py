@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lgdist_scvi._expression import COUNTS_PER
-from lgdist_scvi.data import _keys as keys
+from lgdist_scvi import _keys as keys
+from lgdist_scvi._units import COUNTS_PER
 from lgdist_scvi.metrics._skill import compare
 from lgdist_scvi.metrics.baselines._means import MOLECULES
 from lgdist_scvi.model._batches import Estimand

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from scvi import settings
 
+from lgdist_scvi import _keys as keys
 from lgdist_scvi._checks import check_choice, check_positive_int, list_names
-from lgdist_scvi.data import _keys as keys
 from lgdist_scvi.model._record import training_call
 from lgdist_scvi.train import DiffusionPlan, EntrySplitter, StagePlan, VAEPlan, run_stage
 

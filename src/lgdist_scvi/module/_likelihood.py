@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from lgdist_scvi._expression import COUNTS_PER
+from lgdist_scvi._units import COUNTS_PER
 
 _NOISE_FACTORS = (0.01, 10.0)
 _LOG_TIME_STEP = 0.7

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lgdist_scvi._expression import COUNTS_PER
+from lgdist_scvi._units import COUNTS_PER
 from lgdist_scvi.module._captured import CapturedMixtures
 from lgdist_scvi.module._deviations import GeneDeviations
 from lgdist_scvi.module._factors import SpatialFactors

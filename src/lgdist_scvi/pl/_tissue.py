@@ -10,8 +10,8 @@ from scipy import sparse
 
 from lgdist_scvi._anndata import get_coordinates
 from lgdist_scvi._checks import list_names, require_key
-from lgdist_scvi._expression import log1p_cp10k
 from lgdist_scvi._registered import registered
+from lgdist_scvi._units import log1p_cp10k
 from lgdist_scvi.pl._figure import new_figure
 from lgdist_scvi.pp._neighbors import lattice
 

@@ -10,8 +10,8 @@ from scipy import sparse
 
 from lgdist_scvi._anndata import get_coordinates, get_counts, get_samples
 from lgdist_scvi._checks import check_positive_int, check_unique_names
-from lgdist_scvi._expression import COUNTS_PER, library_size
 from lgdist_scvi._moran import morans_i_per_slide
+from lgdist_scvi._units import COUNTS_PER, library_size
 from lgdist_scvi.pp._neighbors import build_distances
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from lgdist_scvi._anndata import get_coordinates, get_counts, get_genes, get_samples, in_memory
 from lgdist_scvi._checks import check_positive_int, check_unique_names, require_key
-from lgdist_scvi._expression import library_size
+from lgdist_scvi._units import library_size
 from lgdist_scvi.pp._neighbors import build_distances
 
 if TYPE_CHECKING:

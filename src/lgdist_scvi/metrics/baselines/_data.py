@@ -14,8 +14,8 @@ from scipy import sparse
 
 from lgdist_scvi._anndata import get_counts, get_genes, get_mask
 from lgdist_scvi._checks import require_key
-from lgdist_scvi._expression import COUNTS_PER, known_counts, log1p_cp10k
 from lgdist_scvi._registered import library_of
+from lgdist_scvi._units import COUNTS_PER, known_counts, log1p_cp10k
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from lgdist_scvi._expression import library_size, log1p_cp10k
+from lgdist_scvi._units import library_size, log1p_cp10k
 
 
 def _counts(n_obs: int = 30, n_vars: int = 12) -> np.ndarray:
