@@ -68,11 +68,11 @@ class VAEPlan(StagePlan):
     """Stage 1: the neighbourhood VAE predicts hidden entries."""
 
     def __init__(self, module: LGDiSTModule, lr: float = 2e-3, weight_decay: float = 0.05):
-        super().__init__(module, module.vae, lr, weight_decay)
+        super().__init__(module, module.autoencoder, lr, weight_decay)
 
     def prepare(self, batches: Iterable[dict[str, torch.Tensor]]) -> None:
         """The network learns on its own."""
-        self.module.vae.has_experts.fill_(False)
+        self.module.experts.in_use.fill_(False)
 
     def finish(self, batches: Iterable[dict[str, torch.Tensor]]) -> None:
         """Let the experts learn, and give them their say."""
@@ -91,7 +91,7 @@ class VAEPlan(StagePlan):
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
         n_obs = len(batch["X"])
         cases = [{"hide": "set_aside"}]
-        if self.module.vae.counts_are_modelled:
+        if "split" in self.module.likelihood.hold_outs:
             # a visible count, whose own rate is asked for, is a question of its own
             generator = torch.Generator(self.device).manual_seed(_VALIDATION_SEED + batch_idx)
             cases.append({"hide": "split", "generator": generator})
@@ -105,32 +105,29 @@ class DiffusionPlan(StagePlan):
     """Stage 2: the denoiser learns the distribution of the latent given what is visible; the VAE is frozen."""
 
     def __init__(self, module: LGDiSTModule, lr: float = 1e-3, weight_decay: float = 0.01):
-        super().__init__(module, module.denoiser, lr, weight_decay)
+        super().__init__(module, module.diffusion.denoiser, lr, weight_decay)
 
     def prepare(self, batches: Iterable[dict[str, torch.Tensor]]) -> None:
         """Measure the scale of the residuals."""
         self.module.eval()
-        device = self.module.residual_scale.device
-        moments = [
-            self.module.residual_moments({key: value.to(device) for key, value in batch.items()})
-            for batch in islice(batches, _N_SCALE_BATCHES)
-        ]
-        self.module.residual_scale.copy_(torch.stack(moments).mean(0).sqrt())
+        device = self.module.diffusion.scale.device
+        first = islice(batches, _N_SCALE_BATCHES)
+        self.module.measure_residuals({key: value.to(device) for key, value in batch.items()} for batch in first)
 
     def finish(self, batches: Iterable[dict[str, torch.Tensor]]) -> None:
         """Let the denoiser have its say."""
-        self.module.has_diffusion.fill_(True)
+        self.module.diffusion.trained.fill_(True)
 
     def on_fit_start(self) -> None:
-        self.module.vae.requires_grad_(False)
+        self.module.autoencoder.requires_grad_(False)
 
     def on_train_start(self) -> None:
-        self.module.vae.eval()
-        self.module.denoiser.train()
+        self.module.autoencoder.eval()
+        self.module.diffusion.train()
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         error, decoded = self.module.diffusion_loss(batch, "random")
-        loss = error + self.module.decoded_weight * decoded
+        loss = error + self.module.config.decoded_weight * decoded
         self._log({"train_loss": loss}, len(batch["X"]))
         return loss
 
@@ -138,5 +135,5 @@ class DiffusionPlan(StagePlan):
         # the same noise and timesteps every time, so that early stopping follows the network
         generator = torch.Generator(self.device).manual_seed(_VALIDATION_SEED + batch_idx)
         error, decoded = self.module.diffusion_loss(batch, "set_aside", generator)
-        loss = error + self.module.decoded_weight * decoded
+        loss = error + self.module.config.decoded_weight * decoded
         self._score(loss, len(batch["X"]))
