@@ -84,6 +84,22 @@ def test_deviance_explained():
     assert metrics.poisson_deviance_explained(test, rate, library, gene_mean, mask=half) != score
 
 
+def test_deviance_of_zero_rates_masks_and_empty_spots():
+    counts = np.array([[3, 0, 1], [0, 0, 0], [2, 5, 0]])
+    rate = np.array([[0.5, 0.0, 0.0], [0.4, 0.3, 0.3], [0.2, 0.8, np.nan]])  # what is not scored may be anything
+    scored = np.array([[True, True, True], [True, True, True], [True, True, False]])
+    library, gene_mean = np.array([10.0, 0.0, 20.0]), np.array([0.2, 0.3, 0.1])
+
+    def deviance(expected: np.ndarray) -> float:
+        x, m = counts[scored], expected[scored]
+        logs = np.log(np.divide(x, m, out=np.ones_like(m), where=x > 0))
+        return 2 * np.sum(x * logs - x + m)
+
+    ours, means = (library[:, None] * np.maximum(model, 1e-12) for model in (rate, gene_mean[None]))
+    score = metrics.poisson_deviance_explained(counts, rate, library, gene_mean, mask=scored)
+    assert score == pytest.approx(1 - deviance(ours) / deviance(means), rel=1e-12)
+
+
 def test_variance_explained_takes_sampling_noise_off():
     rng = np.random.default_rng(3)
     library = rng.uniform(300, 900, size=1500)

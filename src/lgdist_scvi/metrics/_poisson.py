@@ -106,16 +106,17 @@ def poisson_deviance_explained(
     ValueError
         If shapes disagree, values are not counts or rates, or the gene means leave nothing to explain.
     """
-    from scipy.special import xlogy
+    from sklearn.metrics import mean_poisson_deviance
 
     gene_mean = _gene_mean(gene_mean, counts, library)
     deviances = np.zeros(2)
     for x, rates, lib, scored in _blocks(counts, rate, library, mask):
+        scored = scored & (lib > 0)[:, None]  # a spot without a library has no counts and nothing to explain
+        if not scored.any():
+            continue
         for place, model in enumerate((rates, np.broadcast_to(gene_mean, x.shape))):
             expected = lib[:, None] * np.maximum(model, _SMALLEST_RATE)
-            # a spot without a library has no counts and nothing to explain
-            seen = np.divide(x, expected, out=np.ones_like(expected), where=x > 0)
-            deviances[place] += 2 * np.sum(xlogy(x, seen) - x + expected, where=scored)
+            deviances[place] += scored.sum() * mean_poisson_deviance(x[scored], expected[scored])
     if not deviances[1] > 0:
         raise ValueError("the gene means explain the scored counts completely; there is nothing left to score")
     return float(1 - deviances[0] / deviances[1])
