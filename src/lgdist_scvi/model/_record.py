@@ -7,19 +7,20 @@ import json
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import pandas as pd
 import torch
+from anndata import AnnData
 from scvi import settings
 
 import lgdist_scvi
+from lgdist_scvi._anndata import in_memory
 from lgdist_scvi._checks import list_names
 from lgdist_scvi.model._conformal import REPORTED_LEVELS
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-
     from lgdist_scvi.data import NeighborhoodDataset
 
 _LEGEND = ("measured", "filled zero", "filled missing entry", "measured, replaced", "missing, not filled")
@@ -77,17 +78,15 @@ class RecordMixin:
         states = [torch.tensor(state, dtype=torch.uint8) for state in record["random_state"]]
         _check_recipe(recipe, layer)
         source, before = adata if trained_on is None else trained_on, settings.seed
-        cls.setup_anndata(source, **recipe["setup"])
         with torch.random.fork_rng(devices=[]):
             try:
                 torch.set_rng_state(states[0])
-                model = cls(source, **recipe["model"])
+                model = _rebuild(cls, source, recipe)
                 _check_data(model, source, record["training_data"], layer)
                 for call, state in zip(recipe["training"], states[1:], strict=True):
                     settings.seed = call["seed"]
                     torch.set_rng_state(state)
-                    arguments = call["arguments"] | ({"enable_progress_bar": False} if silent else {})
-                    model.train(**arguments)
+                    model.train(**call["arguments"] | ({"enable_progress_bar": False} if silent else {}))
             finally:
                 settings.seed = before
         if weights_fingerprint(model.module) != record["weights"]:
@@ -103,6 +102,49 @@ class RecordMixin:
         _check_data(model, model._prepare(adata), record["data"], layer)
         model.complete(adata, layer_added, **recipe["completion"], silent=silent)
         return model
+
+    def retrain(self, adata: AnnData, *, setup: Mapping[str, Any] | None = None, **train_kwargs: Any) -> Self:
+        """Train a new model on other data as this one was trained.
+
+        Parameters
+        ----------
+        adata
+            Data with the same keys as this model's, such as a changed :meth:`copy_data`; they are registered.
+        setup
+            Arguments of `setup_anndata` that differ from this model's.
+        **train_kwargs
+            Arguments of `train`; without any, all calls of it are repeated (but for loggers and callbacks).
+
+        Returns
+        -------
+        The new model; this one and its data stay as they are.
+        """
+        setup = {**self.registry_["setup_args"], **(setup or {})}
+        model = _rebuild(type(self), adata, {"setup": setup, "model": self.init_params_["non_kwargs"]})
+        for arguments in [train_kwargs] if train_kwargs else [call["arguments"] for call in self.training_] or [{}]:
+            model.train(**arguments)
+        return model
+
+    def copy_data(self) -> AnnData:
+        """Copy of all that is registered of the model's data, under the same keys, and of nothing else.
+
+        Raises
+        ------
+        ValueError
+            If the model has no data.
+        """
+        if self.adata is None:
+            raise ValueError("the model has no data; load it with them: LGDiST.load(folder, adata=adata)")
+        parts: dict[str, Any] = {name: {} for name in ("layers", "obsm", "obsp")}
+        parts |= {name: pd.DataFrame(index=getattr(self.adata, name).index) for name in ("obs", "var")}
+        for field in self.adata_manager.data_registry.values():
+            values = getattr(self.adata, field.attr_name)
+            if field.attr_key is None:
+                parts[field.attr_name] = in_memory(values)
+            else:
+                values = values[field.attr_key]
+                parts[field.attr_name][field.attr_key] = values if field.attr_name == "obs" else in_memory(values)
+        return AnnData(**parts)[:, self.get_var_names_registered()].copy()
 
     def _record(self, adata: AnnData, arguments: dict[str, Any], chosen: np.ndarray) -> dict[str, Any]:
         """What is needed to repeat and to judge the completion; only types that h5ad can store."""
@@ -147,6 +189,12 @@ class RecordMixin:
         self.training_seed_ = settings.seed
         self.training_ = [*self.training_, call]
         self.training_data_ = data_fingerprint(self.adata_manager.create_torch_dataset())
+
+
+def _rebuild(cls: type, adata: AnnData, recipe: Mapping[str, Any]) -> Any:
+    """Register data and make a model of them as another was made."""
+    cls.setup_anndata(adata, **recipe["setup"])
+    return cls(adata, **recipe["model"])
 
 
 def _versions() -> dict[str, Any]:
