@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from lgdist_scvi import _keys as keys
+from lgdist_scvi._poisson import MOLECULES
 from lgdist_scvi._units import to_log1p
 from lgdist_scvi.inference._predictor import Predictor
 from lgdist_scvi.metrics._skill import compare
-from lgdist_scvi.metrics.baselines._means import MOLECULES
 from lgdist_scvi.module.likelihood import Estimand, Likelihood
 
 if TYPE_CHECKING:
