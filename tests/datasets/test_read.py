@@ -298,7 +298,10 @@ def test_slides_that_overlap(tmp_path):
     adata = ad.read_h5ad(tmp_path / "two.h5ad")
     adata.obsm["spatial"][30:] = adata.obsm["spatial"][:30]
     adata.write_h5ad(tmp_path / "two.h5ad")
-    assert datasets.read(tmp_path / "two.h5ad", sample_key="sample").n_obs == 60
+    assert datasets.read(tmp_path / "two.h5ad").n_obs == 60  # the customary column tells them apart
+    adata.obs = adata.obs.rename(columns={"sample": "piece"})
+    adata.write_h5ad(tmp_path / "two.h5ad")
+    assert datasets.read(tmp_path / "two.h5ad", sample_key="piece").n_obs == 60
     with pytest.raises(ValueError, match="60 of 60 spots share their coordinates .*pass sample_key"):
         datasets.read(tmp_path / "two.h5ad")
 
@@ -313,6 +316,15 @@ def test_paths(slide, tmp_path):
     (folder / "spatial" / "tissue_positions.csv").unlink()
     with pytest.raises(
         FileNotFoundError, match="not a complete Space Ranger folder; missing: 'spatial/tissue_positions.csv'"
+    ):
+        datasets.read(folder)
+
+
+def test_files_that_are_not_whole(slide, tmp_path):
+    folder = space_ranger(tmp_path / "outs", slide)
+    (folder / "filtered_feature_bc_matrix.h5").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match="filtered_feature_bc_matrix.h5' is no count matrix of Space Ranger, or not a whole"
     ):
         datasets.read(folder)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mudata import MuData
     from spatialdata import SpatialData
 
+_SLIDES = ("sample", "library_id")  # customary columns of obs
 _ZARR_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
 
 
@@ -45,7 +46,8 @@ def read(
     layer
         Layer that holds raw counts; ``None`` means `X`.
     sample_key
-        Column of `obs` with the slide; spots of one slide may not share a place.
+        Column of `obs` with the slide; spots of one slide may not share a place. ``None``: ``"sample"`` or ``"library_id"``, if
+        one is there.
     spatial_key
         Key of `obsm` with the coordinates.
     table
@@ -82,8 +84,14 @@ def read(
         _take_raw_counts(adata)
     if not adata.var_names.is_unique:
         duplicated = adata.var_names[adata.var_names.duplicated()].unique()
-        _warn(f"{len(duplicated):,} gene names occur more than once ({list_names(duplicated)}); they get a suffix")
+        warnings.warn(
+            f"{len(duplicated):,} gene names occur more than once ({list_names(duplicated)}); they get a suffix",
+            UserWarning,
+            stacklevel=2,
+        )
         adata.var_names_make_unique()
+    if sample_key is None:
+        sample_key = next((key for key in _SLIDES if key in adata.obs and adata.obs[key].notna().all()), None)
     get_coordinates(adata, spatial_key, sample_key)
     get_counts(adata, layer)
     return adata
@@ -152,9 +160,9 @@ def _take_raw_counts(adata: AnnData) -> None:
         adata_counts = get_counts(type(adata)(counts))
     except ValueError:  # no counts either: what is wrong with X is said next
         return
-    _warn("adata.X holds no counts, adata.raw does: X is now the counts, and layers['X'] what X was")
+    warnings.warn(
+        "adata.X holds no counts, adata.raw does: X is now the counts, and layers['X'] what X was",
+        UserWarning,
+        stacklevel=3,
+    )
     adata.layers["X"], adata.X = adata.X, adata_counts
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=3)

@@ -48,7 +48,7 @@ def read_space_ranger(folder: Path, counts_file: str | None, bin_size: int | Non
     KeyError
         If there are several sizes of bins and none is named, or not the one named.
     ValueError
-        If the positions are not those of the counts.
+        If the counts cannot be read, or the positions are not theirs.
     """
     import scanpy as sc
 
@@ -64,7 +64,12 @@ def read_space_ranger(folder: Path, counts_file: str | None, bin_size: int | Non
         )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Variable names are not unique")  # said once, by datasets.read
-        adata = sc.read_10x_h5(folder / counts_file)
+        try:
+            adata = sc.read_10x_h5(folder / counts_file)
+        except Exception as error:  # scanpy and h5py raise any kind
+            raise ValueError(
+                f"{str(folder / counts_file)!r} is no count matrix of Space Ranger, or not a whole one"
+            ) from error
     positions = _positions(folder / "spatial" / positions_file)
     if n_unknown := int((~adata.obs_names.isin(positions.index)).sum()):
         raise ValueError(

@@ -136,6 +136,10 @@ def completion(
     unknown = [name for name in names if name not in adata.var_names]
     if unknown or not names:
         raise KeyError(f"{len(unknown):,} of {len(names):,} genes are not in adata.var_names: {list_names(unknown)}")
+    if adata.var_names.isin(names).sum() > len(set(names)):
+        raise ValueError(
+            "names of these genes occur more than once in adata.var_names; call adata.var_names_make_unique()"
+        )
     if ax is not None and len(names) * len(slides) > 1:
         raise ValueError(
             f"ax takes one panel, got {len(names):,} genes on {len(slides):,} slides; name one gene and, as sample, one slide"
