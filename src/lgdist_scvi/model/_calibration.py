@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from lgdist_scvi.model._conformal import N_THIRDS, Scores, calibrate, expression
 from lgdist_scvi.model._holes import holes
 from lgdist_scvi.model._prediction import PredictionMixin
 from lgdist_scvi.model._regions import Strays
+from lgdist_scvi.train import named_step
 
 if TYPE_CHECKING:
     from lgdist_scvi.data import NeighborhoodDataset
@@ -71,29 +74,40 @@ class CalibrationMixin(PredictionMixin):
     """Calibration of :class:`~lgdist_scvi.LGDiST`."""
 
     @torch.inference_mode()
-    def _calibrate(self) -> None:
-        """Learn what to make of regions, the size of the noise, how far intervals reach, and the size of the standard deviation."""
+    def _calibrate(self, step: Callable[[str], AbstractContextManager] | None = None) -> None:
+        """Learn what to make of regions, the size of the noise, how far intervals reach, and the size of the standard deviation.
+
+        `step` gives each of these a name, see :func:`lgdist_scvi.train.named_step`.
+        """
+        step = step or partial(named_step, self)
         self.module.eval()
         self._complete_first_round(self.adata, "set_aside")
-        strays = self._fit_regions()
+        with step("region_effects") as report:
+            strays = self._fit_regions()
+            report["shrinkage"] = dict(
+                zip(("slide", "surroundings"), self.module.vae.regional_shrinkage.tolist(), strict=True)
+            )
         rng = np.random.default_rng(0)
         whole = self.module.spots_set_aside(self.adata.n_obs)
         order = rng.permutation(np.setdiff1d(np.arange(self.adata.n_obs), whole))
-        self._fit_noise(np.sort(order[:_N_NOISE_SPOTS]))
-        spots = np.sort(order[:_N_SPOTS])
-        calibration, of_hidden = self._from_cases(self._cases(spots, N_SAMPLES))
-        counts_are_modelled = self.module.vae.counts_are_modelled
-        of_visible = self._std_factor_visible(spots) if counts_are_modelled else of_hidden
-        whole = np.sort(rng.permutation(whole)[:_N_HIDDEN_SPOTS])
-        calibration["hidden_spots"], of_spots = self._from_cases(self._cases(whole, N_SAMPLES))
-        dataset = self.adata_manager.create_torch_dataset()
-        around = holes(dataset.graph, rng.permutation(whole), dataset.samples, dataset.has_content)
-        calibration["holes"], of_holes = self._from_cases(
-            case for middles, hidden in around for case in self._cases_in_holes(middles, hidden, dataset, strays)
-        )
-        calibration["std_factors"] = {
-            "visible": of_visible, "hidden": of_hidden, "hidden_spots": of_spots, "holes": of_holes
-        }  # fmt: skip
+        with step("noise"):
+            self._fit_noise(np.sort(order[:_N_NOISE_SPOTS]))
+        with step("intervals") as report:
+            spots = np.sort(order[:_N_SPOTS])
+            calibration, of_hidden = self._from_cases(self._cases(spots, N_SAMPLES))
+            counts_are_modelled = self.module.vae.counts_are_modelled
+            of_visible = self._std_factor_visible(spots) if counts_are_modelled else of_hidden
+            whole = np.sort(rng.permutation(whole)[:_N_HIDDEN_SPOTS])
+            calibration["hidden_spots"], of_spots = self._from_cases(self._cases(whole, N_SAMPLES))
+            dataset = self.adata_manager.create_torch_dataset()
+            around = holes(dataset.graph, rng.permutation(whole), dataset.samples, dataset.has_content)
+            calibration["holes"], of_holes = self._from_cases(
+                case for middles, hidden in around for case in self._cases_in_holes(middles, hidden, dataset, strays)
+            )
+            calibration["std_factors"] = {
+                "visible": of_visible, "hidden": of_hidden, "hidden_spots": of_spots, "holes": of_holes
+            }  # fmt: skip
+            report["std_factors"] = calibration["std_factors"]
         self.calibration_ = calibration  # whole or not at all: Ctrl-C may come at any time
 
     def _cases(self, spots: np.ndarray, n_samples: int, dataset: NeighborhoodDataset | None = None) -> Iterator[_Case]:

@@ -308,15 +308,9 @@ class LGDiST(TrainingMixin, CalibrationMixin, IntervalMixin, MeasurementMixin, C
     def __repr__(self) -> str:
         stats = self.summary_stats
         n_slides = stats.get("n_samples", 1)
-        if not self.is_trained_:
-            status = "not trained"
-        elif self.module.has_diffusion:
-            status = "VAE and diffusion trained"
-        else:
-            status = "VAE trained, diffusion not trained"
         n_parameters = sum(p.numel() for p in self.module.parameters())
         return (
             f"LGDiST: {stats['n_cells']:,} spots x {stats['n_vars']:,} genes on {n_slides} slide{'s' * (n_slides > 1)}\n"
             f"  likelihood {self.gene_likelihood_}, {n_parameters:,} parameters, latent of {self.module.n_latent}\n"
-            f"  {status}"
+            f"  {self._what_is_trained()}"
         )

@@ -35,7 +35,7 @@ class PredictionMixin(RegionMixin):
                 raise ValueError(
                     "training was interrupted before intervals were calibrated; load the model with the data it was trained on"
                 )
-            self._calibrate()
+            self._finish_training()
 
     def _asked(self, adata: AnnData | None) -> AnnData:
         """The data that are asked about: the registered ones unless others are given."""

@@ -1,9 +1,12 @@
-"""Training of the model: stages, rounds, and what follows them."""
+"""Training of the model: stages, rounds, and the steps that follow them."""
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,11 +16,21 @@ from scvi import settings
 from lgdist_scvi import _keys as keys
 from lgdist_scvi._checks import check_choice, check_positive_int, list_names
 from lgdist_scvi.model._record import training_call
-from lgdist_scvi.train import DiffusionPlan, EntrySplitter, StagePlan, VAEPlan, run_stage
+from lgdist_scvi.model._stages import DiffusionStage, VAEStage
+from lgdist_scvi.train import (
+    EntrySplitter,
+    StagePlan,
+    check_trainer_arguments,
+    copies_for_stages,
+    named_step,
+    refuse_unknown,
+    run_stage,
+)
 
 _STEPS = {"vae": 500, "diffusion": 300}  # optimisation steps that a slide needs
 _EPOCHS = (4, 300)
-_PLANS = {"vae": VAEPlan, "diffusion": DiffusionPlan}
+_STAGES = {"vae": VAEStage, "diffusion": DiffusionStage}
+_OF_VAE = ("vae", "experts")  # steps that a new diffusion leaves as they are
 
 
 class TrainingMixin:
@@ -42,7 +55,13 @@ class TrainingMixin:
 
         Stopping early follows the loss on set-aside entries. Interrupting (Ctrl-C) leaves a model that can be used. Losses are in
         ``history_["vae/train_loss"]``, ``"vae/validation_loss"``, ``"diffusion/..."``; :func:`lgdist_scvi.pl.training_history`
-        draws them.
+        draws them. Steps after the stages (experts, region_effects, noise, intervals, skill) leave rows such as
+        ``history_["experts/seconds"]``.
+
+        Every stage trains with its own copies of `callbacks`; those of the last one are in ``model.trainer.callbacks`` afterwards.
+        Callbacks, `early_stopping_monitor` and ``scvi.autotune`` find the losses of every stage as ``"train_loss"`` and
+        ``"validation_loss"``, and those of one stage as ``"vae_validation_loss"``, ``"diffusion_validation_loss"``, ...; loggers
+        get the latter. To tune one stage, add ``train_params={"stage": "vae"}``.
 
         Parameters
         ----------
@@ -69,58 +88,52 @@ class TrainingMixin:
         plan_kwargs
             For the training plans of both stages (`lr`, by default 2e-3 for the VAE and 1e-3 for the diffusion, `weight_decay`).
         datasplitter_kwargs
-            For the data loaders (`num_workers`).
+            For the data loaders (`num_workers`), and `external_indexing`: a list of the rows that train and the rows that validate;
+            others do neither. Rows that validate are still seen as neighbours of others: `pp.hold_out` hides them there too.
         **trainer_kwargs
             For :class:`scvi.train.Trainer` (`callbacks`, `logger`, `check_val_every_n_epoch`, `enable_progress_bar`).
 
         Raises
         ------
         ValueError
-            If the diffusion is asked for before the VAE, a second round without missing entries, or a slide is unknown.
+            If the diffusion is asked for before the VAE, a second round without missing entries, a slide is unknown, the model was
+            loaded without data, rows are named that cannot be, or checkpoints are asked for (the best weights are kept anyway).
+        TypeError
+            If a keyword is unknown, or a callback cannot be copied.
         """
         call = training_call(locals())
-        check_choice("stage", stage, ("all", "vae", "diffusion"))
-        if n_rounds not in (1, 2):
-            raise ValueError(f"n_rounds must be 1 or 2, got {n_rounds}")
-        if n_rounds == 2 and (stage != "all" or keys.MASK not in self.adata_manager.data_registry):
-            raise ValueError(
-                'a second round trains on what the first one completed: it needs stage="all" and missing entries '
-                "(register a mask_layer, see pp.observed_mask)"
+        self._check_call(stage, n_rounds, max_epochs, batch_size, ema_decay)
+        names = [name for name in _STAGES if stage in ("all", name)] * n_rounds
+        stages = [name if place < len(_STAGES) else f"{name}_round2" for place, name in enumerate(names)]
+        check_trainer_arguments(trainer_kwargs, stages, inspect.signature(self.train).parameters)
+        refuse_unknown(plan_kwargs or {}, ("lr", "weight_decay"), "plan_kwargs")
+        splitter = self._splitter(batch_size, validation_samples, datasplitter_kwargs)
+        plans = [_STAGES[name](self.module, at, **(plan_kwargs or {})) for name, at in zip(names, stages, strict=True)]
+        shared = (self, self.module, self.adata, self.adata_manager, trainer_kwargs.get("logger"))
+        callbacks = copies_for_stages(trainer_kwargs.pop("callbacks", None), stages, shared)
+        if self.is_trained_ and not (stage == "diffusion" and not self.module.has_diffusion):
+            warnings.warn(
+                "The model is trained already: training continues from its weights, and what history_ tells of the same stages "
+                "is replaced.",
+                UserWarning,
+                stacklevel=settings.warnings_stacklevel,
             )
-        if max_epochs is not None:
-            check_positive_int(max_epochs, "max_epochs")
-        if stage == "diffusion" and not self.is_trained_:
-            raise ValueError('the diffusion needs a trained VAE; call train(stage="vae") or train() first')
-        splitter = EntrySplitter(
-            self.adata_manager,
-            self.module.spots_set_aside(self.adata.n_obs),
-            validation_spots=self._validation_spots(validation_samples),
-            seed=settings.seed or 0,
-            batch_size=batch_size,
-            **(datasplitter_kwargs or {}),
-        )
-        names = [name for name in _PLANS if stage in ("all", name)] * n_rounds
-        plans = [_PLANS[name](self.module, **(plan_kwargs or {})) for name in names]
         with self._remembered(call, plans):
-            if stage != "diffusion":
-                # a new VAE makes an old diffusion meaningless
-                self.module.has_diffusion.fill_(False)
-                self.module.first_round, self.n_rounds_ = None, 1
-            self.calibration_ = None  # of other weights
+            self._forget(stage)
             self._complete_first_round(self.adata, "set_aside")
-            for index, (name, plan) in enumerate(zip(names, plans, strict=True)):
-                later = name in names[:index]
-                if later and name == names[0]:
+            for name, plan, copies in zip(names, plans, callbacks, strict=True):
+                if plan.stage == "vae_round2":
                     self.module.begin_second_round()
                     self.n_rounds_ = 2
                     self._complete_first_round(self.adata, "set_aside")
                 completed = run_stage(
                     self,
-                    f"{name}_round2" if later else name,
                     plan,
                     splitter,
                     max_epochs=max_epochs or _default_epochs(name, splitter.n_train, batch_size),
                     ema_decay=ema_decay,
+                    callbacks=copies,
+                    stages=stages,
                     accelerator=accelerator,
                     devices=devices,
                     early_stopping=early_stopping,
@@ -131,11 +144,69 @@ class TrainingMixin:
             else:
                 call["interrupted"] = False
         if self.is_trained_:
+            step = partial(named_step, self, show=trainer_kwargs.get("enable_progress_bar", True))
             # Ctrl-C may come here as well: what is missing then is calibrated when first asked for
             if self.calibration_ is None:
-                self._calibrate()
-            self.skill_table()  # while the data are there
-            self._prepare(None)  # the first question finds regional deviations at hand
+                self._calibrate(step)
+            with step("skill") as report:
+                report["share_skilled"] = float((self.skill_table()["skill"] > 0).mean())  # while the data are there
+                self._prepare(None)  # the first question finds region effects at hand
+
+    def _check_call(
+        self, stage: str, n_rounds: int, max_epochs: int | None, batch_size: int, ema_decay: float | None
+    ) -> None:
+        """Refuse a call of :meth:`train` that cannot be met."""
+        if self.adata is None:
+            raise ValueError(
+                "the model was loaded without data; load it with the data to train on: load(..., adata=adata)"
+            )
+        check_choice("stage", stage, ("all", *_STAGES))
+        if n_rounds not in (1, 2):
+            raise ValueError(f"n_rounds must be 1 or 2, got {n_rounds}")
+        if n_rounds == 2 and (stage != "all" or keys.MASK not in self.adata_manager.data_registry):
+            raise ValueError(
+                'a second round trains on what the first one completed: it needs stage="all" and missing entries '
+                "(register a mask_layer, see pp.observed_mask)"
+            )
+        if max_epochs is not None:
+            check_positive_int(max_epochs, "max_epochs")
+        check_positive_int(batch_size, "batch_size")
+        if ema_decay is not None and not 0 < ema_decay < 1:
+            raise ValueError(f"ema_decay must lie between 0 and 1, or be None for no average; got {ema_decay!r}")
+        if stage == "diffusion" and not self.is_trained_:
+            raise ValueError('the diffusion needs a trained VAE; call train(stage="vae") or train() first')
+
+    def _forget(self, stage: str) -> None:
+        """Drop what a training of these stages makes meaningless."""
+        self.calibration_, history = None, self.history_ or {}  # of other weights
+        self.history_ = {
+            key: frame for key, frame in history.items() if stage == "diffusion" and key.startswith(_OF_VAE)
+        }
+        if stage != "diffusion":
+            self.module.has_diffusion.fill_(False)  # it is of another VAE
+            self.module.first_round, self.n_rounds_ = None, 1
+
+    def _finish_training(self) -> None:
+        """Take the steps after the stages that an end of the program kept the training from."""
+        if not self._has_experts():
+            given = self.training_[-1]["arguments"] if self.training_ else {}
+            wanted = {key: given.get(key) for key in ("validation_samples", "datasplitter_kwargs")}
+            batches = self._splitter(given.get("batch_size", 128), **wanted).train_dataloader()
+            with named_step(self, "experts") as report:
+                report |= VAEStage(self.module).finish(batches)
+        self._calibrate()
+
+    def _has_experts(self) -> bool:
+        """Whether the experts are fitted, or not needed."""
+        return bool(self.module.vae.has_experts) or not self.module.own_entries
+
+    def _what_is_trained(self) -> str:
+        """The state of training, for people."""
+        if not self.is_trained_:
+            return "not trained"
+        status = "VAE and diffusion trained" if self.module.has_diffusion else "VAE trained, diffusion not trained"
+        status += "" if self._has_experts() else ", experts not fitted"
+        return status if self.calibration_ is not None else f"{status}, intervals not calibrated"
 
     @contextmanager
     def _remembered(self, call: dict[str, Any], plans: Sequence[StagePlan]) -> Iterator[None]:
@@ -146,7 +217,7 @@ class TrainingMixin:
             return module.has_diffusion, module.vae.has_experts, module.residual_scale
 
         values = [value.clone() for value in state()]
-        others = module.first_round, self.n_rounds_, self.calibration_
+        others = module.first_round, self.n_rounds_, self.calibration_, self.history_
         try:
             yield
         finally:
@@ -155,7 +226,19 @@ class TrainingMixin:
             else:
                 for current, value in zip(state(), values, strict=True):
                     current.copy_(value)
-                module.first_round, self.n_rounds_, self.calibration_ = others
+                module.first_round, self.n_rounds_, self.calibration_, self.history_ = others
+
+    def _splitter(
+        self, batch_size: int, validation_samples: Sequence[str] | None, datasplitter_kwargs: dict[str, Any] | None
+    ) -> EntrySplitter:
+        return EntrySplitter(
+            self.adata_manager,
+            self.module.spots_set_aside(self.adata.n_obs),
+            validation_spots=self._validation_spots(validation_samples),
+            seed=settings.seed or 0,
+            batch_size=batch_size,
+            **(datasplitter_kwargs or {}),
+        )
 
     def _validation_spots(self, validation_samples: Sequence[str] | None) -> np.ndarray | None:
         if validation_samples is None:
