@@ -84,8 +84,8 @@ class Calibration:
         return self.kinds["hidden"].intervals
 
 
-def fit_noise(spots: HeldOutSpots) -> None:
-    """Bring the likelihood's noise to the size seen on held-out entries, one factor per third of the genes.
+def fit_noise(spots: HeldOutSpots) -> dict[str, float]:
+    """Bring the likelihood's noise to the size seen on held-out entries; the factor of its variance in each third of the genes.
 
     Training hides far more than prediction does, so that the noise it learns does not fit prediction.
     """
@@ -100,8 +100,10 @@ def fit_noise(spots: HeldOutSpots) -> None:
             total += (part * case.hidden).cpu().double().sum(0)
     third = torch.from_numpy(expression_strata(likelihood.expression.cpu().numpy()))
     pooled = torch.zeros(len(totals), N_THIRDS, dtype=torch.float64).index_add_(1, third, totals)
-    if (pooled[-1] > 0).all():
-        likelihood.scale_noise(*pooled[:, third].float().to(likelihood.gene_rate.device))
+    if not (pooled[-1] > 0).all():
+        return {}
+    likelihood.scale_noise(*pooled[:, third].float().to(likelihood.gene_rate.device))
+    return dict(zip(("low", "middle", "high"), (pooled[0] / pooled[-1]).tolist(), strict=True))
 
 
 def fit_calibration(spots: HeldOutSpots) -> Calibration:

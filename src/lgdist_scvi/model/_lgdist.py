@@ -24,6 +24,7 @@ from lgdist_scvi.data import (
     set_aside_patterns,
 )
 from lgdist_scvi.model._setup import DEFAULT_GRAPH, choose_sample_key, warn_of_masked_library, with_graph
+from lgdist_scvi.model._stages import DiffusionStage, VAEStage
 from lgdist_scvi.model.base import (
     CompletionMixin,
     ExpressionMixin,
@@ -102,6 +103,7 @@ class LGDiST(TrainingMixin, ExpressionMixin, SkillMixin, CompletionMixin, Record
     """
 
     _module_cls = LGDiSTModule
+    _stages = {"vae": VAEStage, "diffusion": DiffusionStage}
 
     def __init__(
         self,
@@ -284,15 +286,18 @@ class LGDiST(TrainingMixin, ExpressionMixin, SkillMixin, CompletionMixin, Record
     def __repr__(self) -> str:
         stats = self.summary_stats
         n_slides = stats.get("n_samples", 1)
-        if not self.is_trained_:
-            status = "not trained"
-        elif self.module.diffusion.trained:
-            status = "VAE and diffusion trained"
-        else:
-            status = "VAE trained, diffusion not trained"
         n_parameters = sum(p.numel() for p in self.module.parameters())
         return (
             f"LGDiST: {stats['n_cells']:,} spots x {stats['n_vars']:,} genes on {n_slides} slide{'s' * (n_slides > 1)}\n"
             f"  likelihood {self.gene_likelihood_}, {n_parameters:,} parameters, latent of {self.module.config.n_latent}\n"
-            f"  {status}"
+            f"  {self._status()}"
         )
+
+    def _status(self) -> str:
+        """What is trained, for people."""
+        if not self.is_trained_:
+            return "not trained"
+        status = "VAE and diffusion trained" if self.module.diffusion.trained else "VAE trained, diffusion not trained"
+        if self.module.own_entries and not self.module.experts.in_use:
+            status += ", experts not fitted"
+        return status if self.calibration_ is not None else f"{status}, intervals not calibrated"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import torch
@@ -9,7 +11,9 @@ from scvi.model.base import BaseModelClass
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi._checks import check_choice
+from lgdist_scvi.data import NeighborhoodDataset
 from lgdist_scvi.inference import (
+    REPORTED_LEVELS,
     Calibration,
     HeldOutSpots,
     Predictor,
@@ -20,22 +24,44 @@ from lgdist_scvi.inference import (
 )
 from lgdist_scvi.model.base._predictor import forget_region_effects, predictor_of, with_prefill
 from lgdist_scvi.module.likelihood import Estimand
+from lgdist_scvi.train import named_step
 
 
 @torch.inference_mode()
-def calibrate(model: BaseModelClass) -> Calibration:
-    """Fit region effects and noise, calibrate intervals and standard deviations, and measure skill."""
-    module = model.module
+def calibrate(model: BaseModelClass, data: NeighborhoodDataset, show: bool = False) -> Calibration:
+    """Fit region effects and noise, calibrate intervals and standard deviations, and measure skill.
+
+    Parameters
+    ----------
+    model
+        With trained networks.
+    data
+        What they were trained on.
+    show
+        Whether every step shows a progress line.
+    """
+    module, step = model.module, partial(named_step, model, show=show)
     module.eval()
     forget_region_effects(model)
-    predictor = Predictor(module, with_prefill(model, model.adata_manager.create_torch_dataset(), "set_aside"))
-    effects = fit_region_effects(predictor)
-    if effects is not None:
-        predictor = predictor.with_region_effects(effects.estimate(module.region_shrinkage.cpu().numpy()))
+    predictor = Predictor(module, with_prefill(model, data, "set_aside"))
+    with step("region_effects") as report:
+        effects = fit_region_effects(predictor)
+        if effects is not None:
+            predictor = predictor.with_region_effects(effects.estimate(module.region_shrinkage.cpu().numpy()))
+        report["shrinkage"] = dict(zip(("slide", "surroundings"), module.region_shrinkage.tolist(), strict=True))
     spots = HeldOutSpots.choose(predictor, effects)
-    fit_noise(spots)
-    calibration = fit_calibration(spots)
-    calibration.skill = measure_skill(predictor)
+    with step("noise") as report:
+        report["factor"] = fit_noise(spots)
+    with step("intervals") as report:
+        calibration = fit_calibration(spots)
+        report["std_factors"] = calibration.std_factors
+        for estimand, coverage in calibration.hidden.coverage.items():
+            report[f"coverage_{estimand}"] = dict(zip(map(str, REPORTED_LEVELS), coverage[:, 0].tolist(), strict=True))
+    with step("skill") as report:
+        calibration.skill = measure_skill(predictor)
+        report["share_skilled"] = {
+            estimand: float((table["skill"] > 0).mean()) for estimand, table in calibration.skill.items()
+        }
     return calibration
 
 
@@ -54,7 +80,9 @@ def calibration_of(model: BaseModelClass) -> Calibration:
             raise ValueError(
                 "training was interrupted before intervals were calibrated; load the model with the data it was trained on"
             )
-        model.calibration_ = calibrate(model)  # whole or not at all: Ctrl-C may come at any time
+        model.calibration_ = calibrate(
+            model, model.adata_manager.create_torch_dataset()
+        )  # whole or not at all: Ctrl-C may come at any time
     return model.calibration_
 
 
