@@ -84,7 +84,7 @@ def skill(
     span = values.max() - min(low, 0.0)
     ax.set_ylim(min(low, 0.0) - 0.15 * span - 1e-3, values.max() + 0.15 * span + 1e-3)
     ax.set(xlabel="genes, best first", ylabel="skill over the best cheap baseline")
-    ax.set_title(f"{int(skilled.sum()):,} of {len(values):,} genes are predicted better than by chance", fontsize=10)
+    ax.set_title(f"{int(skilled.sum()):,} of {len(values):,} genes clearly beat the best cheap baseline", fontsize=10)
     ax.legend(frameon=False, fontsize=8, loc="upper right")
     tidy(ax)
     return figure
