@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from torch.distributions import Normal, kl_divergence
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi.module._spots import Condition, Inputs, Neighborhood, Spots
@@ -348,7 +349,9 @@ class LGDiSTModule(BaseModuleClass):
         condition, inputs = inference_outputs["condition"], inference_outputs["inputs"]
         entries = self._reconstruction(tensors, generative_outputs["px"], inputs)
         reconstruction = (entries * inputs.score).sum() / inputs.score.sum().clamp(min=1.0)
-        divergence = 0.5 * (condition.mean**2 + condition.log_variance.exp() - 1.0 - condition.log_variance).sum(-1)
+        posterior = Normal(condition.mean, condition.spread, validate_args=False)
+        prior = Normal(torch.zeros_like(condition.mean), 1.0, validate_args=False)
+        divergence = kl_divergence(posterior, prior).sum(-1)
         loss = reconstruction + self.config.kl_weight * divergence.mean() / n_genes
         return LossOutput(
             loss=loss, reconstruction_loss=reconstruction * n_obs, kl_local=divergence / n_genes, n_obs_minibatch=n_obs
