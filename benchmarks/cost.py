@@ -36,6 +36,9 @@ class Watch(Callback):
         self.operations: dict[str, int] = defaultdict(int)
         self.count = count
 
+    def __deepcopy__(self, memo: dict) -> Watch:
+        return self  # one for all stages
+
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self._began = time.perf_counter()
 
@@ -58,7 +61,7 @@ class Watch(Callback):
 
 
 def _name(plan: Any) -> str:
-    return type(plan).__name__.removesuffix("Plan")
+    return plan.stage
 
 
 def main(argv: list[str] | None = None) -> None:
