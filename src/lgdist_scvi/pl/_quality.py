@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MODEL_LEVELS = (0.5, 0.8, 0.9, 0.95)  # rows of a model's calibration_["coverage"]
+_MODEL_LEVELS = (0.5, 0.8, 0.9, 0.95)  # rows of a model's calibration_.hidden.coverage
 _MODEL_GENES = ("all genes", "lowest third by expression", "middle third", "highest third")  # its columns
 _N_NAMED = 5
 
@@ -155,10 +155,9 @@ def calibration(
 
 
 def _of_model(model: Any, estimand: str | None) -> tuple[Sequence[float], dict[str, np.ndarray]]:
-    measured = getattr(model, "calibration_", None)
-    if measured is None:
+    if getattr(model, "calibration_", None) is None:
         raise ValueError("pass a trained model, or nominal levels and the coverage at each of them")
-    offered = measured["coverage"]
+    offered = model.calibration_.hidden.coverage
     estimand = next(iter(sorted(offered, reverse=True))) if estimand is None else estimand  # "rate" before "captured"
     if estimand not in offered:
         raise ValueError(f"estimand must be one of {', '.join(map(repr, offered))} for this model, got {estimand!r}")
