@@ -50,7 +50,18 @@ benchmarks.write(benchmarks.read(benchmarks.RESULTS), DOCS / "generated", seeds=
 autosummary_generate = True
 # of what scvi-tools' models share, a page lists only what users call; what the package defines itself is listed in any case
 own = {name for base in LGDiST.__mro__ if base.__module__.startswith("lgdist_scvi") for name in vars(base)}
-autosummary_context = {"undocumented": set(dir(BaseModelClass)) - own - {"load", "save", "view_anndata_setup"}}
+autosummary_context = {
+    "undocumented": set(dir(BaseModelClass)) - own - {"load", "save", "view_anndata_setup"},
+    # in the order in which they are called; all others follow
+    "first": [
+        "setup_anndata",
+        "setup_mudata",
+        "train",
+        "complete",
+        "get_completed_expression",
+        "get_prediction_interval",
+    ],
+}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
