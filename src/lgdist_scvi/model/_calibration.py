@@ -15,7 +15,7 @@ from lgdist_scvi import _keys as keys
 from lgdist_scvi._units import COUNTS_PER
 from lgdist_scvi.metrics._poisson import variance_given_positive
 from lgdist_scvi.model._batches import N_SAMPLES
-from lgdist_scvi.model._conformal import N_THIRDS, Scores, calibrate, expression_strata
+from lgdist_scvi.model._conformal import N_THIRDS, REPORTED_LEVELS, Scores, calibrate, expression_strata
 from lgdist_scvi.model._holes import holes
 from lgdist_scvi.model._prediction import PredictionMixin
 from lgdist_scvi.model._regions import Strays
@@ -90,8 +90,8 @@ class CalibrationMixin(PredictionMixin):
         rng = np.random.default_rng(0)
         whole = self.module.spots_set_aside(self.adata.n_obs)
         order = rng.permutation(np.setdiff1d(np.arange(self.adata.n_obs), whole))
-        with step("noise"):
-            self._fit_noise(np.sort(order[:_N_NOISE_SPOTS]))
+        with step("noise") as report:
+            report["variance"] = self._fit_noise(np.sort(order[:_N_NOISE_SPOTS]))
         with step("intervals") as report:
             spots = np.sort(order[:_N_SPOTS])
             calibration, of_hidden = self._from_cases(self._cases(spots, N_SAMPLES))
@@ -108,6 +108,11 @@ class CalibrationMixin(PredictionMixin):
                 "visible": of_visible, "hidden": of_hidden, "hidden_spots": of_spots, "holes": of_holes
             }  # fmt: skip
             report["std_factors"] = calibration["std_factors"]
+            for estimand, coverage in calibration[
+                "coverage"
+            ].items():  # by the half of the spots that did not calibrate
+                levels = map(str, REPORTED_LEVELS)
+                report[f"coverage_{estimand}"] = dict(zip(levels, coverage[:, 0].tolist(), strict=True))
         self.calibration_ = calibration  # whole or not at all: Ctrl-C may come at any time
 
     def _cases(self, spots: np.ndarray, n_samples: int, dataset: NeighborhoodDataset | None = None) -> Iterator[_Case]:
@@ -148,10 +153,11 @@ class CalibrationMixin(PredictionMixin):
         sampling = variance_given_positive(mean.cpu().double().numpy(), (scale * case.per_count).cpu().double().numpy())
         return (torch.log1p(case.counts_there * scale) - mean) ** 2, torch.from_numpy(sampling).to(mean)
 
-    def _fit_noise(self, spots: np.ndarray) -> None:
+    def _fit_noise(self, spots: np.ndarray) -> dict[str, float]:
         """Bring the likelihood's noise to the size seen on set-aside entries, one factor per third of the genes.
 
-        Training hides far more than prediction does, so that the noise it learns does not fit prediction.
+        Training hides far more than prediction does, so that the noise it learns does not fit prediction. What was seen, the part of
+        it that is sampling noise, and what was expected are returned, summed over entries.
         """
         vae = self.module.vae
         totals = torch.zeros(3, len(vae.gene_rate), dtype=torch.float64)
@@ -165,6 +171,7 @@ class CalibrationMixin(PredictionMixin):
         pooled = torch.zeros(len(totals), N_THIRDS, dtype=torch.float64).index_add_(1, third, totals)
         if (pooled[-1] > 0).all():
             vae.likelihood.scale_noise(*pooled[:, third].float().to(vae.gene_rate.device))
+        return dict(zip(("seen", "sampling", "expected"), totals.sum(1).tolist(), strict=True))
 
     def _from_cases(self, cases: Iterable[_Case]) -> tuple[dict[str, Any], float]:
         """Calibration of intervals, see :func:`calibrate`, and the factor of the standard deviation."""

@@ -22,6 +22,7 @@ from lgdist_scvi.train import (
     StagePlan,
     check_trainer_arguments,
     copies_for_stages,
+    listed,
     named_step,
     refuse_unknown,
     run_stage,
@@ -55,8 +56,8 @@ class TrainingMixin:
 
         Stopping early follows the loss on set-aside entries. Interrupting (Ctrl-C) leaves a model that can be used. Losses are in
         ``history_["vae/train_loss"]``, ``"vae/validation_loss"``, ``"diffusion/..."``; :func:`lgdist_scvi.pl.training_history`
-        draws them. Steps after the stages (experts, region_effects, noise, intervals, skill) leave rows such as
-        ``history_["experts/seconds"]``.
+        draws them. Steps after the stages (experts, region_effects, noise, intervals, skill) leave one row of what they chose, such
+        as ``history_["experts/weights_hidden"]`` or ``history_["intervals/coverage_rate"]``.
 
         Every stage trains with its own copies of `callbacks`; those of the last one are in ``model.trainer.callbacks`` afterwards.
         Callbacks, `early_stopping_monitor` and ``scvi.autotune`` find the losses of every stage as ``"train_loss"`` and
@@ -109,7 +110,7 @@ class TrainingMixin:
         refuse_unknown(plan_kwargs or {}, ("lr", "weight_decay"), "plan_kwargs")
         splitter = self._splitter(batch_size, validation_samples, datasplitter_kwargs)
         plans = [_STAGES[name](self.module, at, **(plan_kwargs or {})) for name, at in zip(names, stages, strict=True)]
-        shared = (self, self.module, self.adata, self.adata_manager, trainer_kwargs.get("logger"))
+        shared = (self, self.module, self.adata, self.adata_manager, *listed(trainer_kwargs.get("logger")))
         callbacks = copies_for_stages(trainer_kwargs.pop("callbacks", None), stages, shared)
         if self.is_trained_ and not (stage == "diffusion" and not self.module.has_diffusion):
             warnings.warn(
@@ -237,7 +238,7 @@ class TrainingMixin:
             validation_spots=self._validation_spots(validation_samples),
             seed=settings.seed or 0,
             batch_size=batch_size,
-            **(datasplitter_kwargs or {}),
+            datasplitter_kwargs=datasplitter_kwargs,
         )
 
     def _validation_spots(self, validation_samples: Sequence[str] | None) -> np.ndarray | None:
