@@ -195,7 +195,9 @@ def _among_all_genes(query: Query, layers: dict[str, np.ndarray]) -> dict[str, n
 def _refuse_backed_view(adata: AnnData) -> None:
     """Refuse data that layers cannot be added to. A backed AnnData keeps them in memory until it is written."""
     if adata.isbacked and adata.is_view:
-        raise ValueError("layers cannot be added to a part of an AnnData that is backed by a file; call to_memory() on it first")
+        raise ValueError(
+            "layers cannot be added to a part of an AnnData that is backed by a file; call to_memory() on it first"
+        )
 
 
 def _check_target(adata: AnnData, layer_added: str) -> None:
