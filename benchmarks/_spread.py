@@ -9,7 +9,7 @@ from sklearn.utils.extmath import randomized_svd
 
 from benchmarks._protocols import COUNTS_PER, Task, log1p_cp10k
 from lgdist_scvi import metrics
-from lgdist_scvi.metrics._poisson import variance_given_positive  # noqa: PLC2701  the same noise as in the calibration
+from lgdist_scvi._poisson import variance_given_positive  # noqa: PLC2701  the same noise as in the calibration
 
 if TYPE_CHECKING:
     from lgdist_scvi import LGDiST
