@@ -14,7 +14,6 @@ from scipy.spatial.distance import cdist
 from lgdist_scvi import LGDiST, datasets, pp
 from lgdist_scvi import _keys as keys
 from lgdist_scvi.data import NeighborhoodDataset, NeighborhoodManager
-from lgdist_scvi.data._dataset import _reach_further
 
 FORMATS = {
     "csr_matrix": sparse.csr_matrix,
@@ -344,21 +343,3 @@ def test_nothing_of_size_spots_by_spots_exists():
 
 def rng(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
-
-
-@pytest.mark.parametrize("share", [0.05, 0.4, 0.9])
-def test_spots_in_holes_reach_the_first_ring_of_the_graph_that_is_visible(share):
-    rng = np.random.default_rng(0)
-    adata = datasets.simulated_visium(n_spots=300, n_genes=20, seed=0)
-    pp.spatial_neighbors(adata)
-    graph, has_content = adata.obsp["spatial_connectivities"].tocsr(), rng.random(300) < share
-    n_visible = (graph > 0).astype(int) @ has_content.astype(int)
-    spots = np.flatnonzero((n_visible == 0) & (np.diff(graph.indptr) > 0))
-    steps = sparse.csgraph.shortest_path(graph, unweighted=True)
-    np.fill_diagonal(steps, np.inf)
-    steps[:, ~has_content] = np.inf
-    nearest = (steps == steps.min(axis=1, keepdims=True)) & np.isfinite(steps)
-    expected = {(spot, other) for spot in spots for other in np.flatnonzero(nearest[spot])}
-    reached = _reach_further(graph, spots, has_content)
-    assert {tuple(pair) for pair in reached.to_numpy()} == expected
-    assert len(reached) == len(expected)

@@ -1,4 +1,4 @@
-"""What the experts learn after stage 1, and from what."""
+"""What the experts, their weights and the gene effects learn after the autoencoder, and from what."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from lgdist_scvi import LGDiST, datasets
-from lgdist_scvi.module import _experts, fit_experts
+from lgdist_scvi.module import fit_experts
+from lgdist_scvi.module.experts import FactorAnalysis, GammaPoissonExpert, HeldOutBatch, best_weights
 
-LEARNT = ("mixtures", "linear")  # weights and deviations are chosen with them in view
+FITTING = "lgdist_scvi.module.lgdist._fit_experts"
 
 
 def learnt(module):
-    return {name: value.clone() for name, value in module.vae.named_buffers() if name.startswith(LEARNT)}
+    """Of the experts; weights and gene effects are chosen by what is held out."""
+    return {name: value.clone() for name, value in module.experts.experts.named_buffers()}
 
 
 def test_experts_do_not_learn_from_what_is_set_aside(build, likelihood):
@@ -48,9 +50,11 @@ def test_profiles_are_learnt_with_the_right_neighbours(monkeypatch):
         {key: torch.from_numpy(np.array(value)) for key, value in dataset[part].items()} for part in np.split(spots, 3)
     ]
     seen = []
-    monkeypatch.setattr(type(model.module.vae.mixtures), "fit", lambda self, *data, generator: seen.append(data))
+    monkeypatch.setattr(GammaPoissonExpert, "fit", lambda self, data, *rest: seen.append(data))
     fit_experts(model.module, batches, torch.Generator().manual_seed(0))
-    ((counts, known, library, index, valid, _),) = seen
+    (data,) = seen
+    counts, known, library = data.spots.counts, data.spots.visible, data.spots.library
+    index, valid = data.index, data.valid
     aside = model.module.set_aside(torch.from_numpy(spots)).numpy()
     np.testing.assert_array_equal(known.numpy(), ~aside)
     np.testing.assert_array_equal(counts.numpy()[~aside], adata.X.toarray()[spots][~aside])
@@ -63,22 +67,23 @@ def test_profiles_are_learnt_with_the_right_neighbours(monkeypatch):
 
 def test_as_many_spots_choose_weights_however_few_profiles_are_learnt_from(build, monkeypatch):
     module, tensors = build()
-    monkeypatch.setattr(_experts, "_N_SPOTS", 60)
     learnt_from, chosen_on = [], []
-    monkeypatch.setattr(_experts, "_fit_mixtures", lambda vae, parts, generator: learnt_from.append(len(parts)))
-    best = _experts._best_weights
-    monkeypatch.setattr(
-        _experts,
-        "_best_weights",
-        lambda module, batches, *rest: chosen_on.append(len(batches)) or best(module, batches, *rest),
-    )
-    monkeypatch.setattr(_experts, "_N_PROFILE_ENTRIES", 24 * len(module.vae.gene_rate))
+    monkeypatch.setattr(GammaPoissonExpert, "fit", lambda self, data, *rest: learnt_from.append(len(data.spots.counts)))
+
+    def counted(likelihood, n_experts, batches):
+        batches = list(batches)
+        chosen_on.append([len(batch.target) for batch in batches])
+        return best_weights(likelihood, n_experts, batches)
+
+    monkeypatch.setattr(f"{FITTING}.best_weights", counted)
+    monkeypatch.setattr(f"{FITTING}._N_SPOTS", 60)
+    monkeypatch.setattr(f"{FITTING}._N_PROFILE_ENTRIES", 24 * len(module.likelihood.gene_rate))
     fit_experts(module, [tensors] * 5, torch.Generator().manual_seed(0))
-    assert learnt_from == [1]
-    assert chosen_on == [3, 3]  # of 24 spots each
+    assert learnt_from == [24]
+    assert chosen_on == [[24] * 3] * 2
 
 
-def test_experts_have_no_say_where_nothing_of_a_spot_is_visible(build, likelihood):
+def test_experts_are_not_used_where_nothing_of_a_spot_is_visible(build, likelihood):
     module, tensors = build(likelihood)
     tensors = {**tensors, "observed_mask": tensors["observed_mask"].clone()}
     tensors["observed_mask"][0] = 0.0
@@ -86,23 +91,24 @@ def test_experts_have_no_say_where_nothing_of_a_spot_is_visible(build, likelihoo
     assert (condition.correction[0] == 0).all()
     assert (condition.correction[1:] != 0).any()
     hidden, _ = build(likelihood, "neighborhood")
-    assert not hidden.vae.has_experts
+    assert not hidden.experts.in_use
 
 
 def test_factors_that_do_not_explain_anything_leave_hidden_spots_alone(build):
     module, tensors = build("nb")
-    module.vae.linear.loadings.zero_()
+    (linear,) = (expert for expert in module.experts.experts if isinstance(expert, FactorAnalysis))
+    linear.loadings.zero_()
     tensors = {**tensors, "observed_mask": tensors["observed_mask"].clone()}
     tensors["observed_mask"][0] = 0.0
     assert (module.condition(tensors).correction[0] == 0).all()
 
 
 @pytest.mark.parametrize("likelihood", ["nb", "poisson"])
-def test_deviations_are_learnt_from_two_halves_of_what_is_observed(build, likelihood, monkeypatch):
+def test_gene_effects_are_learnt_from_two_halves_of_what_is_observed(build, likelihood, monkeypatch):
     module, tensors = build(likelihood)
-    deviations, seen = module.vae.deviations, []
-    evidence = type(deviations).evidence
-    monkeypatch.setattr(deviations, "evidence", lambda *halves: seen.append(halves) or evidence(*halves))
+    effects, seen = module.likelihood.gene_effects, []
+    evidence = effects.evidence
+    monkeypatch.setattr(effects, "evidence", lambda *halves: seen.append(halves) or evidence(*halves))
     fit_experts(module, [tensors], torch.Generator().manual_seed(0))
     ((rate, first, exposure, second, exposure_again),) = seen
     assert (first > 0).any() and (second > 0).any()
@@ -114,23 +120,23 @@ def test_deviations_are_learnt_from_two_halves_of_what_is_observed(build, likeli
     # both halves are as deep as each other, one of them as estimated from what is seen
     ratio = (exposure / exposure_again)[~unobserved & ~aside]
     assert 0.8 < ratio.mean() < 1.25
-    assert (deviations.variance >= 0).all() and deviations.variance.isfinite().all()
+    assert (effects.variance >= 0).all() and effects.variance.isfinite().all()
     # what an earlier training learnt plays no part
-    learnt = deviations.variance.clone()
-    deviations.variance.fill_(5.0)
+    learnt = effects.variance.clone()
+    effects.variance.fill_(5.0)
     fit_experts(module, [tensors], torch.Generator().manual_seed(0))
-    torch.testing.assert_close(deviations.variance, learnt, rtol=0, atol=0)
+    torch.testing.assert_close(effects.variance, learnt, rtol=0, atol=0)
 
 
 def test_the_own_count_moves_its_rate_and_hidden_ones_only_as_the_sum_does(build):
     module, tensors = build("nb")
-    module.vae.deviations.variance.fill_(0.5)
+    module.likelihood.gene_effects.variance.fill_(0.5)
     hidden = tensors["observed_mask"] == 0
     condition = module.condition(tensors)
     counts, exposure = condition.own
-    with_own = module.vae.decode(condition.mean, condition)
+    with_own = module.decode(condition.mean, condition)
     condition.own = (torch.zeros_like(counts), torch.zeros_like(exposure))
-    without = module.vae.decode(condition.mean, condition)
+    without = module.decode(condition.mean, condition)
     torch.testing.assert_close(with_own.sum(1), torch.ones(len(counts)))
     moved = with_own / without
     for one, unseen in zip(moved, hidden, strict=True):
@@ -144,19 +150,25 @@ def test_the_own_count_moves_its_rate_and_hidden_ones_only_as_the_sum_does(build
 def test_groups_of_genes_have_weights_of_their_own(build, monkeypatch, n_shared, alike):
     """An expert that knows the rare genes and is wrong about the others; few entries lean on those of all genes."""
     module, tensors = build("normal")
-    vae = module.vae
-    monkeypatch.setattr(_experts, "_N_SHARED", n_shared)
-    rare = vae.gene_rate < vae.gene_rate.median()
-
-    def correction(condition, weights):
+    monkeypatch.setattr("lgdist_scvi.module.experts._averaging._N_SHARED", n_shared)
+    gene_rate = module.likelihood.gene_rate
+    rare = gene_rate < gene_rate.median()
+    inputs = module.inputs(tensors, "set_aside")
+    with torch.no_grad():
+        condition = module.condition_of(inputs)
+        network = module.autoencoder.decode(condition.mean, condition)
         measured = torch.log1p(tensors["X"] / module.exposure(tensors) * 1e4)
-        right = measured - vae.network(condition.mean, condition)
-        return weights[0] * torch.where(rare, right, 3.0)
-
-    monkeypatch.setattr(vae, "correction", correction)
-    (weights,) = _experts._best_weights(module, [tensors], "set_aside", torch.Generator())
+        held_out = HeldOutBatch(
+            network,
+            torch.where(rare, measured, network + 3.0)[None],
+            torch.ones(len(network), 1),
+            inputs.target,
+            module.fitted_exposure(tensors, inputs),
+            inputs.score > 0,
+        )
+        (weights,) = best_weights(module.likelihood, 1, [held_out])
     assert weights.shape == rare.shape
-    order = vae.gene_rate.argsort()
+    order = gene_rate.argsort()
     sixth = len(order) // 6
     assert weights[order[-sixth:]].max() < 0.5
     if alike:
@@ -168,5 +180,5 @@ def test_groups_of_genes_have_weights_of_their_own(build, monkeypatch, n_shared,
 def test_counts_have_one_weight_for_all_genes(build):
     module, tensors = build("nb")
     fit_experts(module, [tensors], torch.Generator().manual_seed(0))
-    for weights in (module.vae.weights_hidden, module.vae.weights_visible):
+    for weights in (module.experts.weights_hidden, module.experts.weights_visible):
         assert torch.equal(weights, weights[:, :1].expand_as(weights))

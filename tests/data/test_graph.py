@@ -5,7 +5,8 @@ import pytest
 from scipy import sparse
 from scipy.spatial.distance import cdist
 
-from lgdist_scvi.data import surroundings
+from lgdist_scvi import datasets, pp
+from lgdist_scvi.data import reach_further, surroundings
 
 
 def two_pieces(rng, n=40):
@@ -39,7 +40,7 @@ def test_no_spot_counts_for_itself_even_where_spots_coincide():
     np.testing.assert_array_equal(weights.data, 1.0)
 
 
-def test_without_edges_nothing_is_around():
+def test_without_edges_there_are_no_surroundings():
     coordinates = np.random.default_rng(2).random((9, 2))
     assert surroundings(sparse.csr_matrix((9, 9)), coordinates).nnz == 0
 
@@ -55,3 +56,21 @@ def test_it_does_not_depend_on_the_order_of_spots(n_around):
     shuffled = surroundings(graph[order][:, order], coordinates[order], n_around).toarray()
     np.testing.assert_allclose(shuffled, weights[np.ix_(order, order)], rtol=1e-5)
     assert (weights > 0).sum(1).max() <= n_around
+
+
+@pytest.mark.parametrize("share", [0.05, 0.4, 0.9])
+def test_spots_in_holes_reach_the_first_ring_of_the_graph_that_is_visible(share):
+    rng = np.random.default_rng(0)
+    adata = datasets.simulated_visium(n_spots=300, n_genes=20, seed=0)
+    pp.spatial_neighbors(adata)
+    graph, has_content = adata.obsp["spatial_connectivities"].tocsr(), rng.random(300) < share
+    n_visible = (graph > 0).astype(int) @ has_content.astype(int)
+    spots = np.flatnonzero((n_visible == 0) & (np.diff(graph.indptr) > 0))
+    steps = sparse.csgraph.shortest_path(graph, unweighted=True)
+    np.fill_diagonal(steps, np.inf)
+    steps[:, ~has_content] = np.inf
+    nearest = (steps == steps.min(axis=1, keepdims=True)) & np.isfinite(steps)
+    expected = {(spot, other) for spot in spots for other in np.flatnonzero(nearest[spot])}
+    reached = reach_further(graph, spots, has_content)
+    assert {tuple(pair) for pair in reached.to_numpy()} == expected
+    assert len(reached) == len(expected)
