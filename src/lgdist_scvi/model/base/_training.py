@@ -158,7 +158,9 @@ class TrainingMixin:
                 call["interrupted"] = False
         if self.is_trained_:
             # Ctrl-C may come here as well: what is missing then is calibrated when first asked for
-            self.calibration_ = self.calibration_ or calibrate(self, data, show=trainer_kwargs.get("enable_progress_bar", True))
+            self.calibration_ = self.calibration_ or calibrate(
+                self, data, show=trainer_kwargs.get("enable_progress_bar", True)
+            )
             predictor_of(self, data)  # the first question finds region effects at hand
 
     def _check_call(
