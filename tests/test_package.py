@@ -97,6 +97,7 @@ def test_version_is_that_of_the_distribution():
         ("pp", ["lgdist_scvi.module", "lgdist_scvi.data", "lgdist_scvi.train", "lgdist_scvi.model"]),
         ("metrics", ["lgdist_scvi.module", "lgdist_scvi.data", "lgdist_scvi.train", "lgdist_scvi.model"]),
         ("pl", ["lgdist_scvi.module", "lgdist_scvi.data", "lgdist_scvi.train", "lgdist_scvi.model"]),
+        ("datasets", ["lgdist_scvi.module", "lgdist_scvi.data", "lgdist_scvi.train", "lgdist_scvi.model"]),
     ],
 )
 def test_layers_point_down(part, forbidden):
@@ -106,6 +107,12 @@ def test_layers_point_down(part, forbidden):
         for name in imports_of(file):
             for layer in forbidden:
                 assert name != layer and not name.startswith(f"{layer}."), f"{file.name} imports {name}"
+
+
+def test_nothing_stands_on_the_command_line():
+    for file in sorted(PACKAGE.rglob("*.py")):
+        if file.parent.name != "cli" and file.name != "demo.py":
+            assert not [name for name in imports_of(file) if name.startswith("lgdist_scvi.cli")], file.name
 
 
 def test_no_private_module_of_scvi_tools():

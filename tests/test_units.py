@@ -2,9 +2,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy import sparse
 
-from lgdist_scvi._units import library_size, log1p_cp10k
+from lgdist_scvi._units import (
+    counts_per_cp10k,
+    cp10k_per_count,
+    from_cp10k,
+    library_size,
+    log1p_cp10k,
+    to_cp10k,
+    to_log1p,
+)
 
 
 def _counts(n_obs: int = 30, n_vars: int = 12) -> np.ndarray:
@@ -49,3 +58,25 @@ def test_empty_spots_are_zero():
 def test_library_of_another_length():
     with pytest.raises(ValueError, match="expected one value for each of the 30 spots"):
         log1p_cp10k(_counts(), np.ones(29))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("log1p, kind", [(np.log1p, np.asarray), (torch.log1p, torch.from_numpy)])
+def test_conversions_of_arrays_and_tensors_keep_kind_and_bits(dtype, log1p, kind):
+    counts = kind(_counts().astype(dtype))
+    library = kind(np.linspace(7, 900, 30, dtype=dtype)[:, None])
+    for found, expected in (
+        (cp10k_per_count(library), 1e4 / library),
+        (counts_per_cp10k(library), library / 1e4),
+        (to_cp10k(counts / library), counts / library * 1e4),
+        (from_cp10k(counts), counts / 1e4),
+        (to_log1p(counts, library), log1p(counts / library * 1e4)),
+    ):
+        assert type(found) is type(counts) and found.dtype == counts.dtype
+        assert (found == expected).all()
+
+
+def test_log1p_of_tensors_has_a_gradient():
+    counts = torch.ones(3, requires_grad=True)
+    to_log1p(counts, torch.full((3,), 10.0)).sum().backward()
+    torch.testing.assert_close(counts.grad, torch.full((3,), 1000 / 1001))

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+
+from lgdist_scvi._version import __version__
 
 if TYPE_CHECKING:
     from lgdist_scvi import datasets, metrics, pl, pp
     from lgdist_scvi.model import LGDiST
 
 __all__ = ["LGDiST", "__version__", "datasets", "metrics", "pl", "pp"]
-
-try:
-    __version__ = version("lgdist-scvi")
-except PackageNotFoundError:  # imported from a source tree that was never installed
-    __version__ = "0+unknown"
 
 
 def __getattr__(name: str) -> Any:

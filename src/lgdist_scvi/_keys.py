@@ -11,12 +11,17 @@ COORDINATES = "spatial_coordinates"
 SAMPLE = "sample"
 LIBRARY = REGISTRY_KEYS.SIZE_FACTOR_KEY  # (batch, 1) counts
 
-REGIONAL = "regional"  # (batch, n_genes) by how much genes stray over the slide and around the spot
+PREFILL = "prefill"  # (n_obs, n_genes) log1p(CP10K) that stands in for missing entries of neighbours
+
+REGION_EFFECT = "region_effect"  # (batch, n_genes) effect of the slide and of the spot's surroundings
 SPOT = "spot"  # (batch, 1) row of the spot in its AnnData
+NEIGHBOR = (
+    "neighbor_"  # prefix of registered fields, (n_unique, ...), of spots that are somebody's neighbours in this batch
+)
 NEIGHBOR_SPOT = "neighbor_spot"  # (n_unique, 1) rows of every spot that is somebody's neighbour in this batch
 NEIGHBOR_COUNTS = "neighbor_counts"  # (n_unique, n_genes)
 NEIGHBOR_MASK = "neighbor_mask"  # (n_unique, n_genes)
-NEIGHBOR_FILL = "neighbor_fill"  # (n_unique, n_genes) log1p(CP10K) of a first round, where entries are missing
+NEIGHBOR_PREFILL = "neighbor_prefill"  # (n_unique, n_genes)
 NEIGHBOR_LIBRARY = "neighbor_library"  # (n_unique, 1)
 NEIGHBOR_INDEX = "neighbor_index"  # (batch, k) rows of the n_unique spots
 NEIGHBOR_DISTANCE = "neighbor_distance"  # (batch, k) in spot pitches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _DEFAULTS = {"graph_key": "spatial_connectivities", "spatial_key": "spatial"}
+_RENAMED = 'genes were renamed after completion: give the old names back ({}["registered_genes"] lists them)'
 
 
 class Registered(NamedTuple):
@@ -24,24 +26,21 @@ class Registered(NamedTuple):
     Attributes
     ----------
     counts
-        Known counts, 0 where a mask hides them, (n_obs, n_vars).
+        Observed counts, 0 where a mask hides them, (n_obs, n_vars).
     library
         Library size in counts, (n_obs,).
-    genes
-        Positions of the completed genes, (n_genes,).
     sample_key, graph_key, spatial_key
         As in :meth:`lgdist_scvi.LGDiST.setup_anndata`.
     """
 
     counts: np.ndarray | sparse.csr_matrix
     library: np.ndarray
-    genes: np.ndarray
     sample_key: str | None
     graph_key: str
     spatial_key: str
 
 
-def registered(adata: AnnData, completed: str, /, **chosen: str | None) -> Registered:
+def registered(adata: AnnData, completed: str, /, counts_layer: str | None = None, **chosen: str | None) -> Registered:
     """Read what the model behind a completed layer was given.
 
     Parameters
@@ -49,10 +48,10 @@ def registered(adata: AnnData, completed: str, /, **chosen: str | None) -> Regis
     adata
         Annotated data, (n_obs, n_vars), with the layer.
     completed
-        A layer of completed values. Without a record in ``uns[completed]`` the defaults of `setup_anndata` hold, and every gene
-        counts as completed.
-    **chosen
-        Arguments of `setup_anndata` that the caller names, which go before the record; ``None`` is none.
+        A layer of completed values. Without a record in ``uns[completed]`` the defaults of `setup_anndata` hold.
+    counts_layer, **chosen
+        The layer with raw counts, and arguments of `setup_anndata`, that the caller names; they go before the record, and
+        ``None`` leaves it to the record.
 
     Raises
     ------
@@ -61,38 +60,58 @@ def registered(adata: AnnData, completed: str, /, **chosen: str | None) -> Regis
     ValueError
         If values are not counts, or library sizes not what they should be.
     """
-    require_key(adata.layers, completed, "adata.layers", "complete the slide first: model.complete(adata)")
-    record = adata.uns.get(completed)
-    record = record if isinstance(record, Mapping) else {}
-    named = {key: value for key, value in chosen.items() if value is not None}
+    record = _record(adata, completed)
+    named = {key: value for key, value in {"layer": counts_layer, **chosen}.items() if value is not None}
     setup: dict[str, Any] = {**_DEFAULTS, **record.get("setup", {}), **named}
-    mask_layer = setup.get("mask_layer")
-    counts = known_counts(
-        get_counts(adata, setup.get("layer")), None if mask_layer is None else get_mask(adata, mask_layer)
-    )
-    summed = np.ones(adata.n_vars, dtype=bool)
-    if "registered_genes" in record:
-        summed = adata.var_names.isin(record["registered_genes"])
-        n_gone = len(record["registered_genes"]) - int(summed.sum())
-        if n_gone and setup.get("size_factor_key") is None:
+    mask_layer, size_factor_key = setup.get("mask_layer"), setup.get("size_factor_key")
+    try:
+        counts = get_counts(adata, setup.get("layer"))
+    except ValueError as error:  # where a layer of completed values is named too, that of the counts has another name
+        raise ValueError(re.sub(r"\blayer=", "counts_layer=", str(error))) from None
+    counts = known_counts(counts, None if mask_layer is None else get_mask(adata, mask_layer))
+    summed = counts
+    if size_factor_key is None and "registered_genes" in record:
+        found = adata.var_names.isin(record["registered_genes"])
+        if n_gone := len(record["registered_genes"]) - int(found.sum()):
+            remedy = "ask before genes are left out" if found.any() else _RENAMED.format(f"uns[{completed!r}]")
             raise ValueError(
                 f"{n_gone:,} of the {len(record['registered_genes']):,} genes whose counts were the library behind "
-                f"layers[{completed!r}] are not in adata any more; ask before genes are left out, or name a column with the "
-                "library sizes (size_factor_key)"
+                f"layers[{completed!r}] are not in adata.var_names any more; {remedy}, or name a column with the library "
+                "sizes (size_factor_key)"
             )
-    genes = adata.var_names.isin(record["genes"]) if len(record.get("genes", ())) else np.ones(adata.n_vars, dtype=bool)
-    return Registered(
-        counts,
-        library_of(adata, counts[:, summed], setup.get("size_factor_key")),
-        np.flatnonzero(genes),
-        setup.get("sample_key"),
-        setup["graph_key"],
-        setup["spatial_key"],
-    )
+        summed = counts[:, found]
+    library = library_of(adata, summed, size_factor_key)
+    return Registered(counts, library, setup.get("sample_key"), setup["graph_key"], setup["spatial_key"])
+
+
+def completed_genes(adata: AnnData, completed: str) -> np.ndarray:
+    """Positions of the genes that a layer completes: those its record names, else all, (n_genes,).
+
+    Raises
+    ------
+    KeyError
+        If the layer is absent.
+    ValueError
+        If all of them were renamed or removed.
+    """
+    names = _record(adata, completed).get("genes", ())
+    found = adata.var_names.isin(names) if len(names) else np.ones(adata.n_vars, dtype=bool)
+    if not found.any():
+        raise ValueError(
+            f"none of the {len(names):,} genes that layers[{completed!r}] completes is in adata.var_names any more; "
+            + _RENAMED.format(f"uns[{completed!r}]")
+        )
+    return np.flatnonzero(found)
+
+
+def _record(adata: AnnData, completed: str) -> Mapping[str, Any]:
+    require_key(adata.layers, completed, "adata.layers", "complete the slide first: model.complete(adata)")
+    record = adata.uns.get(completed)
+    return record if isinstance(record, Mapping) else {}
 
 
 def library_of(adata: AnnData, counts: np.ndarray | sparse.csr_matrix, size_factor_key: str | None) -> np.ndarray:
-    """Library size of each spot: a column of `obs`, or the sum of known counts, (n_obs,).
+    """Library size of each spot: a column of `obs`, or the sum of observed counts, (n_obs,).
 
     Raises
     ------

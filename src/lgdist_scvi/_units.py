@@ -2,11 +2,44 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, TypeVar
+
 import numpy as np
 from scipy import sparse
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 COUNTS_PER = 1e4  # the "10K" of CP10K
 _BLOCK = 1 << 22  # entries converted in one go: float64 temporaries stay below 40 MB
+
+Values = TypeVar("Values", float, np.ndarray, "Tensor")
+
+
+def cp10k_per_count(library: Values) -> Values:
+    """CP10K that one count stands for, of the shape and kind of the library sizes (counts)."""
+    return COUNTS_PER / library
+
+
+def counts_per_cp10k(library: Values) -> Values:
+    """Counts that one CP10K stands for, of the shape and kind of the library sizes (counts)."""
+    return library / COUNTS_PER
+
+
+def to_cp10k(rate: Values) -> Values:
+    """CP10K of rates: expected shares of the library, arrays or tensors."""
+    return rate * COUNTS_PER
+
+
+def from_cp10k(value: Values) -> Values:
+    """Rates, expected shares of the library, of CP10K; times the library counts, of CP10K times the library."""
+    return value / COUNTS_PER
+
+
+def to_log1p(counts: Values, library: Values) -> Values:
+    """log1p(CP10K) of arrays or tensors in their own precision; library sizes in counts, > 0, broadcast against the counts."""
+    value = to_cp10k(counts / library)
+    return value.log1p() if hasattr(value, "log1p") else np.log1p(value)  # a tensor, which keeps its gradient; an array
 
 
 def library_size(counts: np.ndarray | sparse.spmatrix, mask: np.ndarray | None = None) -> np.ndarray:
@@ -76,10 +109,10 @@ def log1p_cp10k(counts: np.ndarray | sparse.spmatrix, library: np.ndarray) -> np
         rows = slice(start, min(start + step, n_obs))
         if csr is None:
             values = np.asarray(counts[rows], dtype=np.float64, order="C")
-            out[rows] = np.log1p(values / denominator[rows, None] * COUNTS_PER)
+            out[rows] = to_log1p(values, denominator[rows, None])
         else:
             stored = slice(csr.indptr[rows.start], csr.indptr[rows.stop])
             spots = np.repeat(np.arange(rows.start, rows.stop), np.diff(csr.indptr[rows.start : rows.stop + 1]))
-            values = csr.data[stored].astype(np.float64) / denominator[spots] * COUNTS_PER
-            out[spots, csr.indices[stored]] = np.log1p(values)
+            values = csr.data[stored].astype(np.float64)
+            out[spots, csr.indices[stored]] = to_log1p(values, denominator[spots])
     return out

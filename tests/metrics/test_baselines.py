@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import inspect
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +13,7 @@ import lgdist_scvi
 from lgdist_scvi import metrics, pp
 from lgdist_scvi._units import log1p_cp10k
 from lgdist_scvi.metrics import baselines
+from lgdist_scvi.metrics.baselines._baseline import baseline
 from lgdist_scvi.metrics.baselines._data import LogData
 from lgdist_scvi.metrics.baselines._low_rank import _PATH, _soft_impute
 from lgdist_scvi.metrics.baselines._ridge import _ridge
@@ -283,8 +286,39 @@ def test_bad_input_is_named(hidden):
 
 def test_every_baseline_documents_its_parameters():
     for name in baselines.__all__:
-        doc = getattr(baselines, name).__doc__
-        assert "{" not in doc and "mask_layer\n" in doc and "Returns\n-------" in doc
+        function = getattr(baselines, name)
+        described = re.findall(r"^(\w+)$", function.__doc__.partition("Returns\n---")[0], re.MULTILINE)
+        assert described == ["Parameters", *inspect.signature(function).parameters]
+        assert described[1:8] == [
+            "adata", "layer", "mask_layer", "size_factor_key", "graph_key", "genes", "seed"
+        ]  # fmt: skip
+        assert function.__name__ == name and "Raises\n------" in function.__doc__
+
+
+def test_a_method_becomes_a_baseline():
+    @baseline(without_mask="{name} needs a mask")
+    def typical(data: LogData, graph: sparse.csr_matrix, seed: int, factor: float = 1.0) -> np.ndarray:
+        """Predict the mean.
+
+        Parameters
+        ----------
+        factor
+            Of the mean.
+        """
+        assert graph.shape == (4, 4) and seed == 3
+        return factor * data.mean[data.columns]
+
+    adata = _line(np.array([[1, 3], [2, 1], [4, 4], [0, 2]]))
+    pp.observed_mask(adata)
+    adata.obs["library"] = 10.0
+    got = typical(adata, None, "observed", "library", "spatial_connectivities", None, 3, 2.0)
+    expected = [np.log1p([1000, 2000, 4000]).mean(), np.log1p([3000, 1000, 4000, 2000]).mean()]
+    np.testing.assert_allclose(got, np.tile(2 * np.array(expected), (4, 1)), rtol=1e-6)
+    assert str(inspect.signature(typical)).endswith("seed: 'int' = 0, factor: 'float' = 1.0) -> 'np.ndarray'")
+    with pytest.raises(ValueError, match="typical needs a mask"):
+        typical(adata)
+    with pytest.raises(TypeError, match=r"typical\(\) got an unexpected keyword argument 'weight'"):
+        typical(adata, mask_layer="observed", weight=1.0)
 
 
 @pytest.mark.parametrize("limits", [{"neighbor_mean": 0.24, "knn": 0.17, "ridge": 0.15, "soft_impute": 0.145}])

@@ -8,7 +8,7 @@ import scvi
 from scipy import sparse
 
 from lgdist_scvi import LGDiST, datasets, metrics
-from lgdist_scvi.metrics._controls import _copy, _shuffle
+from lgdist_scvi.metrics._controls import _shuffled, _with_poisson_genes
 
 SIZES = {
     "n_latent": 8, "n_hidden": 32, "n_layers": 1, "n_heads": 2, "n_denoiser_hidden": 32, "n_denoiser_layers": 1,
@@ -55,9 +55,7 @@ def test_what_space_gives_is_seen(table):
 
 
 def test_shuffling_moves_spots_within_slides_with_their_graph(model):
-    data, setup = _copy(model)
-    before = data.copy()
-    _shuffle(data, setup, np.random.default_rng(0))
+    before, data = model.copy_data(), _shuffled(model, np.random.default_rng(0))
     graph, shuffled = (sparse.coo_matrix(a.obsp["spatial_connectivities"]) for a in (before, data))
     assert graph.nnz == shuffled.nnz
 
@@ -73,6 +71,46 @@ def test_shuffling_moves_spots_within_slides_with_their_graph(model):
     for sample in np.unique(samples):
         first, second = (a.obsm["spatial"][samples == sample] for a in (before, data))
         np.testing.assert_array_equal(np.sort(first.view("f8,f8").ravel()), np.sort(second.view("f8,f8").ravel()))
+
+
+def _registered(counts: np.ndarray, mask: np.ndarray | None, **model_kwargs) -> LGDiST:
+    adata = datasets.simulated_visium(n_spots=counts.shape[0], n_genes=counts.shape[1], seed=0)
+    adata.layers["raw"], adata.X = counts.astype(np.float32), None
+    setup = {"layer": "raw"}
+    if mask is not None:
+        adata.layers["known"] = mask
+        setup["mask_layer"] = "known"
+    LGDiST.setup_anndata(adata, **setup)
+    return LGDiST(adata, **SIZES, **model_kwargs)
+
+
+@pytest.mark.parametrize("case", ["zeros are data", "zeros are missing", "no zeros", "few counts"])
+def test_poisson_genes_are_of_the_kind_of_the_others(case):
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(0.02 if case == "few counts" else 2.0, (120, 40)) + (case == "no zeros")
+    counts[0] += 1  # every gene and spot has counts
+    counts[:, 0] += 1
+    mask, kwargs = None, {"gene_likelihood": "normal"} if case == "no zeros" else {}
+    if case.startswith("zeros"):
+        mask = rng.random(counts.shape) < 0.9 if case == "zeros are data" else counts > 0
+        mask[5:9] = False  # spots of which nothing is observed
+    model = _registered(counts, mask, **kwargs)
+    data, added = _with_poisson_genes(model, 8, np.random.default_rng(1))
+    assert model.adata.n_vars == 40 and data.n_vars == 48 and added.tolist() == list(range(40, 48))
+    drawn = data.X.toarray()[:, added]
+    assert drawn.any(axis=0).all()
+    if mask is None:
+        assert not data.layers
+        assert (drawn > 0).all() == (case == "no zeros")
+    else:
+        observed = data.layers["known"]
+        np.testing.assert_array_equal(observed[:, :40], mask)
+        assert not observed[5:9].any() and not drawn[5:9].any()
+        assert ((drawn > 0) == observed[:, added]).all() == (case == "zeros are missing")
+        assert observed[:, added].any(axis=0).all()
+    # such genes can be registered and modelled as the others are
+    LGDiST.setup_anndata(data, mask_layer=None if mask is None else "known")
+    assert LGDiST(data, **SIZES, **kwargs).gene_likelihood_ == model.gene_likelihood_
 
 
 @pytest.mark.parametrize("captured", [False, True])

@@ -115,3 +115,15 @@ def test_errors_name_the_remedy(layers):
     layers.obs["one"] = "a"
     with pytest.raises(ValueError, match="1 different labels in 150 labelled spots"):
         metrics.do_no_harm(layers, "same", "one")
+
+
+def test_counts_that_are_gone_and_genes_of_other_names(layers):
+    layers.uns["same"] = {"genes": np.asarray(layers.var_names[:5], dtype=str)}
+    assert metrics.do_no_harm(layers, "same").loc["variance ratio", "after"] == pytest.approx(1)
+    renamed = layers.copy()
+    renamed.var_names = [f"symbol {i}" for i in range(renamed.n_vars)]
+    with pytest.raises(ValueError, match=r"none of the 5 genes .*were renamed .*uns\['same'\]"):
+        metrics.do_no_harm(renamed, "same")
+    layers.X = np.log1p(layers.X.toarray() / 3)
+    with pytest.raises(ValueError, match=r"not whole numbers; .*\(counts_layer="):
+        metrics.do_no_harm(layers, "same")

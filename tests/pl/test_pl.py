@@ -72,9 +72,10 @@ def test_completion_reads_what_the_model_was_given(completed):
     completed.uns["completed"] = {"setup": {"layer": "counts", "size_factor_key": "depth", "sample_key": "sample"}}
     completed.obs["sample"] = np.where(np.arange(completed.n_obs) < 100, "first", "second")
     figure = pl.completion(completed, completed.var_names[3])
-    expected = log1p_cp10k(completed.layers["counts"], np.full(completed.n_obs, 1000.0))[:100, 3]
-    np.testing.assert_allclose(_drawn(_panels(figure)[0]), expected, rtol=1e-6)
-    assert figure.get_suptitle() == "first"
+    expected = log1p_cp10k(completed.layers["counts"], np.full(completed.n_obs, 1000.0))[:, 3]
+    first, second = _panels(figure)[0], _panels(figure)[3]
+    np.testing.assert_allclose(np.r_[_drawn(first), _drawn(second)], expected, rtol=1e-6)
+    assert [ax.get_ylabel().split("\n")[1] for ax in (first, second)] == ["first", "second"]
     # what the caller names goes before
     completed.obs["double"] = 2000.0
     figure = pl.completion(completed, completed.var_names[3], size_factor_key="double", sample="second")
@@ -119,14 +120,129 @@ def test_spots_are_sized_by_their_spacing(completed):
     assert 80 < np.ptp(path.vertices[:, 0]) <= 100  # the pitch is 100 pixels
 
 
-def test_completion_shows_one_slide():
-    adata = _complete(lgdist_scvi.datasets.simulated_visium(n_spots=200, n_genes=20, n_samples=2))
-    names = list(adata.obs["sample"].unique())
-    figure = pl.completion(adata, adata.var_names[0], sample_key="sample", sample=names[1])
-    spots = (adata.obs["sample"] == names[1]).to_numpy()
-    np.testing.assert_allclose(_drawn(_panels(figure)[1]), adata.layers["completed"][spots, 0], rtol=1e-6)
+@pytest.fixture
+def slides() -> AnnData:
+    return _complete(lgdist_scvi.datasets.simulated_visium(n_spots=200, n_genes=20, n_samples=2))
+
+
+def test_completion_shows_slides(slides):
+    names = list(slides.obs["sample"].unique())
+    figure = pl.completion(slides, slides.var_names[0], sample_key="sample", sample=names[1])
+    spots = (slides.obs["sample"] == names[1]).to_numpy()
+    np.testing.assert_allclose(_drawn(_panels(figure)[1]), slides.layers["completed"][spots, 0], rtol=1e-6)
     assert figure.get_suptitle() == names[1]
-    assert pl.completion(adata, adata.var_names[0], sample_key="sample").get_suptitle() == names[0]
+
+    both = _panels(pl.completion(slides, slides.var_names[:2], library_key="sample"))
+    assert [ax.get_ylabel() for ax in both[::3]] == [f"{g}\n{s}" for g in slides.var_names[:2] for s in names]
+    # one scale for each gene
+    assert both[0].collections[0].get_clim() == both[3].collections[0].get_clim() != both[6].collections[0].get_clim()
+    turned = _panels(pl.completion(slides, slides.var_names[0], sample_key="sample", sample=names[::-1]))
+    np.testing.assert_allclose(_drawn(turned[0]), _drawn(both[3]))
+
+
+def test_of_many_slides_the_first_are_shown(completed):
+    completed.obs["piece"] = np.repeat(np.arange(15), 10)
+    with pytest.warns(UserWarning, match=r"the first 6 of 15 slides are shown; name others with sample"):
+        figure = pl.completion(completed, completed.var_names[0], sample_key="piece", image=False)
+    assert len(_panels(figure)) == 18
+
+
+def test_genes_that_are_not_named_have_structure_and_zeros(completed):
+    counts = completed.X.toarray()
+    x = completed.obsm["spatial"][:, 0]
+    counts[:, 7] = 5 * (x > np.median(x))  # on one half of the tissue only
+    counts[:, 8] = 0
+    completed.X = type(completed.X)(counts)
+    figure = pl.completion(_complete(completed))
+    shown = [ax.get_ylabel() for ax in _panels(figure)[::3]]
+    assert len(set(shown)) == 4
+    assert shown[0] == completed.var_names[7] and completed.var_names[8] not in shown
+    completed.uns["completed"] = {"genes": np.array(completed.var_names[:2], dtype=str)}
+    shown = [ax.get_ylabel() for ax in _panels(pl.completion(completed))[::3]]
+    assert set(shown) == set(completed.var_names[:2])
+
+
+def test_words_of_squidpy(slides, tmp_path):
+    gene = slides.var_names[0]
+    file = tmp_path / "figure.png"
+    figure = pl.completion(slides, color=gene, library_key="sample", cmap="magma", save=file, dpi=40)
+    assert file.stat().st_size > 0
+    assert _panels(figure)[0].collections[0].get_cmap().name == "magma"
+    for twice in ({"genes": gene, "color": gene}, {"sample_key": "sample", "library_key": "sample"}):
+        with pytest.raises(
+            ValueError, match="^(genes and color|sample_key and library_key) are two words for the same"
+        ):
+            pl.completion(slides, **twice)
+
+
+def test_one_panel_in_axes_of_the_caller(completed):
+    figure = Figure()
+    ax = figure.subplots()
+    assert pl.completion(completed, completed.var_names[3], ax=ax) is figure
+    np.testing.assert_allclose(_drawn(ax), completed.layers["completed"][:, 3], rtol=1e-6)
+    assert len(_panels(figure)) == 1
+    with pytest.raises(ValueError, match="ax takes one panel, got 2 genes on 1 slides"):
+        pl.completion(completed, completed.var_names[:2], ax=ax)
+
+
+_IMAGE, _FACTORS = (
+    np.full((40, 40, 3), 200, dtype=np.uint8),
+    {"tissue_hires_scalef": 0.02, "tissue_lowres_scalef": 0.01},
+)
+
+
+@pytest.mark.parametrize(
+    ("libraries", "drawn"),
+    [
+        ({"is_single": True}, None),
+        ({"is_single": True, "a": {"images": {"hires": _IMAGE}, "scalefactors": _FACTORS}}, 0.02),
+        (True, None),
+        ("hires", None),
+        ({}, None),
+        ({"a": {}}, None),
+        ({"a": None}, None),
+        ({"a": {"images": {"hires": _IMAGE}}}, None),
+        ({"a": {"images": {"hires": _IMAGE}, "scalefactors": 1}}, None),
+        ({"a": {"images": {"hires": _IMAGE}, "scalefactors": {"tissue_hires_scalef": np.nan}}}, None),
+        ({"a": {"images": {"hires": _IMAGE}, "scalefactors": {"tissue_hires_scalef": "large"}}}, None),
+        ({"a": {"images": {}, "scalefactors": _FACTORS}}, None),
+        ({"a": {"images": None, "scalefactors": _FACTORS}}, None),
+        ({"a": {"images": {"hires": "image.png"}, "scalefactors": _FACTORS}}, None),
+        ({"a": {"images": {"hires": [[1, 2], [3]]}, "scalefactors": _FACTORS}}, None),
+        ({"a": {"images": {"hires": None, "lowres": _IMAGE}, "scalefactors": _FACTORS}}, 0.01),
+        ({"a": {"images": {"lowres": _IMAGE}, "scalefactors": _FACTORS}}, 0.01),
+        ({"a": {"images": {"hires": _IMAGE, "lowres": _IMAGE}, "scalefactors": _FACTORS}}, 0.02),
+        ({"a": {"images": {"hires": _IMAGE[..., :1]}, "scalefactors": _FACTORS}}, 0.02),
+        ({"a": {"images": {"hires": _IMAGE[..., 0] / 255}, "scalefactors": _FACTORS}}, 0.02),
+        # of another place: no pixel lies under the tissue
+        ({"a": {"images": {"hires": _IMAGE}, "scalefactors": {"tissue_hires_scalef": 50.0}}}, None),
+        ({"a": {"images": {"hires": _IMAGE}, "scalefactors": _FACTORS}, "b": {}}, None),
+    ],
+)
+def test_any_images_and_none(completed, libraries, drawn):
+    completed.uns["spatial"] = libraries
+    completed.obsm["spatial"] = completed.obsm["spatial"] + 200
+    figure = pl.completion(completed, completed.var_names[0])
+    figure.draw_without_rendering()
+    for ax in _panels(figure):
+        assert bool(ax.images) == (drawn is not None)
+        assert len(_drawn(ax)) == completed.n_obs
+        if drawn is not None:  # image and spots lie on each other
+            centres = np.array([np.mean(path.vertices[:-1], axis=0) for path in ax.collections[0].get_paths()])
+            pixels = completed.obsm["spatial"] * drawn
+            np.testing.assert_allclose(np.ptp(centres, axis=0), np.ptp(pixels, axis=0), rtol=0.01)
+            assert ax.images[0].get_array().shape[:2] <= (40, 40)
+
+
+def test_the_image_can_be_chosen(completed):
+    completed.uns["spatial"] = {
+        "a": {"images": {"hires": _IMAGE, "lowres": _IMAGE}, "scalefactors": _FACTORS},
+    }
+    first = _panels(pl.completion(completed, completed.var_names[0], img_res_key="lowres", img_alpha=0.3))[0]
+    assert first.images[0].get_alpha() == 0.3
+    assert first.images[0].get_array().shape[0] < 40  # cropped at the smaller scale
+    with pytest.raises(KeyError, match="there is no image 'fullres' .*available: 'hires', 'lowres'"):
+        pl.completion(completed, completed.var_names[0], img_res_key="fullres")
 
 
 def test_completion_names_what_is_missing(completed):
@@ -138,6 +254,26 @@ def test_completion_names_what_is_missing(completed):
         pl.completion(completed, completed.var_names[0], sample_key="sample", sample="nowhere")
     with pytest.raises(KeyError, match="needs sample_key"):
         pl.completion(completed, completed.var_names[0], sample="nowhere")
+
+
+def test_counts_that_are_gone_and_genes_of_other_names(completed):
+    completed.uns["completed"] = {
+        "registered_genes": np.array(completed.var_names, dtype=str),
+        "genes": np.array(completed.var_names, dtype=str),
+    }
+    renamed = completed.copy()
+    renamed.var_names = [f"symbol {i}" for i in range(renamed.n_vars)]
+    for name in (renamed.var_names[0], None):
+        with pytest.raises(ValueError, match="genes were renamed after completion: give the old names back"):
+            pl.completion(renamed, name)
+    renamed.obs["depth"] = np.asarray(renamed.X.sum(axis=1)).ravel()
+    figure = pl.completion(renamed, "symbol 3", size_factor_key="depth")  # nothing else needs the old names
+    np.testing.assert_allclose(_drawn(_panels(figure)[1]), completed.layers["completed"][:, 3], rtol=1e-6)
+
+    completed.X = np.log1p(completed.X.toarray() / 3)
+    with pytest.raises(ValueError, match=r"adata.X are not whole numbers; .*\(counts_layer=\.\.\.") as caught:
+        pl.completion(completed, completed.var_names[0])
+    assert " layer=" not in str(caught.value) and "(layer=" not in str(caught.value)
 
 
 def _history(stages: dict[str, float]) -> dict[str, pd.DataFrame]:
@@ -208,29 +344,18 @@ def test_scores_are_sorted_and_labelled():
         pl.scores(table, metrics=["absent"])
 
 
-def test_calibration():
-    levels = [0.9, 0.5]
-    ax = pl.calibration(levels, {"a": [0.8, 0.4], "b": [0.9, 0.5]}).axes[0]
-    np.testing.assert_allclose(ax.lines[1].get_xydata(), [[0.5, 0.4], [0.9, 0.8]])
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b"]
-    assert pl.calibration(levels, [0.8, 0.4]).axes[0].get_legend() is None
-    with pytest.raises(ValueError, match="2 levels but coverage"):
-        pl.calibration(levels, [0.8])
-
-
-@pytest.mark.parametrize(
-    ("file", "sample_key", "has_image"),
-    [
-        ("mouse_muscle_Vis7B_5dpi.h5ad", None, True),
-        ("her2st_A.h5ad", "sample", False),
-        ("mouse_hippocampus_slideseqv2_subset.h5ad", None, False),
-    ],
-)
-def test_real_slides(shared_data: Path, file, sample_key, has_image):
+def test_every_real_slide_without_naming_anything(shared_data: Path):
     import anndata as ad
 
-    adata = ad.read_h5ad(shared_data / file)
-    adata = _complete(adata[:, np.argsort(-np.asarray(adata.X.sum(axis=0)).ravel())[:5]].copy())
-    figure = pl.completion(adata, list(adata.var_names[:2]), sample_key=sample_key)
-    assert bool(_panels(figure)[0].images) == has_image
-    figure.draw_without_rendering()
+    files = sorted(shared_data.glob("*.h5ad"))
+    assert files
+    for file in files:
+        adata = ad.read_h5ad(file)
+        adata = _complete(adata[:, np.argsort(-np.asarray(adata.X.sum(axis=0)).ravel())[:12]].copy())
+        several = "sample" in adata.obs and adata.obs["sample"].nunique() > 1
+        if several:
+            adata.uns["completed"] = {"setup": {"sample_key": "sample"}}
+        figure = pl.completion(adata)
+        assert len(_panels(figure)) >= 12
+        assert bool(_panels(figure)[0].images) == ("spatial" in adata.uns)
+        figure.draw_without_rendering()

@@ -23,6 +23,9 @@ class Spy(Callback):
     def __init__(self) -> None:
         self.epochs, self.training, self.requires_grad, self.rates = [], [], [], []
 
+    def __deepcopy__(self, memo) -> Spy:
+        return self  # one for all stages
+
     def on_train_batch_end(self, trainer, pl_module, *args) -> None:
         module = pl_module.module
         self.training.append((type(pl_module).__name__, module.vae.training, module.denoiser.training))
@@ -102,8 +105,8 @@ def test_modes_and_gradients_of_each_stage(untrained):
     """A stage trains in training mode what it trains, and freezes the rest; afterwards everything is as before."""
     model, spy = untrained(), Spy()
     model.train(max_epochs=2, callbacks=[spy], **QUICK)
-    vae = [mode[1:] for mode in spy.training if mode[0] == "VAEPlan"]
-    diffusion = [mode[1:] for mode in spy.training if mode[0] == "DiffusionPlan"]
+    vae = [mode[1:] for mode in spy.training if mode[0] == "VAEStage"]
+    diffusion = [mode[1:] for mode in spy.training if mode[0] == "DiffusionStage"]
     assert all(training for training, _ in vae)
     assert all(mode == (False, True) for mode in diffusion)
     assert all(spy.requires_grad[: len(vae)])
@@ -223,7 +226,7 @@ def test_learning_rate_of_the_plan(untrained):
 
 
 @pytest.mark.parametrize(
-    ("plan", "n_steps"), [("VAEPlan", 1), ("VAEPlan", 5), ("DiffusionPlan", 1), ("DiffusionPlan", 5)]
+    ("plan", "n_steps"), [("VAEStage", 1), ("VAEStage", 5), ("DiffusionStage", 1), ("DiffusionStage", 5)]
 )
 def test_an_interrupted_model_can_be_used(untrained, tmp_path, plan, n_steps):
     model = untrained()
@@ -235,7 +238,7 @@ def test_an_interrupted_model_can_be_used(untrained, tmp_path, plan, n_steps):
     assert is_usable(model)
     model.complete(silent=True)
     model.save(tmp_path / "model")
-    if plan == "VAEPlan":
+    if plan == "VAEStage":
         assert not model.module.has_diffusion
     else:
         assert "vae/train_loss" in model.history_
@@ -251,7 +254,7 @@ def test_interrupted_while_the_experts_learn(untrained, monkeypatch):
         raise KeyboardInterrupt
 
     model = untrained()
-    monkeypatch.setattr("lgdist_scvi.train._plans.fit_experts", interrupt)
+    monkeypatch.setattr("lgdist_scvi.model._stages.fit_experts", interrupt)
     with pytest.warns(UserWarning, match="interrupted in stage 'vae'.*can be used"):
         model.train(max_epochs=3, **QUICK)
     assert not model.module.has_diffusion

@@ -1,6 +1,6 @@
 """Between AnnData and tensors."""
 
-from lgdist_scvi.data._dataset import NeighborhoodDataset, NeighborhoodManager
+from lgdist_scvi.data._dataset import NeighborhoodDataset, NeighborhoodManager, registered_anndata
 from lgdist_scvi.data._fields import (
     CoordinatesField,
     CountsField,
@@ -10,8 +10,8 @@ from lgdist_scvi.data._fields import (
     SampleField,
     find_sample_key,
 )
+from lgdist_scvi.data._graph import surroundings
 from lgdist_scvi.data._statistics import GeneStatistics, gene_statistics, set_aside_patterns
-from lgdist_scvi.data._surroundings import surroundings
 
 __all__ = [
     "CoordinatesField",
@@ -25,6 +25,7 @@ __all__ = [
     "SampleField",
     "find_sample_key",
     "gene_statistics",
+    "registered_anndata",
     "set_aside_patterns",
     "surroundings",
 ]

@@ -1,16 +1,17 @@
-"""The neighbourhood dataset: batches of spots with their neighbours, gathered by index."""
+"""The neighbourhood dataset: batches with every registered field of spots and of their neighbours, gathered by index."""
 
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 from scipy.sparse.csgraph import reverse_cuthill_mckee
-from scipy.spatial import cKDTree
 from scvi.data import AnnDataManager, AnnTorchDataset
 from torch.utils.data import Subset
 
@@ -19,11 +20,14 @@ from lgdist_scvi._anndata import as_csr, get_coordinates, get_counts, get_mask, 
 from lgdist_scvi._checks import list_names
 from lgdist_scvi._units import library_size
 from lgdist_scvi.data._fields import find_sample_key
+from lgdist_scvi.data._graph import nearest, reach_further, spot_pitch
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 _BLOCK = 2048  # spots
+# fields that are read and checked in a way of their own; any other one flows into the batch as it is
+_KNOWN_FIELDS = (keys.COUNTS, keys.MASK, keys.GRAPH, keys.COORDINATES, keys.SAMPLE, keys.LIBRARY)
 
 
 class NeighborhoodManager(AnnDataManager):
@@ -31,38 +35,69 @@ class NeighborhoodManager(AnnDataManager):
 
     Attributes
     ----------
-    fill
-        Completed log1p(CP10K) of a first round, float16, (n_obs, n_genes), that stands in for missing entries of
-        neighbours; ``None`` in the first round.
-    regional
-        Factors of the rates, or what is added to captured values, (n_obs, n_genes): by how much genes stray over the slide and
-        around each spot; ``None`` where nothing is known of it.
+    fingerprint
+        Hash of the data when they were registered by `setup_anndata`; ``None`` of other data that a model is asked about.
     """
 
-    fill: np.ndarray | None = None
-    regional: np.ndarray | None = None
+    fingerprint: str | None = None
 
     def create_torch_dataset(self, indices=None, data_and_attributes=None, load_sparse_tensor=False):
         """Create a :class:`NeighborhoodDataset`, restricted to `indices` if given.
 
         `data_and_attributes` and `load_sparse_tensor` are part of scvi-tools' signature; a neighbourhood is always
         loaded whole and dense.
+
+        Raises
+        ------
+        ValueError
+            If the data are not those that were registered.
         """
+        try:
+            dataset = NeighborhoodDataset(self)
+        except (KeyError, ValueError) as error:
+            if self.fingerprint is None:
+                raise
+            raise ValueError(
+                f"adata was changed after setup_anndata, and cannot be read any more: {error.args[0]}"
+            ) from error
+        if self.fingerprint not in (None, dataset.fingerprint):
+            raise ValueError(
+                "adata was changed after setup_anndata: its counts, mask, library sizes, slides, graph or coordinates are others "
+                "now; restore them, call setup_anndata again and train a new model, or pass a copy as adata to ask about it as new data"
+            )
+        return dataset.create_torch_dataset(indices)
+
+    def register_now(self) -> NeighborhoodDataset:
+        """Read the data, check what no single field can see, and remember what they are."""
         dataset = NeighborhoodDataset(self)
-        return dataset if indices is None else Subset(dataset, np.asarray(indices))
+        self.fingerprint = dataset.fingerprint
+        return dataset
+
+
+def registered_anndata(adata_manager: AnnDataManager) -> AnnData:
+    """The AnnData that holds the registered fields: of a MuData, the modality that was named."""
+    modality = getattr(adata_manager.data_registry[keys.COUNTS], "mod_key", None)
+    return adata_manager.adata if modality is None else adata_manager.adata.mod[modality]
 
 
 class NeighborhoodDataset(AnnTorchDataset):
     """Spots and their neighbours.
 
-    Counts stay sparse; a batch gathers the rows of its spots and, once each, of their neighbours. Neighbours in which
-    nothing is observed are left out; a spot that had some gets the nearest spots in which something is, along the graph. A spot
-    of which nothing is observed, in a piece of tissue of which nothing is, gets the nearest of its slide. Others may have none.
+    Counts stay sparse; a batch gathers the rows of its spots and, once each, of their neighbours. Unobserved neighbours are
+    dropped. If none is left, the nearest observed spots along the graph replace them. An unobserved spot in a connected component
+    without any observed spot falls back to the nearest observed spots of its slide. Isolated observed spots keep an empty
+    neighbourhood.
 
     Parameters
     ----------
     adata_manager
         Manager with registered data.
+
+    Attributes
+    ----------
+    fields
+        Further fields by name, (n_obs, ...) each: those registered, and those that :meth:`with_fields` adds. A batch holds their
+        rows under the name, and those of the neighbours under ``"neighbor_" + name``.
 
     Raises
     ------
@@ -72,7 +107,7 @@ class NeighborhoodDataset(AnnTorchDataset):
 
     def __init__(self, adata_manager: AnnDataManager):
         super().__init__(adata_manager)
-        adata = adata_manager.adata
+        self.adata = adata = registered_anndata(adata_manager)
         registry = adata_manager.data_registry
         self.genes = np.asarray(adata_manager.get_state_registry(keys.COUNTS)["column_names"])
         self._columns = _columns(adata, self.genes)
@@ -81,16 +116,22 @@ class NeighborhoodDataset(AnnTorchDataset):
         self.mask = None
         if keys.MASK in registry:
             self.mask = _take_columns(get_mask(adata, registry[keys.MASK].attr_key), self._columns)
-        self.library = self._library(adata, registry)
+        self.library = self._library(registry)
         self.has_content = self._has_content()
+        self.fields = {name: self._field(name) for name in registry if name not in _KNOWN_FIELDS}
+        self._registered_fields = tuple(self.fields)
         self._set_neighbors()
 
-    def _library(self, adata: AnnData, registry: dict) -> np.ndarray:
+    def create_torch_dataset(self, indices=None, data_and_attributes=None, load_sparse_tensor=False):
+        """Stand in for the manager in scvi-tools' data loaders, so that they do not read and check the data again."""
+        return self if indices is None else Subset(self, np.asarray(indices))
+
+    def _library(self, registry: dict) -> np.ndarray:
         summed = library_size(self.counts, self.mask)
         if keys.LIBRARY not in registry:
             return summed
         key = registry[keys.LIBRARY].attr_key
-        library = np.asarray(adata.obs[key], dtype=np.float64)
+        library = np.asarray(self.adata.obs[key], dtype=np.float64)
         # half a count of slack for totals that were stored as float32
         if n_small := int((library < summed * (1 - 1e-6) - 0.5).sum()):
             raise ValueError(
@@ -99,13 +140,20 @@ class NeighborhoodDataset(AnnTorchDataset):
             )
         return library
 
+    def _field(self, name: str) -> Any:
+        """A registered field: an array or a sparse matrix, (n_obs, ...)."""
+        values = self.adata_manager.get_from_registry(name)
+        if self.adata_manager.data_registry[name].attr_name in ("X", "layers"):
+            values = _take_columns(values, self._columns)
+        return as_csr(values) if sparse.issparse(values) else np.asarray(values)
+
     def _has_content(self) -> np.ndarray:
-        """Whether anything is known of a spot; a spot without counts says nothing about expression."""
+        """Whether anything is observed of a spot; a spot without counts says nothing about expression."""
         content = self.library > 0
         return content if self.mask is None else content & self.mask.any(axis=1)
 
     def shows_zeros(self) -> bool:
-        """Whether some known entry is a zero."""
+        """Whether some observed entry is a zero."""
         stored = sparse.csr_matrix(self.counts)
         if self.mask is None:
             return stored.nnz < np.prod(stored.shape)
@@ -122,22 +170,29 @@ class NeighborhoodDataset(AnnTorchDataset):
     def without(self, spots: np.ndarray) -> NeighborhoodDataset:
         """The same data as if nothing were observed of some spots."""
         other = copy.copy(self)
+        other.__dict__.pop("fingerprint", None)
         other.has_content = self.has_content.copy()
         other.has_content[spots] = False
         other._set_neighbors()
         return other
 
+    def with_fields(self, **fields: np.ndarray | None) -> NeighborhoodDataset:
+        """The same data with further fields, (n_obs, ...) each; ``None`` is left out."""
+        other = copy.copy(self)
+        other.fields = self.fields | {name: values for name, values in fields.items() if values is not None}
+        return other
+
     @property
     def graph(self) -> sparse.csr_matrix:
         """The registered graph, (n_obs, n_obs)."""
-        return as_csr(self.adata_manager.adata.obsp[self.adata_manager.data_registry[keys.GRAPH].attr_key])
+        return as_csr(self.adata.obsp[self.adata_manager.data_registry[keys.GRAPH].attr_key])
 
     def _set_neighbors(self) -> None:
-        adata, registry, graph = self.adata_manager.adata, self.adata_manager.data_registry, self.graph
+        registry, graph = self.adata_manager.data_registry, self.graph
         # a model of one slide may be asked about several
-        sample_key = find_sample_key(adata, registry[keys.SAMPLE].attr_key if keys.SAMPLE in registry else None)
-        self.samples = samples = get_samples(adata, sample_key)
-        self.coordinates = coordinates = get_coordinates(adata, registry[keys.COORDINATES].attr_key, sample_key)
+        sample_key = find_sample_key(self.adata, registry[keys.SAMPLE].attr_key if keys.SAMPLE in registry else None)
+        self.samples = samples = get_samples(self.adata, sample_key)
+        self.coordinates = coordinates = get_coordinates(self.adata, registry[keys.COORDINATES].attr_key, sample_key)
         rows = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
         lengths = np.linalg.norm(coordinates[rows] - coordinates[graph.indices], axis=1)
         pitch = spot_pitch(rows, lengths, samples, coordinates)
@@ -146,11 +201,11 @@ class NeighborhoodDataset(AnnTorchDataset):
         n_left = np.bincount(edges["spot"], minlength=graph.shape[0])
         self.far = n_left == 0
         n_slots = max(1, int(np.diff(graph.indptr).max(initial=0)))
-        reached = _reach_further(graph, np.flatnonzero((n_left == 0) & (np.diff(graph.indptr) > 0)), self.has_content)
+        reached = reach_further(graph, np.flatnonzero((n_left == 0) & (np.diff(graph.indptr) > 0)), self.has_content)
         stranded = ~self.has_content & (n_left == 0)
         stranded[reached["spot"]] = False
-        nearest = _nearest(coordinates, samples, np.flatnonzero(stranded), self.has_content, n_slots)
-        edges = pd.concat([edges, reached, nearest])
+        others = nearest(coordinates, samples, np.flatnonzero(stranded), self.has_content, n_slots)
+        edges = pd.concat([edges, reached, others])
         edges["distance"] = (
             np.linalg.norm(coordinates[edges["spot"]] - coordinates[edges["neighbor"]], axis=1)
             / pitch[samples[edges["spot"]]]
@@ -167,8 +222,8 @@ class NeighborhoodDataset(AnnTorchDataset):
         lost = np.flatnonzero(~self.has_content & (self.neighbors[:, 0] < 0))
         if len(lost):
             raise ValueError(
-                f"{len(lost):,} of {adata.n_obs:,} spots ({list_names(adata.obs_names[lost])}) lie on a slide of which no count "
-                "is observed, so nothing predicts them; drop that slide"
+                f"{len(lost):,} of {self.adata.n_obs:,} spots ({list_names(self.adata.obs_names[lost])}) lie on a slide of which "
+                "no count is observed, so nothing predicts them; drop that slide"
             )
 
     def along_graph(self, spots: np.ndarray) -> np.ndarray:
@@ -196,7 +251,7 @@ class NeighborhoodDataset(AnnTorchDataset):
         return counts, mask, self.library[spots, None].astype(np.float32)
 
     def __getitem__(self, indexes: int | list[int] | slice) -> dict[str, np.ndarray]:
-        """Load spots with their neighbours; the keys are those of `_keys`."""
+        """Load spots with their neighbours; the names are those of `_keys`."""
         spots = np.atleast_1d(np.arange(len(self))[indexes])
         counts, mask, library = self.rows(spots)
         neighbors = self.neighbors[spots]
@@ -221,78 +276,36 @@ class NeighborhoodDataset(AnnTorchDataset):
             keys.NEIGHBOR_VALID: valid,
             keys.NEIGHBORS_FAR: self.far[spots, None],
         }
-        if self.adata_manager.fill is not None:
-            batch[keys.NEIGHBOR_FILL] = self.adata_manager.fill[unique].astype(np.float32)
-        if self.adata_manager.regional is not None:
-            batch[keys.REGIONAL] = self.adata_manager.regional[spots]
+        for name, values in self.fields.items():
+            batch[name], batch[keys.NEIGHBOR + name] = _dense(values, spots), _dense(values, unique)
         return batch
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of everything that a model sees of the data: genes, known counts, libraries, slides, neighbours, places, fields.
 
-def spot_pitch(rows: np.ndarray, lengths: np.ndarray, samples: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
-    """Distance between neighbouring spots of each slide: the median over spots of the nearest neighbour's, (n_slides,).
-
-    `rows` and `lengths` are those of the graph's edges; on a slide without edges the nearest spot is the neighbour.
-    """
-    nearest = pd.Series(lengths).groupby(rows).min()
-    medians = nearest.groupby(samples[nearest.index]).median()
-    pitch = np.ones(samples.max(initial=0) + 1)
-    pitch[medians.index] = medians.to_numpy()
-    for sample in np.setdiff1d(samples, medians.index):
-        spots = coordinates[samples == sample]
-        if len(spots) > 1:
-            pitch[sample] = np.median(cKDTree(spots).query(spots, [2])[0])
-    return pitch
-
-
-def _reach_further(graph: sparse.csr_matrix, spots: np.ndarray, has_content: np.ndarray) -> pd.DataFrame:
-    """Walk the graph from spots without useful neighbours to the first ring that has some."""
-    parts = [_walk(graph, spots[has_content[spots]], has_content)]
-    known, asking = has_content.copy(), np.isin(np.arange(len(has_content)), spots)
-    found = useful = np.flatnonzero(has_content)
-    while len(found) and (asking & ~known).any():
-        # what is nearest to neighbours that are one step less away
-        reached = sparse.csr_matrix((np.ones(len(found), dtype=bool), (found, useful)), shape=graph.shape)
-        found, useful = (graph.astype(bool) @ reached).nonzero()
-        found, useful = found[~known[found]], useful[~known[found]]
-        known[found] = True
-        parts.append(pd.DataFrame({"spot": found, "neighbor": useful})[asking[found]])
-    return pd.concat(parts).astype(np.int64)
+        It does not depend on the storage format of the counts, nor on the values of masked entries.
+        """
+        digest = hashlib.sha256("\n".join(map(str, self.genes)).encode())
+        for spots in self.blocks():
+            counts, known, _ = self.rows(spots)
+            positions = np.flatnonzero(counts)
+            for part in (positions, counts.ravel()[positions], np.packbits(known > 0), self.library[spots]):
+                digest.update(np.ascontiguousarray(part).tobytes())
+        for part in (self.neighbors, self.distances, self.samples, self.coordinates):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        for name in self._registered_fields:
+            digest.update(name.encode())
+            for spots in self.blocks():
+                digest.update(np.ascontiguousarray(_dense(self.fields[name], spots)).tobytes())
+        return digest.hexdigest()
 
 
-def _walk(graph: sparse.csr_matrix, spots: np.ndarray, has_content: np.ndarray) -> pd.DataFrame:
-    """The same, spot by spot: for spots that have content themselves, which are no way for others to pass."""
-    found_spots, found = [], []
-    for spot in spots:
-        seen = {int(spot)}
-        ring = set(graph.indices[graph.indptr[spot] : graph.indptr[spot + 1]].tolist())
-        while ring:
-            useful = [other for other in ring if has_content[other]]
-            if useful:
-                found += useful
-                found_spots += [spot] * len(useful)
-                break
-            seen |= ring
-            ring = {
-                int(n) for other in ring for n in graph.indices[graph.indptr[other] : graph.indptr[other + 1]]
-            } - seen
-    return pd.DataFrame(
-        {"spot": np.asarray(found_spots, dtype=np.int64), "neighbor": np.asarray(found, dtype=np.int64)}
-    )
-
-
-def _nearest(
-    coordinates: np.ndarray, samples: np.ndarray, spots: np.ndarray, has_content: np.ndarray, n: int
-) -> pd.DataFrame:
-    """Join spots to the `n` nearest of their slide that have content."""
-    found = [pd.DataFrame({"spot": [], "neighbor": []}, dtype=np.int64)]
-    for sample in np.unique(samples[spots]):
-        asking = spots[samples[spots] == sample]
-        useful = np.flatnonzero(has_content & (samples == sample))
-        if len(useful):
-            rank = np.arange(1, min(n, len(useful)) + 1)
-            _, place = cKDTree(coordinates[useful]).query(coordinates[asking], rank)
-            found.append(pd.DataFrame({"spot": np.repeat(asking, len(rank)), "neighbor": useful[place].ravel()}))
-    return pd.concat(found)
+def _dense(values: Any, spots: np.ndarray) -> np.ndarray:
+    """Rows of a field, float32 if they are floats, (len(spots), ...)."""
+    rows = values[spots]
+    rows = rows.toarray() if sparse.issparse(rows) else rows
+    return rows.astype(np.float32) if rows.dtype.kind == "f" else rows
 
 
 def _columns(adata: AnnData, genes: np.ndarray) -> np.ndarray | None:

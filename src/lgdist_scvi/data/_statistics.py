@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,13 +10,12 @@ from sklearn.utils.extmath import randomized_svd
 
 from lgdist_scvi._units import log1p_cp10k
 from lgdist_scvi.data._dataset import NeighborhoodDataset
-from lgdist_scvi.data._factors import fit_factors
 
 _N_PATTERNS = 1021  # prime, so that patterns do not line up with the rows of an array
 _STREAM = 5
 _ONE_SPOT_IN = 25  # is set aside whole
-_FACTOR_SPOTS = 4096
-_FACTOR_ENTRIES = 16_000_000  # held dense for principal axes and factors
+_SAMPLE_SPOTS = 4096
+_SAMPLE_ENTRIES = 16_000_000  # held dense for principal axes and experts
 
 
 @dataclass
@@ -35,8 +35,8 @@ class GeneStatistics:
         (n_genes, n_components).
     signal
         Share of each score's variance that is not noise, float32, (n_components,).
-    factors
-        Loadings of a factor analysis of counts, float32, (n_genes, n_factors); 0 where zeros are missing.
+    sample
+        Counts, 1 where they may be looked at, (n, n_genes) each, and library sizes, (n, 1), of some spots, dense float32.
     """
 
     rate: np.ndarray
@@ -45,7 +45,7 @@ class GeneStatistics:
     typical_library: float
     loadings: np.ndarray
     signal: np.ndarray
-    factors: np.ndarray
+    sample: tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def set_aside_patterns(n_genes: int, fraction: float, seed: int) -> np.ndarray:
@@ -65,12 +65,11 @@ def set_aside_patterns(n_genes: int, fraction: float, seed: int) -> np.ndarray:
 def gene_statistics(
     dataset: NeighborhoodDataset,
     set_aside: np.ndarray,
-    closed: bool,
+    counted_among: Callable[[np.ndarray], np.ndarray],
+    compositional: bool,
     n_components: int,
-    n_factors: int,
-    zeros_are_data: bool,
 ) -> GeneStatistics:
-    """Summarise the known entries of a data set that are not set aside.
+    """Summarise the observed entries of a data set that are not held out.
 
     Parameters
     ----------
@@ -78,14 +77,12 @@ def gene_statistics(
         The data.
     set_aside
         Output of :func:`set_aside_patterns`.
-    closed
+    counted_among
+        Entries in whose libraries the counts of known ones are a share; see :class:`~lgdist_scvi.module.likelihood.Likelihood`.
+    compositional
         Whether the genes make up the library, so that their rates sum to 1.
     n_components
         Number of principal axes.
-    n_factors
-        Number of factors.
-    zeros_are_data
-        Whether there is a factor analysis, of the counts' Pearson residuals.
     """
     n_genes = set_aside.shape[1]
     counts_sum, library_sum, n_known, value_sum, square_sum = np.zeros((5, n_genes))
@@ -94,33 +91,26 @@ def gene_statistics(
         known *= ~set_aside[spots % len(set_aside)]
         values = log1p_cp10k(counts, library[:, 0])
         counts_sum += (counts * known).sum(axis=0, dtype=np.float64)
-        # where zeros are missing, what is seen of a gene is a share of all libraries, not of those in which it was seen
-        asked = known if zeros_are_data else np.broadcast_to(known.any(axis=1, keepdims=True), known.shape)
-        library_sum += library[:, 0].astype(np.float64) @ asked
+        library_sum += library[:, 0].astype(np.float64) @ counted_among(known)
         n_known += known.sum(axis=0, dtype=np.float64)
         value_sum += (values * known).sum(axis=0, dtype=np.float64)
         square_sum += (values**2 * known).sum(axis=0, dtype=np.float64)
-    # a gene of which nothing is left has the mean of all, and one that was never counted a small rate, of finite logarithm
+    # genes without known entries get the overall mean; genes never counted get a pseudo-count, so that log(rate) is finite
     mean = np.where(n_known > 0, value_sum / np.maximum(n_known, 1.0), value_sum.sum() / max(n_known.sum(), 1.0))
     rate = (counts_sum + 0.1) / np.maximum(np.where(library_sum > 0, library_sum, dataset.library.sum()), 1.0)
     n_known = np.maximum(n_known, 1.0)
-    if closed:
+    if compositional:
         rate /= rate.sum()
     scale = np.sqrt(np.maximum(square_sum / n_known - mean**2, 1e-2))
     typical_library = float(np.median(dataset.library[dataset.has_content])) if dataset.has_content.any() else 1.0
 
     spots = np.flatnonzero(dataset.has_content)
-    n_dense = max(min(_FACTOR_ENTRIES // n_genes, _FACTOR_SPOTS), 2)
+    n_dense = max(min(_SAMPLE_ENTRIES // n_genes, _SAMPLE_SPOTS), 2)
     spots = np.sort(np.random.default_rng(0).permutation(spots)[:n_dense])
     counts, known, library = dataset.rows(spots)
     known *= ~set_aside[spots % len(set_aside)]
     values = (log1p_cp10k(counts, library[:, 0]) - mean.astype(np.float32)) / scale.astype(np.float32) * known
     loadings, signal = _loadings(values, n_components)
-    factors = np.zeros((n_genes, n_factors), dtype=np.float32)
-    if zeros_are_data:
-        expected = library * rate.astype(np.float32)
-        residuals = (counts - expected) / np.sqrt(np.maximum(expected, 1e-12)) * known
-        factors = fit_factors(residuals, known * np.sqrt(library / typical_library), n_factors)
     return GeneStatistics(
         rate=rate.astype(np.float32),
         value_mean=mean.astype(np.float32),
@@ -128,7 +118,7 @@ def gene_statistics(
         typical_library=typical_library,
         loadings=loadings,
         signal=signal,
-        factors=factors,
+        sample=(counts, known, library),
     )
 
 

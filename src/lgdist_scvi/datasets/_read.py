@@ -7,24 +7,29 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from lgdist_scvi._anndata import get_coordinates, get_counts
 from lgdist_scvi._checks import list_names
+from lgdist_scvi.datasets._containers import from_mudata, from_spatialdata, read_spatialdata
+from lgdist_scvi.datasets._space_ranger import read_space_ranger
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
+    from spatialdata import SpatialData
 
-_COUNTS_FILE = "filtered_feature_bc_matrix.h5"
+_SLIDES = ("sample", "library_id")  # customary columns of obs
+_ZARR_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
 
 
 def read(
-    path: str | PathLike[str],
+    path: str | PathLike[str] | AnnData | MuData | SpatialData,
     *,
     layer: str | None = None,
     sample_key: str | None = None,
     spatial_key: str = "spatial",
     table: str | None = None,
+    modality: str | None = None,
+    bin_size: int | None = None,
 ) -> AnnData:
     """Read a slide and check that it holds what this package needs: raw counts and coordinates.
 
@@ -32,35 +37,51 @@ def read(
     ----------
     path
         - an ``.h5ad`` file or an AnnData ``.zarr`` store;
-        - a Space Ranger output folder, or the ``.h5`` count matrix in it (:func:`squidpy.read.visium`);
-        - a SpatialData ``.zarr`` store. Its table is read; where the table has no coordinates, they are the centroids of
-          the elements that it annotates.
+        - a Space Ranger output folder (of Visium or Visium HD), the folder above its ``outs``, or an ``.h5`` count matrix in it.
+          Spots outside the tissue and Visium HD bins without counts are left out, with a warning;
+        - a SpatialData ``.zarr`` store, or the object. Where the table has no coordinates, they are the centroids of the
+          elements that it annotates;
+        - an ``.h5mu`` file or a MuData ``.zarr`` store, or the object;
+        - an AnnData.
     layer
         Layer that holds raw counts; ``None`` means `X`.
     sample_key
-        Column of `obs` with the slide; spots of one slide may not share a place.
+        Column of `obs` with the slide; spots of one slide may not share a place. ``None``: ``"sample"`` or ``"library_id"``, if
+        one is there.
     spatial_key
         Key of `obsm` with the coordinates.
     table
-        Table of a SpatialData store; needed if it has more than one.
+        Table of SpatialData; needed if there is more than one.
+    modality
+        Modality of MuData; needed if there is more than one.
+    bin_size
+        Width of the bins of a Visium HD folder in micrometres, such as 8; needed if there is more than one.
 
     Returns
     -------
-    The annotated data, (n_obs, n_vars), in memory. Duplicated gene names get a suffix, with a warning.
+    The annotated data, (n_obs, n_vars), in memory; a copy if an object was given. Duplicated gene names get a suffix, with a
+    warning. Where `X` holds no counts but ``adata.raw`` does, as in files of CELLxGENE, `X` becomes the counts and
+    ``layers["X"]`` what it was, with a warning.
 
     Raises
     ------
     FileNotFoundError
         If there is nothing at `path`, or a Space Ranger folder is incomplete.
+    ImportError
+        If a library that reads the format is not installed.
     KeyError
-        If the layer, the coordinates or the table are absent.
+        If the layer, the coordinates, the table or the modality are absent, or one must be named.
     ValueError
         If the format is not known, the values are not counts, or the coordinates are not usable.
+
+    Examples
+    --------
+    >>> adata = datasets.read("slide.h5ad")  # doctest: +SKIP
+    >>> adata = datasets.read("visium_hd/outs", bin_size=16)  # doctest: +SKIP
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file or folder {str(path)!r}")
-    adata = _read(path, spatial_key, table)
+    adata = _read(path, spatial_key, table, modality, bin_size)
+    if layer is None:
+        _take_raw_counts(adata)
     if not adata.var_names.is_unique:
         duplicated = adata.var_names[adata.var_names.duplicated()].unique()
         warnings.warn(
@@ -69,80 +90,79 @@ def read(
             stacklevel=2,
         )
         adata.var_names_make_unique()
+    if sample_key is None:
+        sample_key = next((key for key in _SLIDES if key in adata.obs and adata.obs[key].notna().all()), None)
     get_coordinates(adata, spatial_key, sample_key)
     get_counts(adata, layer)
     return adata
 
 
-def _read(path: Path, spatial_key: str, table: str | None) -> AnnData:
+def _read(path: Any, spatial_key: str, table: str | None, modality: str | None, bin_size: int | None) -> AnnData:
     import anndata
 
+    kind = type(path).__name__
+    if isinstance(path, anndata.AnnData):
+        return path.to_memory() if path.isbacked else path.copy()
+    if kind == "MuData":
+        return from_mudata(path, kind, spatial_key, modality).copy()
+    if kind == "SpatialData":
+        return from_spatialdata(path, kind, spatial_key, table).copy()
+    if not isinstance(path, str | PathLike):
+        raise ValueError(f"cannot read a {kind}; expected a path, an AnnData, a MuData or a SpatialData")
+
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file or folder {str(path)!r}")
     if path.suffix == ".h5ad":
         return anndata.read_h5ad(path)
+    if path.suffix == ".h5mu":
+        import mudata
+
+        return from_mudata(mudata.read_h5mu(path), path.name, spatial_key, modality)
     if path.suffix == ".h5":
-        return _read_space_ranger(path.parent, path.name)
-    if path.suffix == ".zarr":
+        return read_space_ranger(path.parent, path.name, bin_size)
+    if path.is_dir() and any((path / name).exists() for name in _ZARR_FILES):
         import zarr
 
-        if zarr.open_group(str(path), mode="r").attrs.get("encoding-type") == "anndata":
+        encoding = str(zarr.open_group(str(path), mode="r").attrs.get("encoding-type", "")).lower()
+        if encoding == "anndata":
             return anndata.read_zarr(path)
-        return _read_spatialdata(path, spatial_key, table)
-    if path.is_dir():
-        return _read_space_ranger(path, _COUNTS_FILE)
+        if encoding == "mudata":
+            import mudata
+
+            return from_mudata(mudata.read_zarr(path), path.name, spatial_key, modality)
+        return from_spatialdata(read_spatialdata(path), path.name, spatial_key, table)
+    if path.is_dir() and path.suffix != ".zarr":
+        return read_space_ranger(path, None, bin_size)
     raise ValueError(
-        f"cannot read {path.name!r}; expected an .h5ad file, a Space Ranger folder or its .h5 file, or a .zarr store"
+        f"cannot read {path.name!r}; expected an .h5ad or .h5mu file, a Space Ranger folder or its .h5 file, or a .zarr store"
     )
 
 
-def _read_space_ranger(folder: Path, counts_file: str) -> AnnData:
-    import h5py
-    import squidpy as sq
-
-    needed = [counts_file, "spatial/scalefactors_json.json", "spatial/tissue_hires_image.png"]
-    needed.append("spatial/tissue_lowres_image.png")
-    missing = [name for name in needed if not (folder / name).exists()]
-    if not any((folder / "spatial" / name).exists() for name in ("tissue_positions.csv", "tissue_positions_list.csv")):
-        missing.append("spatial/tissue_positions.csv")
-    if missing:
-        raise FileNotFoundError(
-            f"{str(folder)!r} is not a complete Space Ranger folder; missing: {list_names(missing)} "
-            "(coordinates come from its 'spatial' folder)"
-        )
-    with h5py.File(folder / counts_file) as file:
-        named = "library_ids" in file.attrs
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Variable names are not unique")  # said once, by read()
-        return sq.read.visium(folder, counts_file=counts_file, library_id=None if named else folder.resolve().name)
-
-
-def _read_spatialdata(path: Path, spatial_key: str, table: str | None) -> AnnData:
-    import spatialdata
-
-    sdata = spatialdata.read_zarr(path)
-    names = list(sdata.tables)
-    if table is None and len(names) != 1:
-        raise KeyError(f"{path.name!r} has {len(names)} tables ({list_names(names) or 'none'}); pass table=...")
-    if table is not None and table not in names:
-        raise KeyError(f"{table!r} is not a table of {path.name!r}; available: {list_names(names) or 'none'}")
-    adata = sdata.tables[names[0] if table is None else table]
-    if spatial_key not in adata.obsm:
-        adata.obsm[spatial_key] = _centroids(sdata, adata)
-    return adata
-
-
-def _centroids(sdata: Any, adata: AnnData) -> np.ndarray:
-    """Find the centroids (x, y) of the elements that each row of a table annotates, (n_obs, 2)."""
-    from spatialdata import get_centroids
-    from spatialdata.models import get_table_keys
-    from spatialdata.transformations import get_transformation
-
-    _, region_key, instance_key = get_table_keys(adata)
-    out = np.full((adata.n_obs, 2), np.nan)
-    regions = adata.obs[region_key].astype(str).to_numpy()
-    for region in np.unique(regions):
-        systems = list(get_transformation(sdata[region], get_all=True))
-        system = "global" if "global" in systems else systems[0]
-        centroids = get_centroids(sdata[region], coordinate_system=system).compute()[["x", "y"]]
-        rows = np.flatnonzero(regions == region)
-        out[rows] = centroids.reindex(adata.obs[instance_key].to_numpy()[rows]).to_numpy()
-    return out
+def _take_raw_counts(adata: AnnData) -> None:
+    """Let `X` be the counts of `adata.raw`, if it holds none itself."""
+    if adata.raw is None or adata.X is None:
+        return
+    try:
+        get_counts(adata)
+    except ValueError:
+        pass
+    else:
+        return
+    raw = adata.raw.to_adata()
+    if raw.var_names.equals(adata.var_names):
+        counts = raw.X
+    elif raw.var_names.is_unique and adata.var_names.isin(raw.var_names).all():
+        counts = raw[:, adata.var_names].X.copy()
+    else:
+        return
+    try:
+        adata_counts = get_counts(type(adata)(counts))
+    except ValueError:  # no counts either: what is wrong with X is said next
+        return
+    warnings.warn(
+        "adata.X holds no counts, adata.raw does: X is now the counts, and layers['X'] what X was",
+        UserWarning,
+        stacklevel=3,
+    )
+    adata.layers["X"], adata.X = adata.X, adata_counts

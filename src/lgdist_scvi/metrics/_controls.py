@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +51,7 @@ def negative_controls(
     n_poisson
         Genes to add, with shares from the first to the last decile of the genes; at most a fifth of the genes there are.
     train_kwargs
-        Arguments of `train`; ``None``: those that the model was trained with.
+        Arguments of `train`; ``None`` or none: those that the model was trained with.
     seed
         Of the shuffling and the Poisson draws.
 
@@ -76,67 +76,37 @@ def negative_controls(
     unknown = [control for control in controls if control not in CONTROLS]
     if unknown or not controls:
         raise ValueError(f"unknown controls {unknown}; available: {', '.join(map(repr, CONTROLS))}")
-    if not model.is_trained_:
+    if not model.is_trained:
         raise ValueError("the model is not trained yet; call model.train() first")
-    if model.adata is None:
-        raise ValueError("the model has no data to shuffle; load it with its data: LGDiST.load(folder, adata=adata)")
-    calls = (
-        [dict(train_kwargs)] if train_kwargs is not None else [dict(c["arguments"]) for c in model.training_] or [{}]
-    )
-    rng = np.random.default_rng(seed)
+    kwargs, rng = dict(train_kwargs or {}), np.random.default_rng(seed)
     rows: dict[str, tuple[float, float, float, float]] = {}
     if "shuffled" in controls:
-        data, setup = _copy(model)
-        _shuffle(data, setup, rng)
-        shuffled = _train(model, data, setup, calls)
+        shuffled = model.retrain(_shuffled(model, rng), **kwargs)
         for name, alone in (("skill from neighbors alone", True), ("skill from everything", False)):
             real, control = (_explained(m.skill_table(neighbors_only=alone)) for m in (model, shuffled))
             excess, limit = (control, _LIMITS["shuffled"]) if alone else (real - control, np.nan)
             rows[name] = real, control, excess, limit
     if "poisson" in controls:
-        for name, measured, completed in _poisson(model, n_poisson, calls, rng):
-            rows[name] = measured, completed, completed - measured, _LIMITS["poisson"]
+        data, added = _with_poisson_genes(model, n_poisson, rng)
+        completed = model.retrain(data, setup={"layer": None}, **kwargs).get_completed_expression(return_numpy=True)
+        for name, before, after in _structure(model, data, added, completed):
+            rows[name] = before, after, after - before, _LIMITS["poisson"]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["reference", "control", "excess", "limit"])
     table["passed"] = (table["excess"] <= table["limit"]).astype("boolean").mask(table["limit"].isna())
     return table.rename_axis("question")
 
 
-def _copy(model: Any) -> tuple[AnnData, dict[str, Any]]:
-    """What the model was given of its data, and the arguments to register the copy."""
-    from anndata import AnnData
-
-    adata, setup = model.adata, dict(model.registry_["setup_args"])
-    layers = {} if setup["mask_layer"] is None else {setup["mask_layer"]: get_mask(adata, setup["mask_layer"]).copy()}
-    copy = AnnData(
-        get_counts(adata, setup["layer"]).copy(),
-        obs=adata.obs.copy(),
-        var=pd.DataFrame(index=adata.var_names.copy()),
-        layers=layers,
-        obsm={setup["spatial_key"]: np.array(adata.obsm[setup["spatial_key"]])},
-        obsp={setup["graph_key"]: sparse.csr_matrix(adata.obsp[setup["graph_key"]], copy=True)},
-    )
-    return copy, setup | {"layer": None}
-
-
-def _train(model: Any, data: AnnData, setup: Mapping[str, Any], calls: Sequence[Mapping[str, Any]]) -> Any:
-    """Train a model like the given one on other data."""
-    cls = type(model)
-    cls.setup_anndata(data, **setup)
-    other = cls(data, **model.init_params_["non_kwargs"])
-    for arguments in calls:
-        other.train(**arguments)
-    return other
-
-
-def _shuffle(data: AnnData, setup: Mapping[str, Any], rng: np.random.Generator) -> None:
-    """Let spots change places within each slide."""
-    samples, place = get_samples(data, setup["sample_key"]), np.arange(data.n_obs)
+def _shuffled(model: Any, rng: np.random.Generator) -> AnnData:
+    """Data in which spots have changed places within each slide."""
+    data = model.copy_data()
+    samples, place = get_samples(data, model.get_setup_arg("sample_key")), np.arange(data.n_obs)
     for sample in np.unique(samples):
         spots = np.flatnonzero(samples == sample)
         place[spots] = rng.permutation(spots)
-    spatial, graph = setup["spatial_key"], setup["graph_key"]
-    data.obsm[spatial] = data.obsm[spatial][place]
-    data.obsp[graph] = data.obsp[graph][place][:, place]
+    spatial, graph = model.get_setup_arg("spatial_key"), model.get_setup_arg("graph_key")
+    data.obsm[spatial] = np.asarray(data.obsm[spatial])[place]
+    data.obsp[graph] = sparse.csr_matrix(data.obsp[graph])[place][:, place]
+    return data
 
 
 def _explained(table: pd.DataFrame) -> float:
@@ -144,49 +114,58 @@ def _explained(table: pd.DataFrame) -> float:
     return float(1 - (table["n"] * table["mse_model"]).sum() / (table["n"] * table["mse: gene mean"]).sum())
 
 
-def _poisson(
-    model: Any, n_poisson: int, calls: Sequence[Mapping[str, Any]], rng: np.random.Generator
-) -> list[tuple[str, float, float]]:
-    """Complete a slide with Poisson genes: name of the measure, its mean measured and completed."""
+def _with_poisson_genes(model: Any, n_poisson: int, rng: np.random.Generator) -> tuple[AnnData, np.ndarray]:
+    """Data with genes of no structure, counts in `X`; and the positions of these genes."""
     from anndata import AnnData
 
-    data, setup = _copy(model)
-    mask_layer, size_factor_key, n_vars = setup["mask_layer"], setup["size_factor_key"], data.n_vars
-    known = None if mask_layer is None else data.layers[mask_layer]
-    seen = known_counts(data.X, known)
-    library = library_of(data, seen, size_factor_key)
-    n_poisson = int(np.clip(n_poisson, 1, max(1, n_vars // 5)))
-    share = np.asarray(seen.sum(axis=0)).ravel() / library.sum()
+    data, mask_layer = model.copy_data(), model.get_setup_arg("mask_layer")
+    counts, mask = _observed(model, data, model.get_setup_arg("layer"))
+    library = library_of(data, counts, model.get_setup_arg("size_factor_key"))
+    mask = np.ones(data.shape, dtype=bool) if mask is None else mask
+    n_poisson = int(np.clip(n_poisson, 1, max(1, data.n_vars // 5)))
+    share = np.asarray(counts.sum(axis=0)).ravel() / library.sum()
     share = np.quantile(share[share > 0], np.linspace(0.1, 0.9, n_poisson))
-    drawn = rng.poisson(library[:, None] * share).astype(np.float32)
-    names = [f"Poisson control {gene + 1}" for gene in range(n_poisson)]
-    if size_factor_key is not None:
-        data.obs[size_factor_key] = library + drawn.sum(axis=1)
+    seen = mask.any(axis=1, keepdims=True)
+    drawn = rng.poisson(library[:, None] * share) * seen
+    drawn[np.argmax(library * seen[:, 0]), ~drawn.any(axis=0)] = 1  # a gene is seen somewhere
+    zeros_are_missing = (counts > 0).sum() == mask.sum()
+    if zeros_are_missing and mask_layer is None:
+        drawn = np.maximum(drawn, 1)  # no zero anywhere: none is added
     layers = {}
-    if known is not None:
-        zeros_are_missing = model.gene_likelihood_ == "normal"
-        layers[mask_layer] = np.hstack([known, drawn > 0 if zeros_are_missing else np.ones(drawn.shape, dtype=bool)])
+    if mask_layer is not None:
+        added = drawn > 0 if zeros_are_missing else np.broadcast_to(seen, drawn.shape)
+        layers[mask_layer] = np.hstack([mask, added])
+    if (size_factor_key := model.get_setup_arg("size_factor_key")) is not None:
+        data.obs[size_factor_key] = library + drawn.sum(axis=1)
+    names = [f"Poisson control {gene + 1}" for gene in range(n_poisson)]
     extended = AnnData(
-        sparse.csr_matrix(sparse.hstack([sparse.csr_matrix(data.X), sparse.csr_matrix(drawn)])),
+        sparse.csr_matrix(sparse.hstack([sparse.csr_matrix(counts), sparse.csr_matrix(drawn)]), dtype=np.float32),
         obs=data.obs,
         var=pd.DataFrame(index=[*data.var_names, *names]),
         layers=layers,
         obsm=dict(data.obsm),
         obsp=dict(data.obsp),
     )
-    other = _train(model, extended, setup, calls)
-    after = other.get_completed_expression(return_numpy=True)
-    counts = known_counts(extended.X, layers.get(mask_layer))
-    before = log1p_cp10k(counts, library_of(extended, counts, size_factor_key))
-    added, graph = np.arange(n_vars, n_vars + n_poisson), read_graph(extended, setup["graph_key"])
-    samples = get_samples(extended, setup["sample_key"])
-    return [
-        (
-            "Moran's I of Poisson genes",
-            *(float(np.nanmean(morans_i(values[:, added], graph, samples))) for values in (before, after)),
-        ),
-        (
-            "correlation of Poisson genes",
-            *(float(mean_correlation(values, added).mean()) for values in (before, after)),
-        ),
-    ]
+    return extended, np.arange(data.n_vars, extended.n_vars)
+
+
+def _observed(model: Any, data: AnnData, layer: str | None) -> tuple[np.ndarray | sparse.csr_matrix, np.ndarray | None]:
+    """Observed counts, 0 elsewhere, and the mask."""
+    mask_layer = model.get_setup_arg("mask_layer")
+    mask = None if mask_layer is None else get_mask(data, mask_layer)
+    return known_counts(get_counts(data, layer), mask), mask
+
+
+def _structure(
+    model: Any, data: AnnData, added: np.ndarray, completed: np.ndarray
+) -> Iterator[tuple[str, float, float]]:
+    """Moran's I and correlation of added genes: name of the measure, its mean measured and completed."""
+    counts, _ = _observed(model, data, None)
+    measured = log1p_cp10k(counts, library_of(data, counts, model.get_setup_arg("size_factor_key")))
+    graph = read_graph(data, model.get_setup_arg("graph_key"))
+    samples = get_samples(data, model.get_setup_arg("sample_key"))
+    for name, measure in (
+        ("Moran's I of Poisson genes", lambda values: np.nanmean(morans_i(values[:, added], graph, samples))),
+        ("correlation of Poisson genes", lambda values: mean_correlation(values, added).mean()),
+    ):
+        yield name, float(measure(measured)), float(measure(completed))

@@ -9,7 +9,7 @@ import pandas as pd
 
 from lgdist_scvi._anndata import get_samples
 from lgdist_scvi._checks import require_key
-from lgdist_scvi._registered import registered
+from lgdist_scvi._registered import completed_genes, registered
 from lgdist_scvi._units import log1p_cp10k
 from lgdist_scvi.metrics._arrays import dense
 from lgdist_scvi.metrics._completion import variance_ratio
@@ -75,17 +75,17 @@ def do_no_harm(
     KeyError
         If the layer, a column of `obs` or the graph is absent.
     ValueError
-        If fewer than two labels are left, or values are not counts.
+        If fewer than two labels are left, values are not counts, or the completed genes were renamed.
     """
     given = registered(
         adata,
         layer,
-        layer=counts_layer,
+        counts_layer,
         size_factor_key=size_factor_key,
         sample_key=sample_key,
         graph_key=graph_key,
     )
-    genes, samples = given.genes, get_samples(adata, given.sample_key)
+    samples, genes = get_samples(adata, given.sample_key), completed_genes(adata, layer)
     before = log1p_cp10k(given.counts[:, genes], given.library)
     after = np.asarray(dense(adata.layers[layer][:, genes]), dtype=np.float32)
 

@@ -8,14 +8,13 @@ import numpy as np
 from scipy import sparse
 
 from lgdist_scvi._checks import check_counts
-from lgdist_scvi._units import COUNTS_PER
+from lgdist_scvi._poisson import moments_given_positive, variance_given_positive  # noqa: F401  the model reads it here
+from lgdist_scvi._units import cp10k_per_count
 from lgdist_scvi.metrics._arrays import Matrix, check_alike, dense, scored_entries, take
 
 _SMALLEST_RATE = 1e-12  # a count under rate 0 costs much, not infinitely much
 _UNSEEN = 0.1  # molecules of a gene that the data fitted on do not have: they cannot be expected to be impossible
-_LARGE = 100.0  # expected counts above which an expansion replaces the sum over counts
 _BLOCK = 1 << 22  # entries handled in one go
-_EXPECTED_COUNTS = np.geomspace(1e-3, 1e5, 81)  # where the moments of captured values are tabulated
 
 
 def poisson_floor(counts: Matrix, library: np.ndarray, mask: Matrix, rate: Matrix | None = None) -> float:
@@ -67,49 +66,7 @@ def poisson_floor(counts: Matrix, library: np.ndarray, mask: Matrix, rate: Matri
         expected = library[rows] * take(rate, rows, columns, "rate")
         if (expected <= 0).any():
             raise ValueError(f"rate is not positive in {int((expected <= 0).sum()):,} scored entries with counts")
-    return float(np.mean(moments_given_positive(expected, COUNTS_PER / library[rows])[1]))
-
-
-def moments_given_positive(expected: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of log1p(scale * x), given x > 0, for x ~ Poisson(expected); all (n,)."""
-    from scipy.stats import poisson
-
-    mean, variance = np.empty_like(expected), np.empty_like(expected)
-    large = expected > _LARGE
-    # delta method: d/dx log1p(scale * x) = scale / (1 + scale * x)
-    variance[large] = expected[large] * (scale[large] / (1 + scale[large] * expected[large])) ** 2
-    mean[large] = np.log1p(scale[large] * expected[large]) - variance[large] / 2
-    order = np.flatnonzero(~large)
-    order = order[np.argsort(expected[order])]  # blocks of alike expectations need sums of alike length
-    for block in np.array_split(order, max(1, len(order) // 10_000)):
-        if not len(block):
-            continue
-        top = expected[block].max()
-        x = np.arange(1, int(top + 12 * np.sqrt(top) + 20))
-        weights = poisson.pmf(x, expected[block, None])
-        weights /= weights.sum(axis=1, keepdims=True)
-        values = np.log1p(scale[block, None] * x)
-        mean[block] = (weights * values).sum(axis=1)
-        variance[block] = (weights * (values - mean[block, None]) ** 2).sum(axis=1)
-    return mean, variance
-
-
-def variance_given_positive(mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Variance of captured values, log1p(scale * x), about a mean that Poisson counts x > 0 explain, (n_obs, n_genes).
-
-    Of a small count itself, that cannot be told: a 1 is seen of one molecule expected, and of a tenth.
-
-    Parameters
-    ----------
-    mean
-        Expected log1p(scale * x), (n_obs, n_genes).
-    scale
-        Of each spot, (n_obs, 1).
-    """
-    expected = np.broadcast_to(_EXPECTED_COUNTS, (len(scale), len(_EXPECTED_COUNTS)))
-    moments = moments_given_positive(expected.ravel(), np.broadcast_to(scale, expected.shape).ravel())
-    tables = (moment.reshape(expected.shape) for moment in moments)
-    return np.stack([np.interp(*row) for row in zip(mean, *tables, strict=True)])
+    return float(np.mean(moments_given_positive(expected, cp10k_per_count(library[rows]))[1]))
 
 
 def poisson_deviance_explained(
@@ -149,16 +106,17 @@ def poisson_deviance_explained(
     ValueError
         If shapes disagree, values are not counts or rates, or the gene means leave nothing to explain.
     """
-    from scipy.special import xlogy
+    from sklearn.metrics import mean_poisson_deviance
 
     gene_mean = _gene_mean(gene_mean, counts, library)
     deviances = np.zeros(2)
     for x, rates, lib, scored in _blocks(counts, rate, library, mask):
+        scored = scored & (lib > 0)[:, None]  # a spot without a library has no counts and nothing to explain
+        if not scored.any():
+            continue
         for place, model in enumerate((rates, np.broadcast_to(gene_mean, x.shape))):
             expected = lib[:, None] * np.maximum(model, _SMALLEST_RATE)
-            # a spot without a library has no counts and nothing to explain
-            seen = np.divide(x, expected, out=np.ones_like(expected), where=x > 0)
-            deviances[place] += 2 * np.sum(xlogy(x, seen) - x + expected, where=scored)
+            deviances[place] += scored.sum() * mean_poisson_deviance(x[scored], expected[scored])
     if not deviances[1] > 0:
         raise ValueError("the gene means explain the scored counts completely; there is nothing left to score")
     return float(1 - deviances[0] / deviances[1])

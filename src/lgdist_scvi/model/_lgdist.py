@@ -1,11 +1,10 @@
-"""The LGDiST model: registration, construction and training."""
+"""LGDiST: registration and construction."""
 
 from __future__ import annotations
 
 import warnings
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from anndata import AnnData
 from scvi.model.base import BaseModelClass
@@ -15,34 +14,29 @@ from lgdist_scvi._checks import check_choice
 from lgdist_scvi.data import (
     CoordinatesField,
     CountsField,
-    GeneStatistics,
     LibraryField,
     MaskField,
-    NeighborhoodDataset,
     NeighborhoodManager,
     ObspField,
     SampleField,
     gene_statistics,
     set_aside_patterns,
 )
-from lgdist_scvi.model._arguments import check_sizes
-from lgdist_scvi.model._calibration import CalibrationMixin
-from lgdist_scvi.model._completion import CompletionMixin
-from lgdist_scvi.model._intervals import IntervalMixin
-from lgdist_scvi.model._measurement import MeasurementMixin
-from lgdist_scvi.model._record import random_state
-from lgdist_scvi.model._setup import (
-    DEFAULT_GRAPH,
-    choose_sample_key,
-    resolve_likelihood,
-    warn_of_masked_library,
-    with_graph,
+from lgdist_scvi.model._setup import DEFAULT_GRAPH, choose_sample_key, warn_of_masked_library, with_graph
+from lgdist_scvi.model._stages import DiffusionStage, VAEStage
+from lgdist_scvi.model.base import (
+    CompletionMixin,
+    ExpressionMixin,
+    RecordMixin,
+    SkillMixin,
+    TrainingMixin,
+    random_state,
 )
-from lgdist_scvi.model._training import TrainingMixin
-from lgdist_scvi.module import LGDiSTModule, NeighborhoodVAE
+from lgdist_scvi.module import LGDiSTConfig, LGDiSTModule
+from lgdist_scvi.module.likelihood import LIKELIHOODS, choose_likelihood
 
 
-class LGDiST(TrainingMixin, CalibrationMixin, IntervalMixin, MeasurementMixin, CompletionMixin, BaseModelClass):
+class LGDiST(TrainingMixin, ExpressionMixin, SkillMixin, CompletionMixin, RecordMixin, BaseModelClass):
     """Latent gene diffusion for the completion of spatial transcriptomics (Cárdenas et al. 2025, arXiv 2509.01864).
 
     A neighbourhood VAE encodes each spot from its own visible entries and its spatial neighbours; a latent diffusion model
@@ -107,6 +101,9 @@ class LGDiST(TrainingMixin, CalibrationMixin, IntervalMixin, MeasurementMixin, C
     >>> sq.pl.spatial_scatter(adata, layer="completed", color="Ttn")
     """
 
+    _module_cls = LGDiSTModule
+    _stages = {"vae": VAEStage, "diffusion": DiffusionStage}
+
     def __init__(
         self,
         adata: AnnData | None = None,
@@ -137,66 +134,46 @@ class LGDiST(TrainingMixin, CalibrationMixin, IntervalMixin, MeasurementMixin, C
     ):
         super().__init__(adata, registry)
         self.random_state_ = random_state()
-        check_choice("gene_likelihood", gene_likelihood, ("auto", "nb", "poisson", "normal"))
+        check_choice("gene_likelihood", gene_likelihood, ("auto", *LIKELIHOODS))
         check_choice("conditioning", conditioning, ("spot+neighborhood", "neighborhood"))
-        check_sizes(locals())
-        n_genes = self.summary_stats["n_vars"]
-        closed = keys.LIBRARY not in self.registry_["field_registries"]
-        patterns = set_aside_patterns(n_genes, set_aside_fraction, seed)
-        if adata is None:
-            # load() fills in parameters and statistics
-            ones = np.ones(n_genes, dtype=np.float32)
-            statistics = GeneStatistics(
-                ones / n_genes,
-                ones,
-                ones.copy(),  # tensors share memory with arrays
-                1.0,
-                np.zeros((n_genes, n_latent), np.float32),
-                np.zeros(n_latent, np.float32),
-                np.zeros((n_genes, n_factors), np.float32),
-            )
-        else:
-            dataset = self.adata_manager.create_torch_dataset()
-            gene_likelihood = resolve_likelihood(gene_likelihood, dataset)
-            statistics = gene_statistics(
-                dataset, patterns, closed, n_latent, n_factors, zeros_are_data=gene_likelihood != "normal"
-            )
-        vae = NeighborhoodVAE(
-            gene_rate=torch.from_numpy(statistics.rate),
-            value_mean=torch.from_numpy(statistics.value_mean),
-            value_scale=torch.from_numpy(statistics.value_scale),
-            typical_library=statistics.typical_library,
-            loadings=torch.from_numpy(statistics.loadings),
-            signal=torch.from_numpy(statistics.signal),
-            factors=torch.from_numpy(statistics.factors),
+        config = LGDiSTConfig(
+            n_latent=n_latent,
+            n_factors=n_factors,
             n_profiles=n_profiles,
             n_mixtures=n_mixtures,
-            likelihood=gene_likelihood,
-            closed=closed,
-            n_latent=n_latent,
             n_hidden=n_hidden,
             n_layers=n_layers,
             n_heads=n_heads,
             dropout_rate=dropout_rate,
-        )
-        self.module = LGDiSTModule(
-            vae,
-            n_latent=n_latent,
-            n_hidden=n_hidden,
             n_denoiser_hidden=n_denoiser_hidden,
             n_denoiser_layers=n_denoiser_layers,
             n_denoiser_heads=n_denoiser_heads,
             n_timesteps=n_timesteps,
-            set_aside_patterns=torch.from_numpy(patterns),
             hide_up_to=hide_up_to,
             hide_spot=hide_spot,
             visible_weight=visible_weight,
             keep_at_least=keep_at_least,
+            set_aside_fraction=set_aside_fraction,
             n_draws=n_draws,
             decoded_weight=decoded_weight,
             kl_weight=kl_weight,
-            own_entries=conditioning == "spot+neighborhood",
         )
+        dataset = None if adata is None else self.adata_manager.create_torch_dataset()
+        if dataset is not None:
+            shown = dataset.shows_zeros(), dataset.hides_every_zero()
+            gene_likelihood = choose_likelihood(gene_likelihood, *shown)
+        patterns = set_aside_patterns(self.summary_stats["n_vars"], set_aside_fraction, seed)
+        compositional = keys.LIBRARY not in self.registry_["field_registries"]
+        self.module = self._module_cls(
+            gene_likelihood,
+            compositional=compositional,
+            own_entries=conditioning == "spot+neighborhood",
+            set_aside_patterns=torch.from_numpy(patterns),
+            config=config,
+        )
+        if dataset is not None:  # else load() fills in parameters and statistics
+            counted_among = LIKELIHOODS[gene_likelihood].counted_among
+            self.module.initialise(gene_statistics(dataset, patterns, counted_among, compositional, n_latent))
         self.gene_likelihood_ = gene_likelihood
         self.training_seed_ = None
         self.calibration_ = None
@@ -284,7 +261,7 @@ class LGDiST(TrainingMixin, CalibrationMixin, IntervalMixin, MeasurementMixin, C
         adata_manager = NeighborhoodManager(fields=fields, setup_method_args=setup_method_args)
         with with_graph(adata, graph_key, sample_key, spatial_key):
             adata_manager.register_fields(adata, **kwargs)
-            dataset = NeighborhoodDataset(adata_manager)  # refuses what no single field can see
+            dataset = adata_manager.register_now()
         warn_of_masked_library(dataset, size_factor_key)
         cls.register_manager(adata_manager)
 
@@ -308,15 +285,18 @@ class LGDiST(TrainingMixin, CalibrationMixin, IntervalMixin, MeasurementMixin, C
     def __repr__(self) -> str:
         stats = self.summary_stats
         n_slides = stats.get("n_samples", 1)
-        if not self.is_trained_:
-            status = "not trained"
-        elif self.module.has_diffusion:
-            status = "VAE and diffusion trained"
-        else:
-            status = "VAE trained, diffusion not trained"
         n_parameters = sum(p.numel() for p in self.module.parameters())
         return (
             f"LGDiST: {stats['n_cells']:,} spots x {stats['n_vars']:,} genes on {n_slides} slide{'s' * (n_slides > 1)}\n"
-            f"  likelihood {self.gene_likelihood_}, {n_parameters:,} parameters, latent of {self.module.n_latent}\n"
-            f"  {status}"
+            f"  likelihood {self.gene_likelihood_}, {n_parameters:,} parameters, latent of {self.module.config.n_latent}\n"
+            f"  {self._status()}"
         )
+
+    def _status(self) -> str:
+        """What is trained, for people."""
+        if not self.is_trained_:
+            return "not trained"
+        status = "VAE and diffusion trained" if self.module.diffusion.trained else "VAE trained, diffusion not trained"
+        if self.module.own_entries and not self.module.experts.in_use:
+            status += ", experts not fitted"
+        return status if self.calibration_ is not None else f"{status}, intervals not calibrated"

@@ -92,21 +92,3 @@ def warn_of_masked_library(dataset: NeighborhoodDataset, size_factor_key: str | 
             UserWarning,
             stacklevel=settings.warnings_stacklevel,
         )
-
-
-def resolve_likelihood(gene_likelihood: str, dataset: NeighborhoodDataset) -> str:
-    """Choose the likelihood that fits what is known of the data, or refuse one that does not."""
-    zeros_are_missing = dataset.hides_every_zero()
-    if gene_likelihood == "auto":
-        return "normal" if zeros_are_missing else "nb"
-    if gene_likelihood == "normal" and dataset.shows_zeros():
-        raise ValueError(
-            'gene_likelihood="normal" describes captured values only, but some zeros are registered as data; register a mask '
-            'that calls every zero missing (pp.observed_mask(adata), then mask_layer="observed"), or use "nb"'
-        )
-    if gene_likelihood != "normal" and zeros_are_missing:
-        raise ValueError(
-            f'gene_likelihood="{gene_likelihood}" needs zeros, but the mask calls every zero missing; use "normal" or "auto", or '
-            "register without a mask"
-        )
-    return gene_likelihood

@@ -1,4 +1,4 @@
-"""Figures of scores."""
+"""Comparison of methods, and predicted against held-out values."""
 
 from __future__ import annotations
 
@@ -186,52 +186,3 @@ def _limits(ax: Axes, values: np.ndarray) -> None:
     low, high = min(0.0, *finite, 0.0), max(0.0, *finite, 0.0)
     span = high - low or 1.0
     ax.set_xlim(low - 0.03 * span, high + 0.28 * span)
-
-
-def calibration(
-    levels: Sequence[float],
-    coverage: Sequence[float] | Mapping[str, Sequence[float]],
-    *,
-    ax: Axes | None = None,
-    figsize: tuple[float, float] = (3.6, 3.6),
-) -> Figure:
-    """Plot the coverage of prediction intervals on held-out entries against their nominal level.
-
-    Parameters
-    ----------
-    levels
-        Nominal levels, between 0 and 1.
-    coverage
-        Share of held-out values inside (:func:`~lgdist_scvi.metrics.interval_coverage`) at each level; or several under
-        their names.
-    ax
-        Axes to draw into; ``None`` makes a figure.
-    figsize
-        Width and height in inches of a new figure.
-
-    Returns
-    -------
-    The figure. Above the diagonal intervals are too wide, below too narrow.
-
-    Raises
-    ------
-    ValueError
-        If the numbers of levels and coverages differ.
-    """
-    curves = coverage if isinstance(coverage, Mapping) else {None: coverage}
-    order = np.argsort(levels)
-    nominal = np.asarray(levels, dtype=float)[order]
-    figure, ax = figure_of(ax, figsize)
-    ax.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", zorder=0)
-    for name, values in curves.items():
-        reached = np.asarray(values, dtype=float)
-        if reached.shape != nominal.shape:
-            raise ValueError(f"{len(nominal)} levels but coverage of shape {reached.shape}; one for each level")
-        ax.plot(nominal, reached[order], "o-", ms=4, lw=1.5, label=name)
-    ax.text(0.04, 0.96, "too wide", color=GREY, fontsize=9, ha="left", va="top", transform=ax.transAxes)
-    ax.text(0.96, 0.04, "too narrow", color=GREY, fontsize=9, ha="right", va="bottom", transform=ax.transAxes)
-    ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="nominal level", ylabel="coverage of held-out values")
-    if isinstance(coverage, Mapping):
-        ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 0.92), fontsize=9)
-    tidy(ax)
-    return figure

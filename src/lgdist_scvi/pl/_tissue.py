@@ -2,56 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
 
-from lgdist_scvi._anndata import get_coordinates
-from lgdist_scvi._checks import list_names, require_key
+from lgdist_scvi._anndata import get_coordinates, get_samples, in_memory
+from lgdist_scvi._checks import list_names
 from lgdist_scvi._registered import registered
 from lgdist_scvi._units import log1p_cp10k
-from lgdist_scvi.pl._figure import new_figure
-from lgdist_scvi.pp._neighbors import lattice
+from lgdist_scvi.pl._canvas import Canvas
+from lgdist_scvi.pl._figure import figure_of, new_figure
+from lgdist_scvi.pl._genes import telling_genes
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
-    from matplotlib.colors import Normalize
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
-_VALUE_MAP, _STD_MAP = "viridis", "plasma"
+_OBSERVED, _COMPLETED, _STD = "observed", "completed", "standard deviation"
+_STD_MAP = "plasma"
 _QUANTILE = 0.99  # of the values, at the ends of the colour scales: single spots do not set it
-_MARGIN = 1.5  # around the tissue, in pitches
+_MOST_ROWS = 4  # of genes that were not named
+_MOST_SLIDES = 6  # of slides that were not named
 
 
 def completion(
     adata: AnnData,
-    genes: str | Sequence[str],
+    genes: str | Sequence[str] | None = None,
     layer: str = "completed",
     counts_layer: str | None = None,
     sample_key: str | None = None,
-    sample: str | None = None,
+    sample: str | Sequence[str] | None = None,
     spatial_key: str | None = None,
     *,
+    color: str | Sequence[str] | None = None,
+    library_key: str | None = None,
     size_factor_key: str | None = None,
     image: bool = True,
+    img_res_key: str | None = None,
+    img_alpha: float = 0.7,
+    cmap: str | Colormap = "viridis",
     size: float = 1.0,
+    ax: Axes | None = None,
     panel_size: float = 3.0,
     figsize: tuple[float, float] | None = None,
+    save: str | PathLike[str] | None = None,
+    dpi: float = 150,
 ) -> Figure:
     """Show genes on the tissue: observed, completed and, where it was stored, the standard deviation.
 
-    Drawn by :func:`squidpy.pl.spatial_scatter`, one row for each gene. Observed and completed share their colours. Spots
-    with standard deviation 0 are grey: their measured value was kept.
+    Drawn by :func:`squidpy.pl.spatial_scatter`, one row for each gene on each slide. Observed and completed share their
+    colours, on all slides. Spots with standard deviation 0 are grey: their measured value was kept.
 
     Parameters
     ----------
     adata
         Annotated data after ``model.complete(adata)``, (n_obs, n_vars). Not modified.
     genes
-        Gene or genes to show.
+        Gene or genes to show; ``None``: up to four completed genes with zeros and spatial structure, of different patterns
+        (fewer on several slides).
     layer
         Layer with the completed values, log1p(CP10K); ``layers[layer + "_std"]`` holds their standard deviation.
     counts_layer, size_factor_key, sample_key, spatial_key
@@ -59,15 +73,29 @@ def completion(
         of `adata.uns` with images (as Space Ranger has them); ``None``: what ``uns[layer]`` says that the model was given, else
         `adata.X`, the sum of the counts, one slide and ``"spatial"``.
     sample
-        Slide to show; ``None``: the first.
+        Slide or slides to show; ``None``: all, of more than six the first six.
+    color, library_key
+        squidpy's words for `genes` and `sample_key`.
     image
-        Draw the tissue image underneath, if there is one.
+        Draw the tissue image underneath, if there is one with a scale factor.
+    img_res_key
+        Which image, such as ``"hires"``; ``None``: the finest.
+    img_alpha
+        Opacity of the image, 0 to 1.
+    cmap
+        Colours of observed and completed values.
     size
         Factor on the size of spots, which follows their spacing.
+    ax
+        Axes to draw the completed values of one gene on one slide into, and nothing else.
     panel_size
         Width of a panel in inches; the height follows the tissue.
     figsize
-        Width and height in inches instead.
+        Width and height of a new figure in inches instead.
+    save
+        File to write the figure to.
+    dpi
+        Dots per inch of that file.
 
     Returns
     -------
@@ -76,177 +104,149 @@ def completion(
     Raises
     ------
     KeyError
-        If a gene, a layer, a column of `obs`, the slide or the coordinates are absent.
+        If a gene, a layer, a column of `obs`, a slide, the image named or the coordinates are absent.
     ValueError
-        If values are not counts or coordinates not finite.
+        If values are not counts, coordinates not finite, one argument is given under two names, or `ax` is given for more than
+        one panel.
+
+    Examples
+    --------
+    >>> pl.completion(adata)  # doctest: +SKIP
+    >>> pl.completion(adata, "ERBB2", sample="A1", save="erbb2.png", dpi=300)  # doctest: +SKIP
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
+    genes = _either(genes=genes, color=color)
+    given = registered(
+        adata,
+        layer,
+        counts_layer,
+        size_factor_key=size_factor_key,
+        sample_key=_either(sample_key=sample_key, library_key=library_key),
+        spatial_key=spatial_key,
+    )
+    coordinates = get_coordinates(adata, given.spatial_key, given.sample_key)
+    slides = _slides(adata, given.sample_key, sample)
+    if genes is None:
+        n_genes = max(1, _MOST_ROWS // len(slides)) if ax is None else 1
+        samples = get_samples(adata, given.sample_key)
+        genes = telling_genes(adata, layer, given, coordinates, samples, n_genes)
     names = [genes] if isinstance(genes, str) else list(genes)
     unknown = [name for name in names if name not in adata.var_names]
     if unknown or not names:
         raise KeyError(f"{len(unknown):,} of {len(names):,} genes are not in adata.var_names: {list_names(unknown)}")
-    given = registered(
-        adata,
-        layer,
-        layer=counts_layer,
-        size_factor_key=size_factor_key,
-        sample_key=sample_key,
-        spatial_key=spatial_key,
-    )
-    sample_key, spatial_key = given.sample_key, given.spatial_key
-    spots, slide = _spots(adata, sample_key, sample)
-    columns = adata.var_names.get_indexer(names)
-    values = {
-        "observed": log1p_cp10k(given.counts[spots][:, columns], given.library[spots]),
-        "completed": _block(adata.layers[layer], spots, columns),
-    }
-    if f"{layer}_std" in adata.layers:
-        deviation = _block(adata.layers[f"{layer}_std"], spots, columns)
-        # what was measured has no uncertainty of the completion; drawn as 0 it would drown the rest
-        values["standard deviation"] = np.where(deviation > 0, deviation, np.nan)
-    coordinates = get_coordinates(adata, spatial_key, sample_key)[spots]
-    canvas, options = _canvas(adata, names, values, coordinates, _library(adata, spatial_key, slide, image), size)
+    if adata.var_names.isin(names).sum() > len(set(names)):
+        raise ValueError(
+            "names of these genes occur more than once in adata.var_names; call adata.var_names_make_unique()"
+        )
+    if ax is not None and len(names) * len(slides) > 1:
+        raise ValueError(
+            f"ax takes one panel, got {len(names):,} genes on {len(slides):,} slides; name one gene and, as sample, one slide"
+        )
 
-    shape = np.ptp(coordinates, axis=0)[:2]
-    height = panel_size * float(np.clip(shape[1] / max(shape[0], 1e-12), 0.4, 1.6))
-    figure, axes = new_figure(
-        len(names), len(values), figsize or ((panel_size + 0.45) * len(values) + 0.3, height * len(names) + 0.4)
-    )
-    for row, gene in enumerate(names):
-        both = np.concatenate([values["observed"][:, row], values["completed"][:, row]])
-        shared = Normalize(0, _ends(both)[1])
-        for column, what in enumerate(values):
+    rows = [(gene, slide) for gene in names for slide in slides]
+    values = _values(adata, layer, given.counts, given.library, rows, slides, ax is not None)
+    libraries = adata.uns.get(given.spatial_key) if image else None
+    canvases = {
+        slide: Canvas(coordinates[spots], libraries, slide, img_res_key if image else None, size)
+        for slide, spots in slides.items()
+    }
+    if ax is not None:
+        figure, axes = figure_of(ax, (panel_size, panel_size))[0], np.array([[ax]])
+    else:
+        extents = np.array([np.ptp(coordinates[spots, :2], axis=0) for spots in slides.values()])
+        height = panel_size * float(np.clip(np.max(extents[:, 1] / extents[:, 0].clip(1e-12)), 0.4, 1.6))
+        figsize = figsize or ((panel_size + 0.45) * len(values) + 0.3, height * len(rows) + 0.4)
+        figure, axes = new_figure(len(rows), len(values), figsize)
+    for row, (gene, slide) in enumerate(rows):
+        of_gene = slice(row - row % len(slides), row - row % len(slides) + len(slides))
+        shared = np.concatenate([block for what in values if what != _STD for block in values[what][of_gene]])
+        for column, (what, blocks) in enumerate(values.items()):
             ax = axes[row, column]
-            is_std = what == "standard deviation"
-            norm = Normalize(*_ends(values[what][:, row])) if is_std else shared
-            colors = _STD_MAP if is_std else _VALUE_MAP
-            _draw(canvas, gene, what, ax, norm, colors, options)
-            ax.set_title(what if row == 0 else "", fontsize=11)
-            ax.set_ylabel(gene if column == 0 else "", fontsize=11, fontstyle="italic")
-            if what != "observed":
-                mappable = ScalarMappable(norm, colors)
-                bar = figure.colorbar(
-                    mappable, ax=axes[row, :2] if what == "completed" else ax, shrink=0.75, aspect=22, pad=0.02
-                )
+            if what == _STD:
+                norm, colors = Normalize(*_ends(np.concatenate(blocks[of_gene]))), _STD_MAP
+            else:
+                norm, colors = Normalize(0, _ends(shared)[1]), cmap
+            canvases[slide].draw(blocks[row], ax, norm, colors, img_alpha)
+            if row == 0 and len(values) > 1:
+                ax.set_title(what, fontsize=11)
+            if column == 0:
+                ax.set_ylabel(gene if len(slides) == 1 else f"{gene}\n{slide}", fontsize=11, fontstyle="italic")
+            if what != _OBSERVED:
+                beside = axes[row, :2] if what == _COMPLETED and len(values) > 1 else ax
+                bar = figure.colorbar(ScalarMappable(norm, colors), ax=beside, shrink=0.75, aspect=22, pad=0.02)
                 bar.outline.set_visible(False)
-                bar.ax.set_visible(not is_std or np.isfinite(values[what][:, row]).any())
+                bar.ax.set_visible(bool(np.isfinite(blocks[row]).any()))
                 bar.ax.tick_params(labelsize=8, length=2)
-                bar.set_label("sd of log1p(CP10K); grey: kept" if is_std else "log1p(CP10K)", fontsize=8)
-    if sample_key is not None:
-        figure.suptitle(str(slide), fontsize=12)
+                bar.set_label("sd of log1p(CP10K); grey: kept" if what == _STD else "log1p(CP10K)", fontsize=8)
+    if given.sample_key is not None and len(slides) == 1 and len(values) > 1:
+        figure.suptitle(str(next(iter(slides))), fontsize=12)
+    if save is not None:
+        figure.savefig(save, dpi=dpi, bbox_inches="tight")
     return figure
 
 
-def _spots(adata: AnnData, sample_key: str | None, sample: str | None) -> tuple[np.ndarray, str | None]:
-    """Which spots to show, and the name of their slide."""
+def _either(**words: Any) -> Any:
+    """Give the value of one argument that has two names."""
+    given = {name: value for name, value in words.items() if value is not None}
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(words)} are two words for the same; pass one of them")
+    return next(iter(given.values()), None)
+
+
+def _slides(adata: AnnData, sample_key: str | None, sample: str | Sequence[str] | None) -> dict[str | None, np.ndarray]:
+    """Spots of each slide to show."""
     if sample_key is None:
         if sample is not None:
             raise KeyError(f"sample={sample!r} needs sample_key, the column of adata.obs that names slides")
-        return np.arange(adata.n_obs), None
-    require_key(adata.obs, sample_key, "adata.obs", "sample_key is the column that names the slide of each spot")
+        return {None: np.arange(adata.n_obs)}
     labels = adata.obs[sample_key].astype(str)
-    slide = labels.iloc[0] if sample is None else str(sample)
-    spots = np.flatnonzero(labels.to_numpy() == slide)
-    if not len(spots):
+    available = list(labels.unique())
+    if sample is None:
+        chosen = available[:_MOST_SLIDES]
+        if len(available) > _MOST_SLIDES:
+            warnings.warn(
+                f"the first {_MOST_SLIDES} of {len(available):,} slides are shown; name others with sample=[...]",
+                UserWarning,
+                stacklevel=3,
+            )
+    else:
+        chosen = [str(name) for name in (sample if isinstance(sample, list | tuple | np.ndarray) else [sample])]
+    unknown = [name for name in chosen if name not in available]
+    if unknown or not chosen:
         raise KeyError(
-            f"no spot of adata.obs[{sample_key!r}] is {slide!r}; available: {list_names(labels.unique(), 20)}"
+            f"no spot of adata.obs[{sample_key!r}] is {list_names(unknown) or 'named'}; available: "
+            f"{list_names(available, 20)}"
         )
-    return spots, slide
+    return {name: np.flatnonzero(labels.to_numpy() == name) for name in chosen}
 
 
-def _block(matrix: Any, spots: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    block = matrix[spots][:, columns]
-    return block.toarray() if sparse.issparse(block) else np.asarray(block)
-
-
-def _library(adata: AnnData, spatial_key: str, slide: str | None, image: bool) -> Mapping[str, Any] | None:
-    """Image and scale factors of the slide in `uns`, if there are any and it is clear which."""
-    libraries = adata.uns.get(spatial_key) if image else None
-    if not isinstance(libraries, Mapping):
-        return None
-    if slide in libraries:
-        return libraries[slide]
-    return next(iter(libraries.values())) if len(libraries) == 1 else None
-
-
-def _canvas(
+def _values(
     adata: AnnData,
-    genes: Sequence[str],
-    values: Mapping[str, np.ndarray],
-    coordinates: np.ndarray,
-    library: Mapping[str, Any] | None,
-    size: float,
-) -> tuple[AnnData, dict[str, Any]]:
-    """Collect what squidpy draws into a small AnnData, with spots sized by their spacing."""
-    from anndata import AnnData
-    from scipy.spatial import cKDTree
-
-    kind, pitch = lattice(coordinates)
-    if kind == "irregular":
-        pitch = np.median(cKDTree(coordinates).query(coordinates, k=2)[0][:, 1]) if len(coordinates) > 1 else 1.0
-    resolution, scale = _image(library)
-    # with an image, the tissue shows between the spots
-    diameter = size * pitch * {"hexagonal": 0.95, "square": 0.95, "irregular": 1.3}[kind]
-    if resolution is not None:
-        diameter *= 0.85
-    images = {} if resolution is None else {resolution: library["images"][resolution]}
-    name = resolution or "hires"
-    canvas = AnnData(
-        obs=adata.obs[[]].iloc[: len(coordinates)].set_axis([str(i) for i in range(len(coordinates))]),
-        var=adata.var[[]].loc[list(genes)],
-        layers=dict(values),
-        obsm={"spatial": coordinates[:, :2]},
-        uns={
-            "spatial": {
-                "slide": {
-                    "images": images,
-                    "scalefactors": {f"tissue_{name}_scalef": scale, "spot_diameter_fullres": diameter},
-                }
-            }
-        },
+    layer: str,
+    counts: np.ndarray | sparse.csr_matrix,
+    library: np.ndarray,
+    rows: Sequence[tuple[str, str | None]],
+    slides: dict[str | None, np.ndarray],
+    completed_only: bool,
+) -> dict[str, list[np.ndarray]]:
+    """What each panel shows, log1p(CP10K), (n_spots,) for each row."""
+    places = [(slides[slide], adata.var_names.get_loc(gene)) for gene, slide in rows]
+    values = (
+        {} if completed_only else {_OBSERVED: [log1p_cp10k(counts[s][:, [g]], library[s])[:, 0] for s, g in places]}
     )
-    low, high = coordinates[:, :2].min(axis=0) - _MARGIN * pitch, coordinates[:, :2].max(axis=0) + _MARGIN * pitch
-    options = {
-        "shape": "square" if kind == "square" else "circle",
-        "img": resolution is not None,
-        "img_res_key": name,
-        "img_alpha": 0.7,
-        "crop_coord": [(*low, *high)] if resolution is not None else None,
-    }
-    return canvas, options
+    values[_COMPLETED] = [_column(adata.layers[layer], spots, gene) for spots, gene in places]
+    if f"{layer}_std" in adata.layers and not completed_only:
+        deviations = [_column(adata.layers[f"{layer}_std"], spots, gene) for spots, gene in places]
+        # what was measured has no uncertainty of the completion; drawn as 0 it would drown the rest
+        values[_STD] = [np.where(deviation > 0, deviation, np.nan) for deviation in deviations]
+    return values
 
 
-def _image(library: Mapping[str, Any] | None) -> tuple[str | None, float]:
-    """Name and scale of the finest image that has a scale factor."""
-    images, factors = (library or {}).get("images") or {}, (library or {}).get("scalefactors") or {}
-    for resolution in ("hires", "lowres"):
-        if resolution in images and f"tissue_{resolution}_scalef" in factors:
-            return resolution, float(factors[f"tissue_{resolution}_scalef"])
-    return None, 1.0
-
-
-def _draw(
-    canvas: AnnData, gene: str, what: str, ax: Axes, norm: Normalize, colors: str, options: dict[str, Any]
-) -> None:
-    import squidpy as sq
-
-    sq.pl.spatial_scatter(
-        canvas,
-        color=gene,
-        layer=what,
-        library_id="slide",
-        ax=ax,
-        norm=norm,
-        cmap=colors,
-        colorbar=False,
-        edgecolors="none",
-        na_color="0.85",
-        **options,
-    )
-    ax.set(xlabel="", xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
+def _column(matrix: Any, spots: np.ndarray, gene: int) -> np.ndarray:
+    block = in_memory(matrix[:, [gene]])
+    return (block.toarray() if sparse.issparse(block) else block)[spots, 0]
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:

@@ -40,9 +40,9 @@ def training_history(
     Raises
     ------
     ValueError
-        If there is no such curve, for example before training.
+        If there is no such curve: before training, or where another logger took the losses.
     """
-    stages = _stages(getattr(history, "history_", history), score)
+    stages = _stages(getattr(history, "history_", history), score, bool(getattr(history, "is_trained", False)))
     n_stages = len(stages)
     figure, axes = new_figure(1, n_stages, figsize or (4.4 * n_stages, 3.2))
     for ax, (stage, curves) in zip(axes[0], stages.items(), strict=True):
@@ -75,7 +75,9 @@ def _mark_best(ax: Axes, curve: pd.Series | None) -> None:
         ax.axvline(curve.idxmin(), color="0.8", lw=1, ls=":", zorder=0)
 
 
-def _stages(history: Mapping[str, pd.DataFrame] | None, score: str) -> dict[str, dict[str, pd.Series]]:
+def _stages(
+    history: Mapping[str, pd.DataFrame] | None, score: str, is_trained: bool
+) -> dict[str, dict[str, pd.Series]]:
     """Sort curves into {stage: {"train" or "validation": values by epoch}}; values that are not finite are left out."""
     stages: dict[str, dict[str, pd.Series]] = {}
     for key, frame in (history or {}).items():
@@ -87,8 +89,12 @@ def _stages(history: Mapping[str, pd.DataFrame] | None, score: str) -> dict[str,
                 if len(curve):
                     stages.setdefault(stage or "training", {})[part] = curve
     if not stages:
+        remedy = "train first"
+        if is_trained:
+            remedy = (
+                "the model is trained, but kept no such curve: losses went to another logger or to none (train(logger=...)); "
+                "train without logger to keep them, or read them where that logger wrote them"
+            )
         known = ", ".join(repr(key) for key in (history or {})) or "none"
-        raise ValueError(
-            f"no curve 'train_{score}' or 'validation_{score}' in history; available: {known}; train first"
-        )
+        raise ValueError(f"no curve 'train_{score}' or 'validation_{score}' in history; available: {known}; {remedy}")
     return stages

@@ -1,6 +1,19 @@
-"""Training plans and the staged runner."""
+"""Training in stages, for any module and any model of scvi-tools."""
 
-from lgdist_scvi.train._plans import DiffusionPlan, StagePlan, VAEPlan
-from lgdist_scvi.train._runner import EntrySplitter, run_stage
+from lgdist_scvi.train._arguments import check_trainer_arguments, refuse_unknown
+from lgdist_scvi.train._plan import StagePlan
+from lgdist_scvi.train._quiet import quietly
+from lgdist_scvi.train._runner import copies_for_stages, run_stage
+from lgdist_scvi.train._splitter import EntrySplitter
+from lgdist_scvi.train._steps import named_step
 
-__all__ = ["DiffusionPlan", "EntrySplitter", "StagePlan", "VAEPlan", "run_stage"]
+__all__ = [
+    "EntrySplitter",
+    "StagePlan",
+    "check_trainer_arguments",
+    "copies_for_stages",
+    "named_step",
+    "quietly",
+    "refuse_unknown",
+    "run_stage",
+]

@@ -1,111 +1,97 @@
-"""Running the stages one after the other through scvi-tools' runner."""
+"""Running one stage through scvi-tools' runner."""
 
 from __future__ import annotations
 
+import copy
 import signal
 import threading
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from scvi import settings
-from scvi.data import AnnDataManager
 from scvi.dataloaders import DataSplitter
 from scvi.model.base import BaseModelClass
 from scvi.train import TrainRunner
 
-from lgdist_scvi.train._plans import StagePlan
+from lgdist_scvi.train._arguments import loss_names
+from lgdist_scvi.train._callbacks import Curves, KeepBest
+from lgdist_scvi.train._plan import StagePlan
+from lgdist_scvi.train._quiet import quietly
+from lgdist_scvi.train._steps import named_step
 
-_N_VALIDATION_SPOTS = 1024
 _N_VALIDATIONS = 25  # per stage
 _PATIENCE = 6  # validations without improvement
 
 
-class EntrySplitter(DataSplitter):
-    """Trains on all spots but those set aside whole, and validates on set-aside entries of some of them.
-
-    Spots of the held-out slides, if any, are not trained on at all, and validate.
+def copies_for_stages(
+    callbacks: Callback | Iterable[Callback] | None, stages: Sequence[str], shared: Iterable[Any] = ()
+) -> list[list[Callback]]:
+    """Copy the caller's callbacks once for each stage, since what one stage left in them would mislead the next.
 
     Parameters
     ----------
-    adata_manager
-        Manager with registered data.
-    set_aside
-        Rows of the spots that are set aside whole.
-    validation_spots
-        Rows of the spots that are not trained on; ``None`` if all are.
-    seed
-        Of the choice of validation spots.
-    **kwargs
-        For the data loader.
+    callbacks
+        They are not modified.
+    stages
+        Names of the stages. A callback that monitors the loss of one stage by its full name takes no part in the others.
+    shared
+        Objects that copies refer to instead of copying them, such as the model.
+
+    Returns
+    -------
+    A list for each stage.
+
+    Raises
+    ------
+    TypeError
+        If a callback cannot be copied.
     """
-
-    def __init__(
-        self,
-        adata_manager: AnnDataManager,
-        set_aside: np.ndarray,
-        validation_spots: np.ndarray | None = None,
-        seed: int = 0,
-        **kwargs: Any,
-    ):
-        super().__init__(adata_manager, train_size=1.0, **kwargs)
-        spots = np.setdiff1d(np.arange(adata_manager.adata.n_obs), set_aside)
-        candidates = spots if validation_spots is None else np.intersect1d(validation_spots, spots)
-        chosen = np.random.default_rng(seed).permutation(candidates)[:_N_VALIDATION_SPOTS]
-        self.train_idx = spots if validation_spots is None else np.setdiff1d(spots, candidates)
-        self.val_idx = np.sort(chosen)
-        self.test_idx = np.array([], dtype=int)
-        self.n_train, self.n_val = len(self.train_idx), len(self.val_idx)
-
-    def setup(self, stage: str | None = None) -> None:
-        """Nothing to do: the split is made on construction."""
+    given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
+    copies = []
+    for stage in stages:
+        memo = {id(one): one for one in shared}
+        copies.append(
+            [_copied(one, memo) for one in given if _takes_part(getattr(one, "monitor", None), stage, stages)]
+        )
+    return copies
 
 
-class KeepBest(Callback):
-    """Remember the weights of the stage's network at the lowest validation loss.
+def _copied(callback: Callback, memo: dict[int, Any]) -> Callback:
+    try:
+        return copy.deepcopy(callback, memo)
+    except (TypeError, ValueError, AttributeError, RuntimeError, NotImplementedError, copy.Error) as error:
+        raise TypeError(
+            f"the callback {type(callback).__name__} cannot be copied ({error}), and every stage trains with a copy of its own; "
+            "give it a __deepcopy__ that returns self to share it between stages"
+        ) from error
 
-    Comes before the callback that averages weights: at the end of a validation the averaged ones are still in place.
-    """
 
-    def __init__(self) -> None:
-        self.loss, self.state = float("inf"), None
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: StagePlan) -> None:
-        losses, n_obs = np.array(pl_module.validation_losses).T
-        loss = float(np.average(losses, weights=n_obs))
-        if loss < self.loss:
-            self.loss = loss
-            self.state = {name: value.detach().clone() for name, value in pl_module.network.state_dict().items()}
-
-    def restore(self, network: torch.nn.Module) -> None:
-        """Put the remembered weights back, if there are any."""
-        if self.state is not None:
-            network.load_state_dict(self.state)
+def _takes_part(monitor: Any, stage: str, stages: Sequence[str]) -> bool:
+    """Whether what monitors a metric does so in this stage: not if the metric is the loss of another one."""
+    return monitor in loss_names([stage]) or monitor not in loss_names(stages)
 
 
 def run_stage(
     model: BaseModelClass,
-    name: str,
     plan: StagePlan,
-    splitter: EntrySplitter,
+    splitter: DataSplitter,
     max_epochs: int,
     ema_decay: float | None,
-    callbacks: Sequence[Any] = (),
+    callbacks: Sequence[Callback] = (),
+    stages: Sequence[str] = (),
     **trainer_kwargs: Any,
 ) -> bool:
-    """Train one stage, and add its history to `model.history_` under ``"{name}/..."``.
+    """Train one stage, and add its history to `model.history_` under ``"{stage}/..."``.
 
     Parameters
     ----------
     model
         The model; its module is trained in place.
-    name
-        Name of the stage.
     plan
         What a step does.
     splitter
@@ -115,7 +101,9 @@ def run_stage(
     ema_decay
         Decay of the moving average of the weights, which replaces them at the end; ``None`` for no average.
     callbacks
-        Lightning callbacks of the caller; the sequence is not modified.
+        Lightning callbacks for this stage alone, see :func:`copies_for_stages`. They are in ``model.trainer.callbacks`` after.
+    stages
+        Names of all stages of this training.
     **trainer_kwargs
         For :class:`scvi.train.TrainRunner` and :class:`scvi.train.Trainer`.
 
@@ -123,34 +111,41 @@ def run_stage(
     -------
     False if the user interrupted the stage. Either way the weights with the lowest validation loss are kept.
     """
-    best = KeepBest()
-    ours = [best]
+    best, curves = KeepBest(), Curves()
+    ours = [best, curves]
     if ema_decay is not None:
         ours.append(EMAWeightAveraging(use_buffers=False, decay=ema_decay))
     if trainer_kwargs.get("check_val_every_n_epoch") is None:
         trainer_kwargs["check_val_every_n_epoch"] = max(1, max_epochs // _N_VALIDATIONS)
     if trainer_kwargs.get("early_stopping"):
-        trainer_kwargs.setdefault("early_stopping_monitor", "validation_loss")
+        monitor = trainer_kwargs.setdefault("early_stopping_monitor", "validation_loss")
+        trainer_kwargs["early_stopping"] = _takes_part(monitor, plan.stage, stages)
         trainer_kwargs.setdefault("early_stopping_patience", _PATIENCE)
         # while the learning rate is high the loss wanders; scvi-tools counts validations, not epochs
         n_validations = max_epochs // trainer_kwargs["check_val_every_n_epoch"]
         trainer_kwargs.setdefault("early_stopping_warmup_epochs", n_validations // 2)
+    show = trainer_kwargs.get("enable_progress_bar", True)
 
     previous, was_trained = model.history_ or {}, model.is_trained_
-    # scvi-tools glues the history of a trained model to the new one; stages are kept apart instead
-    model.is_trained_, model.history_ = False, None
-    handler = signal.getsignal(signal.SIGINT) if _in_main_thread() else None
-    completed = True
+    # what is saved within a stage is not trained
+    model.is_trained_ = False
+    handler = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
+    frozen = [parameter for parameter in plan.module.parameters() if not parameter.requires_grad]
+    completed, start = True, time.perf_counter()
     try:
-        plan.prepare(splitter.train_dataloader())
-        TrainRunner(
-            model,
-            training_plan=plan,
-            data_splitter=splitter,
-            max_epochs=max_epochs,
-            callbacks=[*callbacks, *ours],
-            **trainer_kwargs,
-        )()
+        with quietly():
+            plan.prepare(splitter.train_dataloader())
+            plan.module.requires_grad_(False)
+            plan.network.requires_grad_(True)
+            runner = TrainRunner(
+                model,
+                training_plan=plan,
+                data_splitter=splitter,
+                max_epochs=max_epochs,
+                callbacks=[*callbacks, *ours],
+                **trainer_kwargs,
+            )
+            runner()
     except KeyboardInterrupt:
         completed = False
     except SystemExit as request:
@@ -166,17 +161,22 @@ def run_stage(
             # they hold weights, and what cannot be pickled
             model.trainer.callbacks = [one for one in model.trainer.callbacks if one not in ours]
         plan.module.requires_grad_(True)
+        for parameter in frozen:
+            parameter.requires_grad_(False)
         plan.module.eval()
         model.is_trained_ = was_trained or plan.global_step > 0
-        model.history_ = {**previous, **_named(name, model.history_ or {})}
+        frames = {**curves.frames(), "seconds": pd.DataFrame({"seconds": [time.perf_counter() - start]})}
+        model.history_ = {**previous, **{f"{plan.stage}/{name}": frame for name, frame in frames.items()}}
     if not completed:
-        _warn_of_interruption(name)
+        _warn_of_interruption(plan.stage)
     if plan.global_step > 0:
         try:
-            plan.finish(splitter.train_dataloader())
+            step = named_step(model, plan.finishing, show) if plan.finishing else nullcontext({})
+            with step as report:
+                report |= plan.finish(splitter.train_dataloader())
         except KeyboardInterrupt:
             completed = False
-            _warn_of_interruption(name)
+            _warn_of_interruption(plan.stage)
     return completed
 
 
@@ -186,11 +186,3 @@ def _warn_of_interruption(stage: str) -> None:
         UserWarning,
         stacklevel=settings.warnings_stacklevel + 1,
     )
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
-def _named(stage: str, history: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    return {f"{stage}/{key}": frame for key, frame in history.items()}

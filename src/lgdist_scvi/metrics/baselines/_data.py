@@ -1,8 +1,7 @@
-"""What every baseline shares: reading the slide, inner hold-outs, the shape of the answer."""
+"""What baselines read of a slide, and the inner hold-outs that choose their hyper-parameters."""
 
 from __future__ import annotations
 
-import inspect
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from scipy import sparse
 from lgdist_scvi._anndata import get_counts, get_genes, get_mask
 from lgdist_scvi._checks import require_key
 from lgdist_scvi._registered import library_of
-from lgdist_scvi._units import COUNTS_PER, known_counts, log1p_cp10k
+from lgdist_scvi._units import known_counts, log1p_cp10k, to_cp10k
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -23,44 +22,6 @@ if TYPE_CHECKING:
 INNER_FRACTION = 0.1  # part of the data set aside to choose hyper-parameters
 _MANY_SPOTS = 0.05  # share of the spots without anything observed from which on whole spots are the question
 _MIN_GENE_COUNT = 0.1  # a gene never seen is still not impossible
-
-_PARAMETERS = """\
-adata
-    Annotated data with raw counts, (n_obs, n_vars). Not modified.
-layer
-    Layer that holds raw counts; ``None`` reads `adata.X`.
-mask_layer
-    Layer with True where an entry is observed. Given: the values elsewhere are unknown and never looked at, and the
-    answer is the expected log1p(CP10K) of an entry *of the observed kind* (where the mask calls every zero missing: given
-    that it was captured). ``None``: zeros are data, and the answer is log1p(1e4 * rate).
-size_factor_key
-    Column of `adata.obs` with the library size in counts; ``None`` sums the observed counts of `adata`.
-graph_key
-    Key of `adata.obsp` with the neighbourhood graph, for the baselines that use neighbours.
-genes
-    Genes to predict: their names, or a bool column of `var` (such as ``"target_gene"``); ``None`` for all. All genes are
-    input in any case; hyper-parameters are chosen for these.
-seed
-    Seed of the inner hold-out and of random starts."""
-
-_RETURNS = """\
-Returns
--------
-log1p(CP10K), float32, (n_obs, n_vars); NaN in the columns of genes not asked for.
-
-Raises
-------
-KeyError
-    If a layer, a column of `obs`, the graph or a gene is absent.
-ValueError
-    If values are not counts, the mask is not bool, or a gene asked for has no observed entry."""
-
-
-def baseline(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    """Fill the parameters common to all baselines into a docstring."""
-    doc = inspect.cleandoc(function.__doc__ or "")
-    function.__doc__ = doc.replace("{parameters}", _PARAMETERS).replace("{returns}", _RETURNS)
-    return function
 
 
 @dataclass(frozen=True)
@@ -100,7 +61,7 @@ class LogData:
         return self.mask.any(axis=1)
 
     def split(self, seed: int) -> tuple[LogData, Callable[[np.ndarray], float]]:
-        """Hide a part of what is observed: entries of the genes asked for, or whole spots where whole spots are missing.
+        """Hide a part of what is observed: entries of the genes to predict, or whole spots where whole spots are missing.
 
         Returns
         -------
@@ -127,7 +88,7 @@ class LogData:
         return LogData(values, mask, self.columns), error
 
     def answer(self, prediction: np.ndarray) -> np.ndarray:
-        """Spread predictions of the genes asked for over all genes."""
+        """Predictions of the genes to predict, spread over all genes."""
         return _spread(prediction, self.columns, self.mask.shape)
 
 
@@ -189,8 +150,8 @@ class CountData:
         return fit, loss
 
     def answer(self, rate: np.ndarray) -> np.ndarray:
-        """Convert rates of the genes asked for to log1p(CP10K), spread over all genes."""
-        return _spread(np.log1p(COUNTS_PER * rate), self.columns, self.counts.shape)
+        """log1p(CP10K) of the rates of the genes to predict, spread over all genes."""
+        return _spread(np.log1p(to_cp10k(rate)), self.columns, self.counts.shape)
 
 
 def _spread(prediction: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -233,11 +194,6 @@ def read_graph(adata: AnnData, graph_key: str) -> sparse.csr_matrix:
     graph.eliminate_zeros()
     graph.data[:] = 1
     return graph
-
-
-def only_zeros_as_data(name: str, instead: str) -> ValueError:
-    """Say that a baseline has no answer where entries are missing."""
-    return ValueError(f"{name} needs every entry (mask_layer=None, zeros are data); with a mask, use {instead}")
 
 
 def best(candidates: Iterable[tuple[Any, np.ndarray]], loss: Callable[[np.ndarray], float]) -> Any:

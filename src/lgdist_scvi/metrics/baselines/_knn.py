@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import sparse
 
-from lgdist_scvi.metrics.baselines._data import CountData, LogData, baseline, best, grid, read
+from lgdist_scvi._poisson import MOLECULES
+from lgdist_scvi.metrics.baselines._baseline import baseline
+from lgdist_scvi.metrics.baselines._data import CountData, LogData, best, grid
 from lgdist_scvi.metrics.baselines._embedding import pearson_residuals, spot_features, truncated_svd
-from lgdist_scvi.metrics.baselines._means import MOLECULES, smooth
-
-if TYPE_CHECKING:
-    from anndata import AnnData
+from lgdist_scvi.metrics.baselines._means import smooth
 
 _NEIGHBORS = (10, 20, 30, 50, 100, 200)
 _ENTRIES = (0.1, 1.0)
 
 
-@baseline
+@baseline()
 def knn(
-    adata: AnnData,
-    layer: str | None = None,
-    mask_layer: str | None = None,
-    size_factor_key: str | None = None,
-    graph_key: str = "spatial_connectivities",
-    genes: str | Sequence[str] | None = None,
-    seed: int = 0,
+    data: LogData | CountData,
+    seed: int,
     n_neighbors: int | None = None,
     shrinkage: float | None = None,
     n_components: int = 20,
@@ -39,25 +32,22 @@ def knn(
 
     Parameters
     ----------
-    {parameters}
     n_neighbors
         Number of spots; ``None``: chosen on an inner hold-out.
     shrinkage
         Weight of the gene mean: in observed entries with a mask, else in molecules. ``None``: chosen likewise.
     n_components
         Dimensions of the PCA space.
-
-    {returns}
     """
-    data = read(adata, layer, mask_layer, size_factor_key, genes)
-    numbers = grid(n_neighbors, [k for k in _NEIGHBORS if k < adata.n_obs] or [adata.n_obs - 1])
+    n_obs = len(data.has_content)
+    numbers = grid(n_neighbors, [k for k in _NEIGHBORS if k < n_obs] or [n_obs - 1])
     strengths = grid(shrinkage, _ENTRIES if isinstance(data, LogData) else MOLECULES)
     chosen = (numbers[0], strengths[0])
     if len(numbers) * len(strengths) > 1:
         fit, loss = data.split(seed)
         chosen = best(_candidates(fit, numbers, strengths, n_components, seed), loss)
     ((_, prediction),) = _candidates(data, chosen[:1], chosen[1:], n_components, seed)
-    return data.answer(prediction)
+    return prediction
 
 
 def _candidates(

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lgdist_scvi.metrics.baselines._data import (
-    CountData,
-    LogData,
-    baseline,
-    best,
-    grid,
-    last,
-    only_zeros_as_data,
-    read,
-)
+from lgdist_scvi.metrics.baselines._baseline import NEEDS_EVERY_ENTRY, baseline
+from lgdist_scvi.metrics.baselines._data import CountData, LogData, best, grid, last
 from lgdist_scvi.metrics.baselines._embedding import pearson_residuals, rates_from_residuals, truncated_svd
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 _PATH = tuple(0.5 * 0.7**step for step in range(11))  # shrinkage, as a part of the largest singular value
 _RANKS = (10, 20, 30)
@@ -29,15 +17,10 @@ _FLOORS = (0.02, 0.1, 0.2, 0.3, 0.5)  # smallest rate, as a part of the gene's m
 _MAX_STEPS = 15  # per shrinkage; each starts where the last one ended
 
 
-@baseline
+@baseline()
 def soft_impute(
-    adata: AnnData,
-    layer: str | None = None,
-    mask_layer: str | None = None,
-    size_factor_key: str | None = None,
-    graph_key: str = "spatial_connectivities",
-    genes: str | Sequence[str] | None = None,
-    seed: int = 0,
+    data: LogData | CountData,
+    seed: int,
     rank: int | None = None,
     shrinkage: float | None = None,
 ) -> np.ndarray:
@@ -51,15 +34,11 @@ def soft_impute(
 
     Parameters
     ----------
-    {parameters}
     rank
         Largest rank; ``None``: chosen on an inner hold-out.
     shrinkage
         Penalty, as a part of the largest singular value; ``None``: chosen on an inner hold-out.
-
-    {returns}
     """
-    data = read(adata, layer, mask_layer, size_factor_key, genes)
     if isinstance(data, CountData):
         return _spectral(data, grid(rank, (max(_PCA_RANKS),)), grid(shrinkage, (0.0, *_PATH)), _FLOORS, seed)
     ranks = grid(rank, _RANKS)
@@ -67,7 +46,7 @@ def soft_impute(
         fit, loss = data.split(seed)
         rank, shrinkage = _choose(fit, loss, ranks, shrinkage, seed)
     _, prediction = last(_soft_impute(data, rank, _path_to(shrinkage), seed))
-    return data.answer(prediction)
+    return prediction
 
 
 def _path_to(shrinkage: float) -> tuple[float, ...]:
@@ -124,15 +103,10 @@ def _relative_change(old: tuple[np.ndarray, ...], new: tuple[np.ndarray, ...]) -
     return np.sqrt(max(change, 0.0) / max(float((s1**2).sum()), 1e-12))
 
 
-@baseline
+@baseline(with_mask=NEEDS_EVERY_ENTRY)
 def pca(
-    adata: AnnData,
-    layer: str | None = None,
-    mask_layer: str | None = None,
-    size_factor_key: str | None = None,
-    graph_key: str = "spatial_connectivities",
-    genes: str | Sequence[str] | None = None,
-    seed: int = 0,
+    data: CountData,
+    seed: int,
     rank: int | None = None,
     floor: float | None = None,
 ) -> np.ndarray:
@@ -143,17 +117,11 @@ def pca(
 
     Parameters
     ----------
-    {parameters}
     rank
         Number of components; ``None``: chosen on an inner thinning.
     floor
         Smallest rate, as a part of the gene's mean rate; ``None``: chosen likewise.
-
-    {returns}
     """
-    data = read(adata, layer, mask_layer, size_factor_key, genes)
-    if isinstance(data, LogData):
-        raise only_zeros_as_data("pca", "soft_impute")
     return _spectral(data, grid(rank, _PCA_RANKS), (0.0,), grid(floor, _FLOORS), seed)
 
 
@@ -165,7 +133,7 @@ def _spectral(
         fit, loss = data.split(seed)
         chosen = best(_spectral_candidates(fit, ranks, strengths, floors, seed), loss)
     ((_, rate),) = _spectral_candidates(data, *((value,) for value in chosen), seed)
-    return data.answer(rate)
+    return rate
 
 
 def _spectral_candidates(

@@ -2,108 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import numpy as np
 from scipy import sparse
 
-from lgdist_scvi.metrics.baselines._data import CountData, LogData, baseline, best, grid, last, read, read_graph
-
-if TYPE_CHECKING:
-    from anndata import AnnData
+from lgdist_scvi._poisson import MOLECULES
+from lgdist_scvi.metrics.baselines._baseline import baseline
+from lgdist_scvi.metrics.baselines._data import CountData, LogData, best, grid, last
 
 _ENTRIES = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0)  # shrinkage, in observed entries
 _MAX_RINGS = 3
 _NEAREST = (1, 12, 24, 48)  # spots in the surroundings
 _MAX_REACH = 30  # rings
-MOLECULES = (30.0, 100.0, 300.0, 1e3, 2e3, 4e3, 8e3, 16e3, 32e3)  # shrinkage, in molecules
 
 
-@baseline
-def gene_mean(
-    adata: AnnData,
-    layer: str | None = None,
-    mask_layer: str | None = None,
-    size_factor_key: str | None = None,
-    graph_key: str = "spatial_connectivities",
-    genes: str | Sequence[str] | None = None,
-    seed: int = 0,
-) -> np.ndarray:
-    """Predict each gene's mean: of its observed values, or its share of all molecules where zeros are data.
-
-    Parameters
-    ----------
-    {parameters}
-
-    {returns}
-    """
-    data = read(adata, layer, mask_layer, size_factor_key, genes)
-    return data.answer((data.mean if isinstance(data, LogData) else data.gene_rate)[data.columns])
+@baseline()
+def gene_mean(data: LogData | CountData) -> np.ndarray:
+    """Predict each gene's mean: of its observed values, or its share of all molecules where zeros are data."""
+    return (data.mean if isinstance(data, LogData) else data.gene_rate)[data.columns]
 
 
-@baseline
+@baseline()
 def neighbor_mean(
-    adata: AnnData,
-    layer: str | None = None,
-    mask_layer: str | None = None,
-    size_factor_key: str | None = None,
-    graph_key: str = "spatial_connectivities",
-    genes: str | Sequence[str] | None = None,
-    seed: int = 0,
+    data: LogData | CountData,
+    graph: sparse.csr_matrix,
+    seed: int,
     shrinkage: float | None = None,
     n_nearest: int | None = None,
 ) -> np.ndarray:
     """Predict the mean over a spot's surroundings, shrunk toward the gene mean.
 
-    With a mask, the mean of the observed values around, (sum + s * gene mean) / (number + s). Where zeros are data, the pooled
+    With a mask, the mean of the observed values in them, (sum + s * gene mean) / (number + s). Where zeros are data, the pooled
     counts of the spot and its surroundings, (sum of counts + s * gene rate) / (sum of libraries + s). Surroundings grow ring by
     ring on the graph until they hold `n_nearest` spots of which anything is observed: inside a hole they reach to its rim.
 
     Parameters
     ----------
-    {parameters}
     shrinkage
         Weight s of the gene mean: in observed entries with a mask, else in molecules. ``None``: chosen on an inner
         hold-out.
     n_nearest
         Smallest number of spots in the surroundings; 1 is the ring of neighbours, where any of them is observed. ``None``:
         chosen on the inner hold-out.
-
-    {returns}
     """
-    data = read(adata, layer, mask_layer, size_factor_key, genes)
-    graph = read_graph(adata, graph_key)
     sizes, strengths = grid(n_nearest, _NEAREST), grid(shrinkage, _ENTRIES if isinstance(data, LogData) else MOLECULES)
     if len(sizes) * len(strengths) > 1:
         fit, loss = data.split(seed)
-        around = {size: _surroundings(fit, graph, size) for size in sizes}
-        candidates = (((size, s), smooth(around[size], fit, s)) for size in sizes for s in strengths)
+        surroundings = {size: _surroundings(fit, graph, size) for size in sizes}
+        candidates = (((size, s), smooth(surroundings[size], fit, s)) for size in sizes for s in strengths)
         size, strength = best(candidates, loss)
     else:
         size, strength = sizes[0], strengths[0]
-    return data.answer(smooth(_surroundings(data, graph, size), data, strength))
+    return smooth(_surroundings(data, graph, size), data, strength)
+
+
+def rings(windows: sparse.csr_matrix, step: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Widen windows, 0/1 (n, n_obs), by one ring; `step` is the graph with every spot joined to itself."""
+    wider = windows @ step
+    wider.data[:] = 1
+    return wider
 
 
 def _surroundings(data: LogData | CountData, graph: sparse.csr_matrix, n_nearest: int) -> sparse.csr_matrix:
     """Graph of each spot's smallest number of rings that hold `n_nearest` observed spots; with the spot itself for counts."""
     observed = data.has_content.astype(np.float32)
-    itself = sparse.identity(graph.shape[0], dtype=np.float32, format="csr")
-    step, window, open_ = graph + itself, itself, np.arange(graph.shape[0])
-    rows = []
-    for ring in range(_MAX_REACH):
-        wider = window @ step
-        wider.data[:] = 1
-        # without the spot itself
-        n_around = wider @ observed - observed[open_]
-        done = (n_around >= n_nearest) | (wider.getnnz(axis=1) == window.getnnz(axis=1)) | (ring == _MAX_REACH - 1)
-        rows.append((open_[done], wider[done]))
-        open_, window = open_[~done], wider[~done]
-        if not len(open_):
+    itself = windows = sparse.identity(graph.shape[0], dtype=np.float32, format="csr")
+    step, spots, found = graph + itself, np.arange(graph.shape[0]), []
+    for ring in range(1, _MAX_REACH + 1):
+        wider = rings(windows, step)
+        n_observed = wider @ observed - observed[spots]  # without the spot itself
+        grows = wider.getnnz(axis=1) > windows.getnnz(axis=1)
+        open_ = (n_observed < n_nearest) & grows & (ring < _MAX_REACH)
+        found.append((spots[~open_], wider[~open_]))
+        spots, windows = spots[open_], wider[open_]
+        if not len(spots):
             break
-    order = np.concatenate([spots for spots, _ in rows])
-    around = sparse.vstack([block for _, block in rows], format="csr")[np.argsort(order)]
-    return around if isinstance(data, CountData) else (around - itself).tocsr()
+    order = np.argsort(np.concatenate([spots for spots, _ in found]))
+    surroundings = sparse.vstack([windows for _, windows in found], format="csr")[order]
+    return surroundings if isinstance(data, CountData) else (surroundings - itself).tocsr()
 
 
 def smooth(graph: sparse.csr_matrix, data: LogData | CountData, shrinkage: float) -> np.ndarray:
@@ -117,15 +94,14 @@ def smooth(graph: sparse.csr_matrix, data: LogData | CountData, shrinkage: float
     return (total + shrinkage * data.gene_rate[data.columns]) / (library + shrinkage)[:, None]
 
 
-@baseline
+@baseline(
+    without_mask="adaptive_median takes zeros for missing values; write a mask with pp.observed_mask(adata) and pass "
+    'mask_layer="observed", or use neighbor_mean where zeros are data'
+)
 def adaptive_median(
-    adata: AnnData,
-    layer: str | None = None,
-    mask_layer: str | None = None,
-    size_factor_key: str | None = None,
-    graph_key: str = "spatial_connectivities",
-    genes: str | Sequence[str] | None = None,
-    seed: int = 0,
+    data: LogData,
+    graph: sparse.csr_matrix,
+    seed: int,
     n_rings: int | None = None,
 ) -> np.ndarray:
     """Predict the median over the smallest surroundings of a spot whose median is not zero.
@@ -136,23 +112,13 @@ def adaptive_median(
 
     Parameters
     ----------
-    {parameters}
     n_rings
         Largest window, in steps on the graph; ``None``: 1 to 3, chosen on an inner hold-out.
-
-    {returns}
     """
-    data = read(adata, layer, mask_layer, size_factor_key, genes)
-    if isinstance(data, CountData):
-        raise ValueError(
-            "adaptive_median takes zeros for missing values; write a mask with pp.observed_mask(adata) and pass "
-            'mask_layer="observed", or use neighbor_mean where zeros are data'
-        )
-    graph = read_graph(adata, graph_key)
     if n_rings is None:
         fit, loss = data.split(seed)
         n_rings = best(enumerate(_growing_median(fit, graph, _MAX_RINGS), start=1), loss)
-    return data.answer(last(_growing_median(data, graph, n_rings)))
+    return last(_growing_median(data, graph, n_rings))
 
 
 def _growing_median(data: LogData, graph: sparse.csr_matrix, n_rings: int) -> Iterator[np.ndarray]:
@@ -163,13 +129,12 @@ def _growing_median(data: LogData, graph: sparse.csr_matrix, n_rings: int) -> It
     observed[:, without] = data.mean[data.columns[without]]
     fallback = np.nanmedian(observed, axis=0)
     prediction = np.zeros_like(values)
-    step = graph + sparse.identity(graph.shape[0], dtype=np.float32, format="csr")
-    window = step
-    for ring in range(n_rings):
-        if ring:
-            window = window @ step
+    windows = sparse.identity(graph.shape[0], dtype=np.float32, format="csr")
+    step = graph + windows
+    for _ in range(n_rings):
+        windows = rings(windows, step)
         for spot in np.flatnonzero((prediction == 0).any(axis=1)):
-            spots = window.indices[window.indptr[spot] : window.indptr[spot + 1]]
+            spots = windows.indices[windows.indptr[spot] : windows.indptr[spot + 1]]
             open_ = prediction[spot] == 0
             prediction[spot, open_] = np.median(values[np.ix_(spots, open_)], axis=0)
         yield np.where(prediction == 0, fallback, prediction)

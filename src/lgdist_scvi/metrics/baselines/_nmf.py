@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lgdist_scvi.metrics.baselines._data import CountData, LogData, baseline, grid, last, only_zeros_as_data, read
-
-if TYPE_CHECKING:
-    from anndata import AnnData
+from lgdist_scvi.metrics.baselines._baseline import NEEDS_EVERY_ENTRY, baseline
+from lgdist_scvi.metrics.baselines._data import CountData, grid, last
 
 _RANKS = (5, 10, 20, 30)
 _STEPS = (20, 40, 80, 160, 320)  # early stopping is part of the regularisation
 _SHRINKAGES = (0.001, 0.02, 0.05, 0.1, 0.2, 0.3)
 
 
-@baseline
+@baseline(with_mask=NEEDS_EVERY_ENTRY)
 def poisson_nmf(
-    adata: AnnData,
-    layer: str | None = None,
-    mask_layer: str | None = None,
-    size_factor_key: str | None = None,
-    graph_key: str = "spatial_connectivities",
-    genes: str | Sequence[str] | None = None,
-    seed: int = 0,
+    data: CountData,
+    seed: int,
     rank: int | None = None,
     n_steps: int | None = None,
     shrinkage: float | None = None,
@@ -38,19 +30,13 @@ def poisson_nmf(
 
     Parameters
     ----------
-    {parameters}
     rank
         Number of factors; ``None``: chosen on an inner thinning.
     n_steps
         Number of updates; ``None``: chosen likewise.
     shrinkage
         Weight of the gene's mean rate, between 0 and 1; ``None``: chosen likewise.
-
-    {returns}
     """
-    data = read(adata, layer, mask_layer, size_factor_key, genes)
-    if isinstance(data, LogData):
-        raise only_zeros_as_data("poisson_nmf", "soft_impute")
     ranks = [min(r, *data.counts.shape) for r in grid(rank, _RANKS)]
     checkpoints, shrinkages = grid(n_steps, _STEPS), grid(shrinkage, _SHRINKAGES)
     chosen = (ranks[0], checkpoints[0], shrinkages[0])
@@ -58,7 +44,7 @@ def poisson_nmf(
         chosen = _choose(data, ranks, checkpoints, shrinkages, seed)
     rank, n_steps, shrinkage = chosen
     _, rate = last(_updates(data, rank, (n_steps,), seed))
-    return data.answer(_mix(data, rate, shrinkage))
+    return _mix(data, rate, shrinkage)
 
 
 def _choose(

@@ -7,26 +7,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lgdist_scvi.metrics.baselines._data import CountData, LogData, baseline, best, read, read_graph
+from lgdist_scvi.metrics.baselines._baseline import baseline
+from lgdist_scvi.metrics.baselines._data import LogData, best
 from lgdist_scvi.metrics.baselines._embedding import spot_features, truncated_svd
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from scipy import sparse
 
 _PENALTIES = (50.0, 100.0, 200.0, 400.0, 800.0, 1600.0, 3200.0)
 _OWN_GENE_SCALE = np.float32(10)  # the gene's own neighbour mean is hardly penalised
 
 
-@baseline
+@baseline(
+    without_mask="ridge predicts a gene from the other genes, which ignores the evidence of a zero; it needs missing entries "
+    "(mask_layer=...). Where zeros are data, use pca or poisson_nmf"
+)
 def ridge(
-    adata: AnnData,
-    layer: str | None = None,
-    mask_layer: str | None = None,
-    size_factor_key: str | None = None,
-    graph_key: str = "spatial_connectivities",
-    genes: str | Sequence[str] | None = None,
-    seed: int = 0,
+    data: LogData,
+    graph: sparse.csr_matrix,
+    seed: int,
     alpha: float | None = None,
     n_components: int = 100,
 ) -> np.ndarray:
@@ -37,26 +36,16 @@ def ridge(
 
     Parameters
     ----------
-    {parameters}
     alpha
         Penalty, the same for all genes; ``None``: chosen on an inner hold-out.
     n_components
         Number of principal components; at most a fifth of the spots.
-
-    {returns}
     """
-    data = read(adata, layer, mask_layer, size_factor_key, genes)
-    if isinstance(data, CountData):
-        raise ValueError(
-            "ridge predicts a gene from the other genes, which ignores the evidence of a zero; it needs missing entries "
-            "(mask_layer=...). Where zeros are data, use pca or poisson_nmf"
-        )
-    graph = read_graph(adata, graph_key)
-    n_components = max(1, min(n_components, adata.n_obs // 5))
+    n_components = max(1, min(n_components, len(data.mask) // 5))
     if alpha is None:
         fit, loss = data.split(seed)
         alpha = best(zip(_PENALTIES, _fit_genes(fit, graph, _PENALTIES, n_components, seed), strict=True), loss)
-    return data.answer(_fit_genes(data, graph, (alpha,), n_components, seed)[0])
+    return _fit_genes(data, graph, (alpha,), n_components, seed)[0]
 
 
 def _fit_genes(

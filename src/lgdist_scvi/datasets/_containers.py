@@ -1,0 +1,119 @@
+"""One AnnData out of what holds several: MuData and SpatialData."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lgdist_scvi._checks import list_names
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from mudata import MuData
+
+
+def from_mudata(mdata: MuData, where: str, spatial_key: str, modality: str | None) -> AnnData:
+    """Take a modality; coordinates that only the whole holds go with it.
+
+    Parameters
+    ----------
+    mdata
+        Multimodal data. Not modified, but for its modality's coordinates.
+    where
+        Its name, for messages.
+    spatial_key
+        Key of `obsm` with the coordinates.
+    modality
+        Name of the modality; ``None``: the only one.
+
+    Raises
+    ------
+    KeyError
+        If there is no such modality, or several and none is named.
+    """
+    adata = mdata.mod[_choose("modality", "modalities", list(mdata.mod), modality, where)]
+    if spatial_key not in adata.obsm and spatial_key in mdata.obsm:
+        adata = adata.copy()
+        adata.obsm[spatial_key] = np.asarray(mdata.obsm[spatial_key])[mdata.obs_names.get_indexer(adata.obs_names)]
+    return adata
+
+
+def from_spatialdata(sdata: Any, where: str, spatial_key: str, table: str | None) -> AnnData:
+    """Take a table, with the centroids of what it annotates where it has no coordinates.
+
+    Parameters
+    ----------
+    sdata
+        Spatial data. Not modified.
+    where
+        Its name, for messages.
+    spatial_key
+        Key of `obsm` with the coordinates.
+    table
+        Name of the table; ``None``: the only one.
+
+    Raises
+    ------
+    KeyError
+        If there is no such table, several and none is named, or one without coordinates annotates nothing that is there.
+    """
+    name = _choose("table", "tables", list(sdata.tables), table, where)
+    adata = sdata.tables[name]
+    if spatial_key in adata.obsm:
+        return adata
+    attributes = adata.uns.get("spatialdata_attrs")
+    if attributes is None:
+        raise KeyError(
+            f"table {name!r} of {where!r} has no obsm[{spatial_key!r}] and annotates no shapes to take coordinates from; store "
+            "the x and y of every spot there or pass spatial_key=..."
+        )
+    adata = adata.copy()
+    adata.obsm[spatial_key] = _centroids(sdata, adata, attributes["region_key"], attributes["instance_key"], where)
+    return adata
+
+
+def read_spatialdata(path: Path) -> Any:
+    """Read a SpatialData store.
+
+    Raises
+    ------
+    ImportError
+        If spatialdata is not installed.
+    """
+    try:
+        import spatialdata
+    except ImportError as error:
+        raise ImportError(
+            f"{path.name!r} is a SpatialData store, which spatialdata reads; pip install spatialdata"
+        ) from error
+    return spatialdata.read_zarr(path)
+
+
+def _choose(what: str, several: str, names: list[str], chosen: str | None, where: str) -> str:
+    if chosen is None and len(names) == 1:
+        return names[0]
+    if chosen is None:
+        raise KeyError(f"{where!r} has {len(names)} {several} ({list_names(names) or 'none'}); pass {what}=...")
+    if chosen not in names:
+        raise KeyError(f"{chosen!r} is not a {what} of {where!r}; available: {list_names(names) or 'none'}")
+    return chosen
+
+
+def _centroids(sdata: Any, adata: AnnData, region_key: str, instance_key: str, where: str) -> np.ndarray:
+    """Find the centroids (x, y) of the elements that each row of a table annotates, (n_obs, 2)."""
+    from spatialdata import get_centroids
+    from spatialdata.transformations import get_transformation
+
+    out = np.full((adata.n_obs, 2), np.nan)
+    regions = adata.obs[region_key].astype(str).to_numpy()
+    for region in np.unique(regions):
+        if region not in sdata:
+            raise KeyError(f"{where!r} has no element {region!r}, of which a table without coordinates annotates spots")
+        systems = list(get_transformation(sdata[region], get_all=True))
+        system = "global" if "global" in systems else systems[0]
+        centroids = get_centroids(sdata[region], coordinate_system=system).compute()[["x", "y"]]
+        rows = np.flatnonzero(regions == region)
+        out[rows] = centroids.reindex(adata.obs[instance_key].to_numpy()[rows]).to_numpy()
+    return out

@@ -1,0 +1,154 @@
+"""Reading the folders of Space Ranger: Visium and Visium HD."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from lgdist_scvi._checks import list_names
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_COUNTS_FILES = ("filtered_feature_bc_matrix.h5", "raw_feature_bc_matrix.h5")
+_POSITIONS_FILES = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
+_POSITIONS = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
+_BINS = re.compile(r"square_0*(\d+)um")
+
+
+def read_space_ranger(folder: Path, counts_file: str | None, bin_size: int | None) -> AnnData:
+    """Read a slide.
+
+    Parameters
+    ----------
+    folder
+        Folder with the count matrix, or above it: above `outs`, above or at `binned_outputs`.
+    counts_file
+        Name of the count matrix; ``None``: the filtered one, or where there is none the raw one.
+    bin_size
+        Width of Visium HD bins in micrometres; ``None``: the only ones.
+
+    Returns
+    -------
+    Counts in `X`, (x, y) in pixels of the full image in ``obsm["spatial"]``, `in_tissue`, `array_row` and `array_col` in `obs`,
+    images and scale factors (if they are there) in ``uns["spatial"]``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If files are missing.
+    ImportError
+        If positions are in a parquet file and pyarrow is not installed.
+    KeyError
+        If there are several sizes of bins and none is named, or not the one named.
+    ValueError
+        If the counts cannot be read, or the positions are not theirs.
+    """
+    import scanpy as sc
+
+    folder = _with_counts(folder, bin_size)
+    counts_file = counts_file or next((name for name in _COUNTS_FILES if (folder / name).exists()), _COUNTS_FILES[0])
+    positions_file = next((name for name in _POSITIONS_FILES if (folder / "spatial" / name).exists()), None)
+    missing = [counts_file] if not (folder / counts_file).exists() else []
+    missing += ["spatial/tissue_positions.csv"] if positions_file is None else []
+    if missing:
+        raise FileNotFoundError(
+            f"{str(folder)!r} is not a complete Space Ranger folder; missing: {list_names(missing)} (counts come from "
+            f"{_COUNTS_FILES[0]!r}, coordinates from the folder 'spatial' beside it)"
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Variable names are not unique")  # said once, by datasets.read
+        try:
+            adata = sc.read_10x_h5(folder / counts_file)
+        except Exception as error:  # scanpy and h5py raise any kind
+            raise ValueError(
+                f"{str(folder / counts_file)!r} is no count matrix of Space Ranger, or not a whole one"
+            ) from error
+    positions = _positions(folder / "spatial" / positions_file)
+    if n_unknown := int((~adata.obs_names.isin(positions.index)).sum()):
+        raise ValueError(
+            f"{n_unknown:,} of {adata.n_obs:,} barcodes of {counts_file!r} are not in {positions_file!r}; the two files are of "
+            "different runs"
+        )
+    positions = positions.loc[adata.obs_names]
+    adata.obs[_POSITIONS[1:4]] = positions[_POSITIONS[1:4]].astype(int)
+    adata.obsm["spatial"] = positions[_POSITIONS[:3:-1]].to_numpy(dtype=np.float64)
+    adata.uns["spatial"] = {_library_id(folder, counts_file): _library(folder / "spatial")}
+    is_hd = _BINS.fullmatch(folder.name) is not None
+    return _only_tissue(adata, is_hd)
+
+
+def _with_counts(folder: Path, bin_size: int | None) -> Path:
+    """Find the folder that holds the count matrix."""
+    inside = folder / "outs"
+    if inside.is_dir() and not (folder / "spatial").is_dir() and not (folder / "binned_outputs").is_dir():
+        folder = inside
+    binned = folder if folder.name == "binned_outputs" else folder / "binned_outputs"
+    of_folder = _BINS.fullmatch(folder.resolve().name)
+    bins = {int(of_folder[1]): folder} if of_folder else {}
+    if binned.is_dir():
+        found = ((_BINS.fullmatch(part.name), part) for part in binned.iterdir())
+        bins = {int(name[1]): part for name, part in found if name}
+    sizes = ", ".join(map(str, sorted(bins)))
+    if bin_size is None and len(bins) > 1:
+        raise KeyError(f"{str(folder)!r} is of Visium HD, with bins of {sizes} micrometres; pass bin_size=...")
+    if bin_size is not None and int(bin_size) not in bins:
+        raise KeyError(f"there are no bins of {bin_size} micrometres in {str(folder)!r}; available: {sizes or 'none'}")
+    return folder if not bins else bins[int(bin_size)] if bin_size is not None else next(iter(bins.values()))
+
+
+def _positions(file: Path) -> pd.DataFrame:
+    """Read where each barcode lies, in the columns of `_POSITIONS`."""
+    if file.suffix == ".parquet":
+        try:
+            table = pd.read_parquet(file)
+        except ImportError as error:
+            raise ImportError(
+                f"{file.name!r}, the positions of Visium HD bins, needs pyarrow; pip install pyarrow"
+            ) from error
+    else:
+        with file.open() as lines:
+            has_header = lines.readline().lower().startswith("barcode")
+        table = pd.read_csv(file, header=0 if has_header else None, names=None if has_header else _POSITIONS)
+    table = table.reset_index() if "barcode" not in table.columns else table
+    return table[_POSITIONS].set_index(table["barcode"].astype(str))
+
+
+def _library_id(folder: Path, counts_file: str) -> str:
+    """Name of the slide: as the counts say, or else of the folder."""
+    import h5py
+
+    with h5py.File(folder / counts_file) as file:
+        named = file.attrs.get("library_ids", ())
+        names = [name.decode() if isinstance(name, bytes) else str(name) for name in named]
+    return names[0] if len(names) == 1 else folder.resolve().name
+
+
+def _library(spatial: Path) -> dict[str, Any]:
+    """Images and scale factors that are there, as scanpy and squidpy store them."""
+    from PIL import Image
+
+    factors, images = spatial / "scalefactors_json.json", {}
+    for resolution in ("hires", "lowres"):
+        if (file := spatial / f"tissue_{resolution}_image.png").exists():
+            images[resolution] = np.asarray(Image.open(file))
+    return {"images": images, "scalefactors": json.loads(factors.read_text()) if factors.exists() else {}}
+
+
+def _only_tissue(adata: AnnData, is_hd: bool) -> AnnData:
+    """Leave out what holds no tissue, and say so."""
+    on_tissue = adata.obs["in_tissue"].to_numpy() == 1
+    parts = [(~on_tissue, "spots outside the tissue (in_tissue is 0)")]
+    if is_hd:
+        parts.append((on_tissue & (np.asarray(adata.X.sum(axis=1)).ravel() == 0), "bins without counts"))
+    for leave, what in parts:
+        if leave.any():
+            warnings.warn(f"{int(leave.sum()):,} of {adata.n_obs:,} {what} are left out", UserWarning, stacklevel=5)
+    leave = np.logical_or.reduce([part for part, _ in parts])
+    return adata[~leave].copy() if leave.any() else adata

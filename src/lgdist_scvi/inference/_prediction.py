@@ -1,0 +1,203 @@
+"""The answer for one batch of spots: values, their spread, and the distribution of a measurement."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from lgdist_scvi import _keys as keys
+from lgdist_scvi._units import log1p_cp10k
+from lgdist_scvi.module.likelihood import Estimand, Likelihood, Predictive
+
+if TYPE_CHECKING:
+    from lgdist_scvi.inference._calibration import Calibration
+    from lgdist_scvi.module import LGDiSTModule
+    from lgdist_scvi.module._spots import Condition
+
+SAMPLER_STEPS = 10
+N_SAMPLES = 25  # where a spread is asked for
+# provenance of a completed value
+MEASURED, FILLED_ZERO, FILLED_MISSING, REPLACED, LEFT_MISSING = range(5)
+
+Spread = tuple[torch.Tensor, torch.Tensor]
+"""Mean and variance over samples of the expected value, (batch, n_genes) each."""
+
+
+class Prediction:
+    """Predictions for the spots of one batch.
+
+    Parameters
+    ----------
+    module
+        A trained module.
+    batch
+        See :mod:`lgdist_scvi._keys`.
+    condition
+        What is visible of the batch tells; ``None``: everything that is observed.
+    n_samples
+        Samples of the latent for whatever has a spread.
+    seed
+        Of the samples: a sample is a function of the seed and the spot's row alone.
+    n_steps
+        Evaluations of the denoiser per sample; ``None``: 10.
+    """
+
+    def __init__(
+        self,
+        module: LGDiSTModule,
+        batch: dict[str, torch.Tensor],
+        condition: Condition | None = None,
+        n_samples: int = N_SAMPLES,
+        seed: int = 0,
+        n_steps: int | None = None,
+    ):
+        self.module, self.batch = module, batch
+        self.condition = module.condition(batch) if condition is None else condition
+        self.n_samples, self.seed = n_samples, seed
+        self.n_steps = min(SAMPLER_STEPS, module.diffusion.n_timesteps) if n_steps is None else n_steps
+        self.library = self.likelihood.usable(batch[keys.LIBRARY])
+        self.exposure = module.exposure(batch)
+        self._latents: torch.Tensor | None = None
+        self._spreads: dict[Estimand, Spread] = {}
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The module's likelihood."""
+        return self.module.likelihood
+
+    # ---- latents
+
+    def latent_mean(self) -> torch.Tensor:
+        """Posterior mean of the latent, (batch, n_latent)."""
+        return self.module.latent_mean(self.condition)
+
+    def latents(self) -> torch.Tensor:
+        """Samples of the latent, (batch, n_samples, n_latent)."""
+        if self._latents is None:
+            spots = self.batch[keys.SPOT].cpu().numpy().ravel()
+            noise = spot_noise(self.seed, spots, (self.n_samples, self.condition.mean.shape[1]))
+            self._latents = self.module.sample(self.condition, noise.to(self.condition.mean.device), self.n_steps)
+        return self._latents
+
+    # ---- expected values
+
+    def rate(self, latent: torch.Tensor) -> torch.Tensor:
+        """Expected value at a latent in the likelihood's unit: for counts the share of the library, (batch, n_genes)."""
+        return self.module.decode(latent, self.condition)
+
+    def expected(self, latent: torch.Tensor, estimand: Estimand) -> torch.Tensor:
+        """Expected value at a latent, as it is averaged over samples: CP10K for rates, log1p(CP10K) for captured values."""
+        return self._answer(self.rate(latent), estimand)
+
+    def _answer(self, decoded: torch.Tensor, estimand: Estimand) -> torch.Tensor:
+        return self.likelihood.answer(decoded, self.exposure, self.library, estimand)
+
+    def value(self, latent: torch.Tensor, estimand: Estimand) -> torch.Tensor:
+        """Expected value at a latent, log1p(CP10K), (batch, n_genes)."""
+        return in_log1p(self.expected(latent, estimand), estimand)
+
+    def mean_value(self, estimand: Estimand) -> torch.Tensor:
+        """Expected value at the posterior mean of the latent, log1p(CP10K), (batch, n_genes)."""
+        return self.value(self.latent_mean(), estimand)
+
+    def spread(self, estimand: Estimand) -> Spread:
+        """Mean and variance over samples of the expected value, in the units of :meth:`expected`."""
+        if estimand not in self._spreads:
+            mean = square = 0.0
+            for sample, latent in enumerate(self.latents().unbind(1)):
+                value = self.expected(latent, estimand)
+                delta = value - mean
+                mean = mean + delta / (sample + 1)
+                square = square + delta * (value - mean)
+            self._spreads[estimand] = mean, square / max(self.n_samples - 1, 1)
+        return self._spreads[estimand]
+
+    def variance(self, estimand: Estimand) -> torch.Tensor:
+        """Variance of the expected value, in the units of :meth:`expected`: over latents, and of what no latent holds.
+
+        The value is that of one gene in one spot, which may differ from what other genes and spots share with it.
+        """
+        decoded = self.rate(self.latents().mean(1))
+        own = self.likelihood.own_variance(decoded, self.condition.own).sqrt()
+        over_latents = self.spread(estimand)[1]
+        if estimand == "rate":  # linear in what is decoded
+            return over_latents + self._answer(own, estimand) ** 2
+        ends = (decoded + own, (decoded - own).clamp(min=0.0))
+        above, below = (self._answer(end, estimand) for end in ends)
+        return over_latents + ((above - below) / 2.0) ** 2
+
+    def std(self, estimand: Estimand, calibration: Calibration) -> torch.Tensor:
+        """Calibrated standard deviation of the expected value, log1p(CP10K), (batch, n_genes)."""
+        factor = torch.from_numpy(calibration.std_factor(self.batch)).to(self.library)
+        std = factor * self.variance(estimand).sqrt()
+        # delta method from CP10K to its logarithm
+        return std / (1.0 + self.spread(estimand)[0]) if estimand == "rate" else std
+
+    # ---- measurements
+
+    def predictive(self, estimand: Estimand) -> Predictive:
+        """Distribution of the measured values."""
+        return self.likelihood.predictive(*self.spread(self.likelihood.modelled), self.library, estimand)
+
+    def interval(
+        self, estimand: Estimand, level: float, positions: np.ndarray, calibration: Calibration
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Calibrated interval of the measured values of some genes, log1p(CP10K), (batch, n) each."""
+        reach = calibration.reach(self.batch, estimand, level)
+        return self.predictive(estimand).of_genes(positions).interval(reach[:, positions])
+
+    def measurements(self) -> torch.Tensor:
+        """Counts drawn from the posterior predictive distribution, (batch, n_samples, n_genes); a function of seed and spot."""
+        modelled = self.likelihood.modelled
+        mean = torch.stack([self.expected(latent, modelled) for latent in self.latents().unbind(1)], dim=1)
+        generator = torch.Generator(mean.device)
+        drawn = torch.empty_like(mean)
+        for row, spot in enumerate(self.batch[keys.SPOT].flatten().tolist()):
+            # not the stream of the latents' noise
+            state = np.random.SeedSequence([self.seed, int(spot), 1]).generate_state(1, np.uint64)[0]
+            generator.manual_seed(int(state) >> 1)
+            drawn[row] = self.likelihood.sample_counts(mean[row], self.library[row], generator)
+        return drawn
+
+
+def in_log1p(value: torch.Tensor, estimand: Estimand) -> torch.Tensor:
+    """What is averaged over samples in log1p(CP10K)."""
+    return torch.log1p(value) if estimand == "rate" else value
+
+
+def spot_noise(seed: int, spots: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal noise that depends on the seed and each spot's row alone, (len(spots), *shape)."""
+    draws = [
+        np.random.Generator(np.random.Philox(key=[seed, int(spot)])).standard_normal(shape, np.float32)
+        for spot in spots
+    ]
+    return torch.from_numpy(np.stack(draws))
+
+
+def provenance(counts: np.ndarray, known: np.ndarray, observed: str, fill: str) -> np.ndarray:
+    """Where each completed value comes from, uint8: the one rule of what is kept and what is filled.
+
+    Parameters
+    ----------
+    counts, known
+        Counts, and whether an entry is observed, (n, n_genes).
+    observed, fill
+        As in :meth:`lgdist_scvi.LGDiST.get_completed_expression`.
+
+    Returns
+    -------
+    0 measured, 1 filled zero, 2 filled missing entry, 3 measured value replaced by the model's; (n, n_genes).
+    """
+    known = known > 0
+    kept = known & ((counts > 0) | (fill == "masked"))
+    filled = np.where(known, FILLED_ZERO, FILLED_MISSING)
+    if observed == "model":
+        filled, kept = np.where(known & (counts > 0), REPLACED, filled), np.zeros_like(kept)
+    return np.where(kept, MEASURED, filled).astype(np.uint8)
+
+
+def measured(batch: dict[str, torch.Tensor], library: np.ndarray) -> np.ndarray:
+    """Measured log1p(CP10K) of a batch, (batch, n_genes), 0 where nothing is observed; libraries in double precision, (batch,)."""
+    return log1p_cp10k(batch[keys.COUNTS].cpu().numpy(), library)

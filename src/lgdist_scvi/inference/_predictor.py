@@ -1,0 +1,85 @@
+"""A module and the data that it is asked about: batches along the graph, and their predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from lgdist_scvi import _keys as keys
+from lgdist_scvi.inference._prediction import Prediction
+
+if TYPE_CHECKING:
+    from lgdist_scvi.data import NeighborhoodDataset
+    from lgdist_scvi.module import LGDiSTModule
+    from lgdist_scvi.module.lgdist import Hide
+
+_BATCH_SIZE = 512
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A module and the data that it is asked about.
+
+    Attributes
+    ----------
+    module
+        A trained module.
+    dataset
+        The data.
+    region_effects
+        Effect of slides and surroundings on each entry, (n_obs, n_genes); ``None`` without.
+    """
+
+    module: LGDiSTModule
+    dataset: NeighborhoodDataset
+    region_effects: np.ndarray | None = None
+
+    def with_region_effects(self, region_effects: np.ndarray | None) -> Predictor:
+        """The same with other region effects."""
+        return replace(self, region_effects=region_effects)
+
+    def without(self, spots: np.ndarray) -> Predictor:
+        """The same as if nothing were observed of some spots."""
+        return replace(self, dataset=self.dataset.without(spots))
+
+    def batches(
+        self, rows: np.ndarray | None = None, batch_size: int | None = None, silent: bool = True
+    ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
+        """Batches along the graph: positions in `rows` (``None``: all spots), and tensors."""
+        # no data loader: it would draw from torch's global generator
+        rows = np.arange(len(self.dataset)) if rows is None else rows
+        order, size = self.dataset.along_graph(rows), batch_size or _BATCH_SIZE
+        device = self.module.device  # looks at every parameter
+        for start in tqdm(range(0, len(rows), size), desc="Completing", disable=silent, leave=False):
+            place = order[start : start + size]
+            spots = rows[place]
+            batch = {key: torch.from_numpy(value).to(device) for key, value in self.dataset[spots].items()}
+            if self.region_effects is not None:
+                batch[keys.REGION_EFFECT] = torch.from_numpy(self.region_effects[spots]).to(device)
+            yield place, batch
+
+    def predictions(
+        self, rows: np.ndarray | None = None, batch_size: int | None = None, silent: bool = True, **sampling: Any
+    ) -> Iterator[tuple[np.ndarray, Prediction]]:
+        """Positions in `rows` and :class:`Prediction` of batches; `sampling` are its `n_samples`, `seed` and `n_steps`."""
+        for place, batch in self.batches(rows, batch_size, silent):
+            yield place, Prediction(self.module, batch, **sampling)
+
+    @torch.inference_mode()
+    def completed(self, hide: Hide = "nothing") -> np.ndarray:
+        """Posterior mean of everything, log1p(CP10K), float16, (n_obs, n_genes): a prefill for a second round.
+
+        With ``hide="set_aside"`` nothing that training holds out is looked at.
+        """
+        likelihood = self.module.likelihood
+        filled = np.empty((len(self.dataset), len(likelihood.gene_rate)), dtype=np.float16)
+        for place, batch in self.batches():
+            condition = self.module.condition(batch, hide)
+            decoded = self.module.decode(self.module.latent_mean(condition), condition)
+            filled[place] = likelihood.in_log1p(decoded).cpu().numpy()
+        return filled

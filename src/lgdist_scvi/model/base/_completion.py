@@ -1,0 +1,235 @@
+"""Writing a completed layer with its uncertainty, its skill and its provenance."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from scvi import settings
+
+from lgdist_scvi import _keys as keys
+from lgdist_scvi._anndata import get_counts
+from lgdist_scvi._units import log1p_cp10k
+from lgdist_scvi.inference import LEFT_MISSING, MEASURED, N_SAMPLES
+from lgdist_scvi.metrics._skill import MIN_ENTRIES, skill_per_gene
+from lgdist_scvi.model.base._query import (
+    Query,
+    anndata_of,
+    asked_about,
+    check_interval,
+    check_question,
+    samples_for_spread,
+)
+from lgdist_scvi.model.base._record import completion_record
+from lgdist_scvi.module.likelihood import Estimand
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_SUFFIXES = ("", "_std", "_lower", "_upper", "_provenance")
+
+
+class CompletionMixin:
+    """Completion of an AnnData."""
+
+    def complete(
+        self,
+        adata: AnnData | None = None,
+        layer_added: str = "completed",
+        level: float | None = 0.9,
+        n_samples: int = N_SAMPLES,
+        observed: Literal["keep", "model"] = "keep",
+        fill: Literal["zeros", "masked"] = "zeros",
+        genes: Literal["all", "skilled"] | Sequence[str] = "all",
+        estimand: Estimand | None = None,
+        seed: int | None = None,
+        n_steps: int | None = None,
+        batch_size: int | None = None,
+        silent: bool = False,
+    ) -> None:
+        """Write completed expression to a layer.
+
+        Parameters
+        ----------
+        adata
+            Data like those registered; ``None``: the registered data. `X` and all other layers stay as they are. Of data that are
+            backed by a file the new layers live in memory; ``adata.write_h5ad`` keeps them, in another file.
+        layer_added
+            Name of the layer.
+        level
+            Level of the prediction intervals; ``None`` leaves them out.
+        n_samples
+            Latent samples for the standard deviation and the intervals. The completed values are the posterior mean.
+        genes
+            Genes to complete: ``"all"`` registered ones; ``"skilled"``: those that the model predicts better than cheap
+            baselines on entries set aside in training (:func:`lgdist_scvi.metrics.skill_per_gene`); or their names. The
+            others keep their measured values, and 0 where nothing was measured.
+        observed, fill, estimand, seed, n_steps, batch_size
+            As in :meth:`get_completed_expression`.
+        silent
+            Whether to hide the progress bar.
+
+        Returns
+        -------
+        Nothing; writes
+
+        - ``layers[layer_added]``: completed expression, log1p(CP10K), float32;
+        - ``layers[layer_added + "_std"]``: standard deviation of the filled entries, 0 elsewhere;
+        - ``layers[layer_added + "_lower"]``, ``"_upper"``: prediction interval of the measured value;
+        - ``layers[layer_added + "_provenance"]``, uint8: 0 measured, 1 filled zero, 2 filled missing entry, 3 measured value
+          replaced by the model's (only with ``observed="model"``), 4 missing and not filled (only with `genes`);
+        - ``var[layer_added + "_skill"]``, ``"_skilled"``: skill on set-aside entries of the training data, and whether there
+          is any, as :func:`lgdist_scvi.metrics.skill_per_gene` gives them; NaN and False for genes that are not registered.
+          A warning tells how many genes are completed without;
+        - ``uns[layer_added]``: versions, arguments, seeds, hashes of data and weights, genes, the number of set-aside entries
+          that calibrated the intervals and their coverage: what it takes to judge and to repeat (:meth:`repeat_completion`).
+
+        Genes that are not registered keep their measured values. Nothing is written if anything fails.
+
+        Raises
+        ------
+        ValueError
+            If the model is not trained, an argument is out of range, the data are a view of a file, or a layer that no
+            completion wrote has one of the names.
+        KeyError
+            If a gene is not registered.
+        """
+        check_question(n_samples, observed, fill)
+        if level is not None:
+            check_interval(level, n_samples)
+        target = anndata_of(self, asked_about(self, adata))
+        _refuse_backed_view(target)
+        _check_target(target, layer_added)
+        skill = skill_per_gene(self, estimand)
+        query = Query(
+            self, adata, estimand=estimand, seed=seed, batch_size=batch_size, silent=silent, n_steps=n_steps,
+            n_samples=samples_for_spread(n_samples), gene_list=None if isinstance(genes, str) else genes,
+        )  # fmt: skip
+        chosen = _chosen(genes, query, skill)
+        arguments = {
+            "level": level, "n_samples": n_samples, "observed": observed, "fill": fill, "estimand": query.estimand,
+            "genes": genes if isinstance(genes, str) else list(chosen), "seed": query.seed, "n_steps": n_steps,
+            "batch_size": batch_size,
+        }  # fmt: skip
+        query.choose(chosen)
+        layers = _completed(query, level, observed, fill)
+        filled = ~np.isin(layers["_provenance"], (MEASURED, LEFT_MISSING))
+        layers = _among_all_genes(query, layers)
+        record = completion_record(self, query, arguments)
+        for suffix in _SUFFIXES:
+            target.layers.pop(layer_added + suffix, None)  # of an earlier completion
+        for suffix, block in layers.items():
+            target.layers[layer_added + suffix] = block
+        for column, missing in (("skill", np.nan), ("skilled", False)):
+            target.var[f"{layer_added}_{column}"] = skill[column].reindex(target.var_names, fill_value=missing)
+        target.uns[layer_added] = record
+        _warn_of_no_skill(skill.loc[chosen], layer_added)
+        if len(chosen) and not filled.any():
+            warnings.warn(
+                f"Nothing was filled: of the genes chosen, fill={fill!r} names no entry. Zeros are filled with "
+                'fill="zeros"; missing entries are those that a mask_layer registered at setup_anndata names.',
+                UserWarning,
+                stacklevel=settings.warnings_stacklevel,
+            )
+
+
+@torch.inference_mode()
+def _completed(query: Query, level: float | None, observed: str, fill: str) -> dict[str, np.ndarray]:
+    """Values, and from one set of samples standard deviations and intervals, by suffix of their layers; (n_obs, n_genes) each."""
+    suffixes = ("", "_std") if level is None else ("", "_std", "_lower", "_upper")
+    layers = {suffix: np.empty(query.shape, dtype=np.float32) for suffix in suffixes}
+    layers["_provenance"] = np.empty(query.shape, dtype=np.uint8)
+    for place, prediction in query.predictions():
+        values = (prediction.mean_value(query.estimand), prediction.std(query.estimand, query.calibration))
+        blocks = [block.cpu().numpy()[:, query.positions] for block in values]
+        if level is not None:
+            blocks += prediction.interval(query.estimand, level, query.positions, query.calibration)
+        measured, layers["_provenance"][place] = query.origins(place, prediction, observed, fill)
+        kept = layers["_provenance"][place] == MEASURED
+        for suffix, block in zip(suffixes, blocks, strict=True):
+            layers[suffix][place] = np.where(kept, 0.0 if suffix == "_std" else measured, block)
+    return layers
+
+
+def _chosen(genes: str | Sequence[str], query: Query, skill: pd.DataFrame) -> np.ndarray:
+    """Names of the genes to complete, in the order of registration."""
+    if isinstance(genes, str) and genes == "all":
+        return skill.index.to_numpy()
+    if isinstance(genes, str) and genes == "skilled":
+        return skill.index[skill["skilled"]].to_numpy()
+    if not len(query.positions):
+        raise ValueError('genes is empty; pass names of genes, "skilled" or "all"')
+    return skill.index[np.unique(query.positions)].to_numpy()
+
+
+def _among_all_genes(query: Query, layers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Put completed genes in their places among all genes of the data; the others keep what was measured."""
+    adata, dataset = query.adata, query.dataset
+    positions = adata.var_names.get_indexer(query.genes)
+    if adata.n_vars == len(positions):
+        in_order = np.array_equal(positions, np.arange(len(positions)))
+        return layers if in_order else {suffix: block[:, np.argsort(positions)] for suffix, block in layers.items()}
+    layer = dataset.adata_manager.data_registry[keys.COUNTS].attr_key
+    measured = log1p_cp10k(get_counts(adata, layer), dataset.library)
+    missing = np.zeros(adata.shape, dtype=bool)
+    left = np.setdiff1d(np.arange(len(dataset.genes)), query.positions)
+    columns = adata.var_names.get_indexer(dataset.genes[left])
+    for spots in dataset.blocks():
+        missing[spots[:, None], columns] = dataset.rows(spots)[1][:, left] == 0
+    # what a mask hides is not known, whatever the counts say
+    measured[missing] = 0
+    for suffix, block in layers.items():
+        if suffix == "_provenance":
+            out = np.where(missing, np.uint8(LEFT_MISSING), np.uint8(MEASURED))
+        else:
+            out = np.zeros_like(measured) if suffix == "_std" else measured.copy()
+        out[:, positions] = block
+        layers[suffix] = out
+    return layers
+
+
+def _refuse_backed_view(adata: AnnData) -> None:
+    """Refuse data that layers cannot be added to. A backed AnnData keeps them in memory until it is written."""
+    if adata.isbacked and adata.is_view:
+        raise ValueError("layers cannot be added to a part of an AnnData that is backed by a file; call to_memory() on it first")
+
+
+def _check_target(adata: AnnData, layer_added: str) -> None:
+    """Refuse to write over anything but an earlier completion."""
+    if not isinstance(layer_added, str) or not layer_added:
+        raise ValueError(f"layer_added must be the name of a layer, got {layer_added!r}")
+    record = adata.uns.get(layer_added)
+    if isinstance(record, Mapping) and "provenance" in record:
+        return
+    names = [layer_added + suffix for suffix in _SUFFIXES]
+    taken = [f"adata.layers[{name!r}]" for name in names if name in adata.layers]
+    columns = [f"{layer_added}_{what}" for what in ("skill", "skilled")]
+    taken += [f"adata.var[{name!r}]" for name in columns if name in adata.var]
+    taken += [f"adata.uns[{layer_added!r}]"] * (record is not None)
+    if taken:
+        raise ValueError(f"{', '.join(taken)} would be written over; choose another layer_added, or delete it first")
+
+
+def _warn_of_no_skill(skill: pd.DataFrame, layer_added: str) -> None:
+    n_unskilled = int((~skill["skilled"]).sum())
+    if not len(skill):
+        warnings.warn(
+            "No gene shows clear skill over cheap baselines on entries set aside in training, so that nothing was completed; train "
+            "longer, or name the genes to complete.",
+            UserWarning,
+            stacklevel=settings.warnings_stacklevel + 1,
+        )
+    if n_unskilled:
+        n_few = int((skill["n"] < MIN_ENTRIES).sum())
+        few = f", {n_few:,} of them with fewer than {MIN_ENTRIES} such entries to tell" if n_few else ""
+        warnings.warn(
+            f"{n_unskilled:,} of {len(skill):,} completed genes show no clear skill over cheap baselines on entries set aside in "
+            f"training{few}; adata.var['{layer_added}_skilled'] names the others, and complete(genes=\"skilled\") leaves "
+            "these as measured.",
+            UserWarning,
+            stacklevel=settings.warnings_stacklevel + 1,
+        )

@@ -1,0 +1,58 @@
+"""From a model and data to a predictor: the data set, the first round's prefill and the region effects."""
+
+from __future__ import annotations
+
+import numpy as np
+from scvi.model.base import BaseModelClass
+
+from lgdist_scvi import _keys as keys
+from lgdist_scvi.data import NeighborhoodDataset
+from lgdist_scvi.inference import Predictor, estimate_region_effects
+from lgdist_scvi.module.lgdist import Hide
+
+
+def with_prefill(model: BaseModelClass, dataset: NeighborhoodDataset, hide: Hide = "nothing") -> NeighborhoodDataset:
+    """Data in which a first round of training, if there was one, completes what neighbours lack.
+
+    For training, from what is not held out (``"set_aside"``): calibration must not know those entries by way of the neighbours.
+    """
+    first = model.module.first_round
+    if first is None:
+        return dataset
+    return dataset.with_fields(**{keys.PREFILL: Predictor(first, dataset).completed(hide)})
+
+
+def predictor_of(
+    model: BaseModelClass, dataset: NeighborhoodDataset, hide: Hide = "nothing", region_effects: bool = True
+) -> Predictor:
+    """Predictor of a trained model for some data.
+
+    Parameters
+    ----------
+    model
+        The model.
+    dataset
+        The data.
+    hide
+        ``"set_aside"``: as if nothing that training holds out were observed.
+    region_effects
+        Whether decoding follows, which needs region effects.
+    """
+    predictor = Predictor(model.module, with_prefill(model, dataset, hide))
+    return predictor.with_region_effects(_region_effects(model, predictor, hide)) if region_effects else predictor
+
+
+def forget_region_effects(model: BaseModelClass) -> None:
+    """Estimate region effects anew: the model has changed."""
+    model._remembered_effects = None
+
+
+def _region_effects(model: BaseModelClass, predictor: Predictor, hide: Hide) -> np.ndarray | None:
+    """Region effects, remembered for the last data: users ask again and again."""
+    if np.isinf(model.module.region_shrinkage.cpu().numpy()).all():
+        return None
+    asked = hide, predictor.dataset.fingerprint
+    remembered = getattr(model, "_remembered_effects", None)
+    if remembered is None or remembered[0] != asked:
+        remembered = model._remembered_effects = asked, estimate_region_effects(predictor, hide)
+    return remembered[1]

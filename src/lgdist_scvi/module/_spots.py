@@ -1,0 +1,156 @@
+"""Spots and their neighbourhoods in torch, and sums over neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+
+@dataclass
+class Spots:
+    """The visible part of a set of spots.
+
+    Attributes
+    ----------
+    counts
+        Raw counts, (n, n_genes); entries that are not visible are ignored.
+    visible
+        1 where an entry may be looked at, float, (n, n_genes).
+    library
+        Library size in counts, (n, 1).
+    prefill
+        Standardised value that stands in for a missing entry, 0 elsewhere, (n, n_genes); ``None`` without a prefill.
+    region_effect
+        Effect of the slide and of the surroundings of each spot, (n, n_genes); ``None`` without region effects.
+    """
+
+    counts: torch.Tensor
+    visible: torch.Tensor
+    library: torch.Tensor
+    prefill: torch.Tensor | None = None
+    region_effect: torch.Tensor | None = None
+
+
+@dataclass
+class Inputs:
+    """One batch in one pass: what is visible, and what is scored.
+
+    Attributes
+    ----------
+    centre
+        The spots of the batch.
+    neighbors
+        Every spot that is a neighbour of some centre, once.
+    index, distance, valid
+        Rows of a centre's neighbours among these, their distances in units of the spot pitch, and False where there is no
+        neighbour; (batch, k) each.
+    counts
+        Counts before thinning, (batch, n_genes).
+    known
+        1 where an entry may be looked at in any pass of the training, (batch, n_genes).
+    target, share
+        Counts to fit, (batch, n_genes), and the share of the library that they are a part of: a number, (batch, 1) or as `target`.
+    score
+        Weight of each entry in the loss, (batch, n_genes).
+    """
+
+    centre: Spots
+    neighbors: Spots
+    index: torch.Tensor
+    distance: torch.Tensor
+    valid: torch.Tensor
+    counts: torch.Tensor
+    known: torch.Tensor
+    target: torch.Tensor
+    share: torch.Tensor | float
+    score: torch.Tensor
+
+
+@dataclass
+class Neighborhood:
+    """Encoded neighbours of each centre; independent of the centre's own entries.
+
+    Attributes
+    ----------
+    tokens
+        One per neighbour, (batch, k, n_hidden).
+    valid
+        (batch, k), False where a token is padding.
+    log_ratio
+        Of each gene in the neighbours: logarithm of observed over expected counts, or mean standardised value; (batch, n_genes).
+    experts
+        What each expert takes from the neighbours; ``None`` if the experts are not used.
+    """
+
+    tokens: torch.Tensor
+    valid: torch.Tensor
+    log_ratio: torch.Tensor
+    experts: list[Any] | None
+
+
+@dataclass
+class Condition:
+    """Posterior of the latent of each centre, and what else decoding needs.
+
+    Attributes
+    ----------
+    mean, log_variance
+        Gaussian posterior of the latent, (batch, n_latent).
+    tokens
+        Summary of the neighbourhood, the centre's own visible part, and each neighbour: (batch, 2 + k, n_hidden).
+    valid
+        (batch, 2 + k), False where a token is padding.
+    depth
+        Logarithm of the library relative to the typical one, and the share of visible entries, (batch, 2).
+    log_ratio
+        See :class:`Neighborhood`.
+    experts, reliability
+        Predictions of the experts, (n_experts, batch, n_genes), and how much of a spot the experts know, (batch, 1); ``None`` if
+        they are not used.
+    correction
+        What takes the network's prediction to its average with the experts', (batch, n_genes).
+    region_effect
+        See :class:`Spots`.
+    own
+        Visible counts of the spot, and the library sizes, in counts, that they are a part of, (batch, n_genes) each, 0 where
+        nothing is visible; ``None`` like the experts.
+    """
+
+    mean: torch.Tensor
+    log_variance: torch.Tensor
+    tokens: torch.Tensor
+    valid: torch.Tensor
+    depth: torch.Tensor
+    log_ratio: torch.Tensor
+    experts: torch.Tensor | None = None
+    reliability: torch.Tensor | None = None
+    correction: torch.Tensor | None = None
+    region_effect: torch.Tensor | None = None
+    own: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @property
+    def spread(self) -> torch.Tensor:
+        """Standard deviation of the posterior, (batch, n_latent)."""
+        return torch.exp(0.5 * self.log_variance)
+
+    def sample(self, noise: torch.Tensor) -> torch.Tensor:
+        """Reparametrised sample of the latent, in the shape of `noise`, (..., batch, n_latent)."""
+        return self.mean + self.spread * noise
+
+
+def sum_of_neighbors(values: torch.Tensor, index: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Sum over the neighbours of each centre, (batch, n_columns).
+
+    Parameters
+    ----------
+    values
+        Of every spot that is a neighbour of some centre, (n, n_columns).
+    index
+        Rows of a centre's neighbours among these, (batch, k).
+    valid
+        1 where there is a neighbour, (batch, k).
+    """
+    return functional.embedding_bag(index, values, mode="sum", per_sample_weights=valid.to(values))

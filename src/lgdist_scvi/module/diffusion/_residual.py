@@ -1,0 +1,147 @@
+"""Diffusion of a scaled residual around a mean, under any condition tokens: loss, mean and samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lgdist_scvi.module.diffusion._process import GaussianDiffusion
+from lgdist_scvi.module.diffusion._vector_dit import VectorDiT
+
+
+class ResidualDiffusion(nn.Module):
+    """What a vector differs by from a mean that is known, in units of a spread that is known about.
+
+    The spread follows how much is hidden, so that what is diffused has unit variance whatever is hidden. Until
+    the diffusion is trained, the vector is Gaussian with this mean and spread.
+
+    Parameters
+    ----------
+    n_data
+        Length of the vector.
+    n_condition
+        Width of the condition tokens.
+    n_hidden, n_layers, n_heads
+        Sizes of the denoiser.
+    n_timesteps
+        Noise steps in training.
+    n_draws
+        Noise draws per condition in a training step.
+    """
+
+    def __init__(
+        self,
+        n_data: int,
+        n_condition: int,
+        n_hidden: int,
+        n_layers: int,
+        n_heads: int,
+        n_timesteps: int,
+        n_draws: int,
+    ):
+        super().__init__()
+        self.denoiser = VectorDiT(n_data, n_condition, n_hidden, n_layers, n_heads)
+        self.process = GaussianDiffusion(n_timesteps)
+        self.n_data, self.n_draws = n_data, n_draws
+        self.register_buffer("scale", torch.ones(n_data))  # of the residual in units of the spread
+        self.register_buffer("trained", torch.tensor(False))
+
+    @property
+    def n_timesteps(self) -> int:
+        """Noise steps in training."""
+        return self.process.n_timesteps
+
+    def set_scale(self, mean_squares: torch.Tensor) -> None:
+        """Set the scale of the residuals from their mean squares in units of the spread, (n_batches, n_data)."""
+        self.scale.copy_(mean_squares.mean(0).sqrt())
+
+    def noise(self, batch: int, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
+        """Noise of a training step, for the target and for the process, (2, batch, n_draws, n_data)."""
+        return torch.randn(2, batch, self.n_draws, self.n_data, generator=generator, device=device)
+
+    def noised(
+        self,
+        target: torch.Tensor,
+        noise: torch.Tensor,
+        mean: torch.Tensor,
+        spread: torch.Tensor,
+        generator: torch.Generator | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Noise the residuals of vectors.
+
+        Parameters
+        ----------
+        target, noise
+            Vectors and noise, (batch, n_draws, n_data).
+        mean, spread
+            (batch, n_data)
+        generator
+            Of the timesteps.
+
+        Returns
+        -------
+        Noisy residuals and v-targets, (batch, n_draws, n_data), and timesteps, (batch, n_draws).
+        """
+        residual = (target - mean[:, None]) / (self.scale * spread)[:, None]
+        timestep = self._timesteps(len(mean), generator, mean.device)
+        noisy, velocity = self.process.training_pair(
+            residual.flatten(0, 1), noise.reshape(-1, self.n_data), timestep.flatten()
+        )
+        return noisy.view_as(residual), velocity.view_as(residual), timestep
+
+    def loss(
+        self,
+        noised: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        mean: torch.Tensor,
+        spread: torch.Tensor,
+        tokens: torch.Tensor,
+        valid: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean squared error of v (0 to about 1), and the posterior mean of the vector, (batch, n_data).
+
+        Parameters
+        ----------
+        noised
+            Output of :meth:`noised`.
+        mean, spread
+            (batch, n_data)
+        tokens, valid
+            See :class:`VectorDiT`.
+        """
+        noisy, velocity, timestep = noised
+        predicted = self.denoiser(noisy, timestep, tokens, valid)  # (batch, n_draws, n_data)
+        error = ((predicted - velocity) ** 2).mean()
+        # the first draw sits at the noisiest step, where the prediction is minus the posterior mean
+        return error, mean - self.scale * spread * predicted[:, 0]
+
+    def _timesteps(self, batch: int, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
+        """One draw at the noisiest step, the others stratified over the schedule, (batch, n_draws)."""
+        n_strata = self.n_draws - 1
+        uniform = torch.rand(batch, n_strata, generator=generator, device=device)
+        strata = (torch.arange(n_strata, device=device) + uniform) / max(n_strata, 1)
+        timestep = (strata * self.n_timesteps).long().clamp(max=self.n_timesteps - 1)
+        return torch.cat([timestep.new_full((batch, 1), self.n_timesteps - 1), timestep], dim=1)
+
+    def mean(self, mean: torch.Tensor, spread: torch.Tensor, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """Posterior mean of the vector, (batch, n_data): one evaluation of the denoiser; arguments as in :meth:`loss`."""
+        if not self.trained:
+            return mean
+        residual = self.process.posterior_mean(
+            lambda x, t: self.denoiser(x[:, None], t[:, None], tokens, valid)[:, 0], torch.zeros_like(mean)
+        )
+        return mean + self.scale * spread * residual
+
+    def sample(
+        self,
+        mean: torch.Tensor,
+        spread: torch.Tensor,
+        tokens: torch.Tensor,
+        valid: torch.Tensor,
+        noise: torch.Tensor,
+        n_steps: int,
+    ) -> torch.Tensor:
+        """Samples of the vector from noise, both (batch, n_samples, n_data); other arguments as in :meth:`loss`."""
+        if not self.trained:
+            return mean[:, None] + spread[:, None] * noise
+        residual = self.process.sample(lambda x, t: self.denoiser(x, t[:, None], tokens, valid), noise, n_steps)
+        return mean[:, None] + (self.scale * spread)[:, None] * residual

@@ -1,0 +1,99 @@
+"""Denoiser: a diffusion transformer for one vector under a set of condition tokens; knows nothing of genes or neighbourhoods."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lgdist_scvi.module.nn._layers import FeedForward, TokenAttention
+
+
+class DiTBlock(nn.Module):
+    """Attention over condition tokens and feed-forward, each modulated by the timestep (adaLN-Zero).
+
+    Peebles & Xie (2023), "Scalable diffusion models with transformers", section 3.2. The gates start at zero, so that
+    every block starts as the identity.
+    """
+
+    def __init__(self, n_hidden: int, n_heads: int, n_condition: int):
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(n_hidden, elementwise_affine=False)
+        self.attention = TokenAttention(n_hidden, n_heads, n_condition)
+        self.norm_feed_forward = nn.LayerNorm(n_hidden, elementwise_affine=False)
+        self.feed_forward = FeedForward(n_hidden, expansion=4)
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(n_hidden, 6 * n_hidden))
+        nn.init.zeros_(self.modulation[-1].weight)
+        nn.init.zeros_(self.modulation[-1].bias)
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.modulation(time).chunk(6, dim=-1)
+        modulated = self.norm_attention(x) * (1 + scale_a) + shift_a
+        x = x + gate_a * self.attention(modulated, tokens, valid)
+        return x + gate_f * self.feed_forward(self.norm_feed_forward(x) * (1 + scale_f) + shift_f)
+
+
+class VectorDiT(nn.Module):
+    """Predict the diffusion target of a noisy vector.
+
+    Parameters
+    ----------
+    n_data
+        Length of the vector that is diffused.
+    n_condition
+        Width of the condition tokens.
+    n_hidden
+        Width of the blocks.
+    n_layers
+        Number of DiT blocks.
+    n_heads
+        Attention heads.
+    """
+
+    def __init__(self, n_data: int, n_condition: int, n_hidden: int, n_layers: int, n_heads: int):
+        from diffusers.models.embeddings import TimestepEmbedding
+
+        super().__init__()
+        self.embed = nn.Linear(n_data, n_hidden)
+        self.summary = nn.Linear(n_condition, n_hidden)
+        self.time = TimestepEmbedding(n_hidden, n_hidden)
+        self.norm_condition = nn.LayerNorm(n_condition)
+        self.blocks = nn.ModuleList(DiTBlock(n_hidden, n_heads, n_condition) for _ in range(n_layers))
+        self.norm = nn.LayerNorm(n_hidden, elementwise_affine=False)
+        self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(n_hidden, 2 * n_hidden))
+        self.final = nn.Linear(n_hidden, n_data)
+        for layer in (self.final_modulation[-1], self.final):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, x: torch.Tensor, timestep: torch.Tensor, tokens: torch.Tensor, valid: torch.Tensor
+    ) -> torch.Tensor:
+        """Predict.
+
+        Parameters
+        ----------
+        x
+            Noisy vectors, (batch, n_draws, n_data): several draws share one condition.
+        timestep
+            Integer timesteps of the training schedule, (batch, n_draws), or (batch, 1) if the draws share them.
+        tokens
+            Condition, (batch, n_tokens, n_condition); the first token sums the condition up.
+        valid
+            (batch, n_tokens), False where a token is padding.
+
+        Returns
+        -------
+        (batch, n_draws, n_data)
+        """
+        from diffusers.models.embeddings import get_timestep_embedding
+
+        tokens = self.norm_condition(tokens)
+        hidden = self.embed(x)  # (batch, n_draws, n_hidden)
+        features = get_timestep_embedding(
+            timestep.flatten(), hidden.shape[-1], flip_sin_to_cos=True, downscale_freq_shift=0
+        ).view(*timestep.shape, -1)
+        time = self.time(features) + self.summary(tokens[:, :1])  # (batch, n_draws or 1, n_hidden)
+        for block in self.blocks:
+            hidden = block(hidden, time, tokens, valid)
+        shift, scale = self.final_modulation(time).chunk(2, dim=-1)
+        return self.final(self.norm(hidden) * (1 + scale) + shift)

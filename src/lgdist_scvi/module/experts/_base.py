@@ -1,0 +1,102 @@
+"""What an expert is: a second predictor of what the decoder predicts, which is averaged with it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from lgdist_scvi.module._spots import Inputs, Spots
+from lgdist_scvi.module.likelihood import Likelihood
+
+
+class ExpertSizes(Protocol):
+    """Sizes of the experts; see :class:`~lgdist_scvi.LGDiST`."""
+
+    n_factors: int
+    n_profiles: int
+    n_mixtures: int
+
+
+@dataclass
+class TrainingSpots:
+    """What experts learn from: observed entries that are not held out.
+
+    Attributes
+    ----------
+    spots
+        The spots; their library is the visible one.
+    index, valid
+        Rows of the spots' neighbours among them, and 1 where there is one, (n, k).
+    batches
+        Batches of some of the spots, with all neighbours.
+    """
+
+    spots: Spots
+    index: torch.Tensor
+    valid: torch.Tensor
+    batches: Sequence[Inputs]
+
+
+class Expert(nn.Module, ABC):
+    """A predictor of a spot's expected values from its visible entries and its neighbours.
+
+    Parameters
+    ----------
+    n_genes
+        Number of genes.
+    sizes
+        Where the expert finds its sizes.
+    """
+
+    def __init__(self, n_genes: int, sizes: ExpertSizes):
+        super().__init__()
+        self.register_buffer("gene_rate", torch.full((n_genes,), 1.0 / n_genes))
+        self.register_buffer("typical_library", torch.tensor(1.0))
+
+    def initialise(self, likelihood: Likelihood, counts: np.ndarray, known: np.ndarray, library: np.ndarray) -> None:
+        """Set what is known before training.
+
+        Parameters
+        ----------
+        likelihood
+            With the statistics of the genes.
+        counts, known, library
+            Counts, (n, n_genes), 1 where they may be looked at, and library sizes, (n, 1), of some spots.
+        """
+        self.gene_rate.copy_(likelihood.gene_rate)
+        self.typical_library.copy_(likelihood.typical_library)
+
+    def fit(self, data: TrainingSpots, likelihood: Likelihood, generator: torch.Generator) -> None:
+        """Learn, after the network; random numbers are drawn from `generator`."""
+
+    def release(self, share: torch.Tensor) -> None:
+        """Know, after all fitting, that held-out entries, a share of each gene's, (n_genes,), are visible from now on."""
+
+    @abstractmethod
+    def neighborhood(self, neighbors: Spots, library: torch.Tensor, index: torch.Tensor, valid: torch.Tensor) -> Any:
+        """What is taken from the neighbours, handed to `forward`.
+
+        Parameters
+        ----------
+        neighbors
+            Every spot that is a neighbour of some centre.
+        library
+            Their visible library, in counts, (n, 1).
+        index, valid
+            Rows of a centre's neighbours among these, and 1 where there is one, (batch, k).
+        """
+
+    @abstractmethod
+    def forward(
+        self, centre: Spots, library: torch.Tensor, neighborhood: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Expected values in the likelihood's unit, (batch, n_genes), and how much of a spot is known, (batch, 1), or ``None``.
+
+        Of several experts, the first that tells how much of a spot is known tells it for all.
+        """

@@ -1,0 +1,192 @@
+"""The expert of expression profiles: Gamma-Poisson factorisation whose loadings have the neighbours' mean as prior."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lgdist_scvi.module._spots import Spots, sum_of_neighbors
+from lgdist_scvi.module.experts._base import Expert, ExpertSizes, TrainingSpots
+from lgdist_scvi.module.likelihood import Likelihood
+
+_LOADING_SHAPE = 1.0
+_PROFILE_SHAPE = 0.3
+_FROM_NEIGHBORS = 0.9  # share of the neighbours in the prior mean of a spot's loadings
+_FIT_STEPS = 200
+_STEPS = 5
+# With given profiles a step goes further than expectation-maximisation would, and keeps some of its direction (heavy ball): it
+# ends in the same place, sooner, as long as the stride is below twice (1 + momentum).
+_STRIDE = 2.2
+_MOMENTUM = 0.2
+_SMALLEST = 1e-20
+
+
+class GammaPoisson(nn.Module):
+    """Gamma-Poisson factorisation with variational inference for any pattern of missing entries.
+
+    A count is Poisson with mean L * sum_k w_k h_kg: loadings w of a spot are gamma with the neighbours' mean loading as prior
+    mean, profiles h are gamma around the genes' mean rates, and the posteriors of all are approximated by gamma
+    distributions (Cemgil 2009, "Bayesian inference for nonnegative matrix factorisation models"; Gopalan et al. 2015,
+    "Scalable recommendation with hierarchical Poisson factorization").
+
+    Parameters
+    ----------
+    n_genes, n_profiles
+        Number of genes, and of profiles.
+    """
+
+    def __init__(self, n_genes: int, n_profiles: int):
+        super().__init__()
+        profiles = torch.full((n_profiles, n_genes), 1.0 / n_genes)
+        # posterior mean of the profiles, exponential of the expected logarithm, and mean loading
+        self.register_buffer("profiles", profiles)
+        self.register_buffer("geometric", profiles.clone())
+        self.register_buffer("typical_loading", torch.full((n_profiles,), 1.0 / n_profiles))
+
+    @torch.no_grad()
+    def fit(
+        self,
+        counts: torch.Tensor,
+        visible: torch.Tensor,
+        library: torch.Tensor,
+        index: torch.Tensor,
+        valid: torch.Tensor,
+        gene_rate: torch.Tensor,
+        generator: torch.Generator,
+    ) -> None:
+        """Learn profiles from counts.
+
+        Parameters
+        ----------
+        counts, visible
+            (n, n_genes); `visible` is 0 where a count may not be looked at.
+        library
+            In counts, (n, 1).
+        index, valid
+            Rows of the spots' neighbours, and 1 where there is one, (n, k).
+        gene_rate
+            Mean share of each gene in the library, (n_genes,).
+        generator
+            Of the random start.
+        """
+        counts = counts * visible
+        n_profiles = len(self.profiles)
+        # a start that tells profiles apart a little
+        noise = torch.rand(self.profiles.shape, generator=generator).to(counts)
+        self.profiles.copy_(gene_rate * (0.75 + 0.5 * noise))
+        self.geometric.copy_(self.profiles)
+        self.typical_loading.fill_(1.0 / n_profiles)
+        loading = geometric = self.typical_loading.expand(len(counts), -1)
+        for _ in range(_FIT_STEPS):
+            known = self.known(visible, library, loading, learn=True)
+            rate = self._loading_rate(known, library, self.prior_mean(loading, index, valid))
+            loading, geometric = self._loading_step(counts, rate, geometric)
+            self.typical_loading.copy_(loading.mean(0).clamp(min=1e-6))
+            shape = _PROFILE_SHAPE + self.geometric * (geometric.T @ self._ratio(counts, geometric))
+            rate = _PROFILE_SHAPE / gene_rate + (library * loading).T @ known
+            self.profiles.copy_(shape / rate)
+            self.geometric.copy_(torch.exp(torch.digamma(shape)) / rate)
+
+    @property
+    def n_pseudo_counts(self) -> float:
+        """The prior of the loadings of a spot weighs as much as this number of its counts."""
+        return _LOADING_SHAPE * len(self.typical_loading)
+
+    def known(
+        self, visible: torch.Tensor, library: torch.Tensor, loading: torch.Tensor, learn: bool = False
+    ) -> torch.Tensor:
+        """Weight of each entry as a known count, (n, n_genes): here, 1 where it is visible.
+
+        Parameters
+        ----------
+        visible, library
+            As in :meth:`loading`.
+        loading
+            The latest, (n, n_profiles).
+        learn
+            Whether to learn from them, where there is something to learn.
+        """
+        return visible
+
+    def _ratio(self, counts: torch.Tensor, geometric: torch.Tensor) -> torch.Tensor:
+        """Counts over what they are attributed to, (n, n_genes)."""
+        attributed = (geometric @ self.geometric).add_(_SMALLEST)
+        if torch.is_grad_enabled():
+            return counts / attributed
+        return torch.div(counts, attributed, out=attributed)  # in place: large, and made again in every step
+
+    def _loading_rate(self, known: torch.Tensor, library: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+        """Rate of the loadings' gamma posterior, (n, n_profiles)."""
+        return _LOADING_SHAPE / expected + library * (known @ self.profiles.T)
+
+    def _loading_step(
+        self, counts: torch.Tensor, rate: torch.Tensor, geometric: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Posterior mean of the loadings and exponential of their expected logarithm, from the latter; all (n, n_profiles)."""
+        shape = _LOADING_SHAPE + geometric * (self._ratio(counts, geometric) @ self.geometric.T)
+        # exponential of the digamma function by its series, within .2 % for shapes of at least 1: the function itself is slow
+        exponential = shape - 0.5 + (1.0 / 24.0 + 1.0 / 48.0 / shape) / shape
+        return shape / rate, exponential / rate
+
+    def prior_mean(self, loading: torch.Tensor, index: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """Prior mean of the loadings, mostly that of the neighbours, (n, n_profiles)."""
+        n_neighbors = valid.sum(1, keepdim=True)
+        mean = sum_of_neighbors(loading, index, valid) / n_neighbors.clamp(min=1.0)
+        return self.typical_loading + _FROM_NEIGHBORS * (n_neighbors > 0) * (mean - self.typical_loading)
+
+    def loading(
+        self, counts: torch.Tensor, visible: torch.Tensor, library: torch.Tensor, expected: torch.Tensor
+    ) -> torch.Tensor:
+        """Posterior mean of the loadings, (n, n_profiles).
+
+        Parameters
+        ----------
+        counts, visible
+            (n, n_genes); `visible` is 0 where a count may not be looked at.
+        library
+            In counts, (n, 1).
+        expected
+            Prior mean, (n, n_profiles) or (n_profiles,).
+        """
+        counts = counts * visible
+        loading = geometric = expected.expand(len(counts), -1)
+        logarithm, direction, known = geometric.log(), 0.0, None
+        for step in range(_STEPS):
+            before, known = known, self.known(visible, library, loading)
+            if known is not before:  # what is known for certain stays the same
+                rate = self._loading_rate(known, library, expected)
+            loading, target = self._loading_step(counts, rate, geometric)
+            if step < _STEPS - 1:
+                direction = _STRIDE * (target.log() - logarithm) + _MOMENTUM * direction
+                logarithm = logarithm + direction
+                geometric = logarithm.exp()
+        return loading
+
+
+class GammaPoissonExpert(Expert):
+    """Mean of factorisations from different starts: each ends in an optimum of its own, and they err differently."""
+
+    def __init__(self, n_genes: int, sizes: ExpertSizes):
+        super().__init__(n_genes, sizes)
+        self.factorisations = nn.ModuleList(GammaPoisson(n_genes, sizes.n_profiles) for _ in range(sizes.n_mixtures))
+
+    def fit(self, data: TrainingSpots, likelihood: Likelihood, generator: torch.Generator) -> None:
+        """Learn the profiles."""
+        spots = data.spots
+        for one in self.factorisations:
+            one.fit(spots.counts, spots.visible, spots.library, data.index, data.valid, self.gene_rate, generator)
+
+    def neighborhood(
+        self, neighbors: Spots, library: torch.Tensor, index: torch.Tensor, valid: torch.Tensor
+    ) -> torch.Tensor:
+        """Prior means of the loadings, (n_mixtures, batch, n_profiles)."""
+        seen = neighbors.counts, neighbors.visible, library
+        return torch.stack(
+            [one.prior_mean(one.loading(*seen, one.typical_loading), index, valid) for one in self.factorisations]
+        )
+
+    def forward(self, centre: Spots, library: torch.Tensor, neighborhood: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Expected rates, (batch, n_genes)."""
+        pairs = zip(self.factorisations, neighborhood, strict=True)
+        rates = [one.loading(centre.counts, centre.visible, library, prior) @ one.profiles for one, prior in pairs]
+        return torch.stack(rates).mean(0), None

@@ -1,0 +1,103 @@
+"""Fit the experts, their averaging weights and the gene effects, after the autoencoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+
+from lgdist_scvi import _keys as keys
+from lgdist_scvi.module._spots import Inputs, Spots
+from lgdist_scvi.module.experts import HeldOutBatch, TrainingSpots, best_weights
+from lgdist_scvi.module.lgdist._module import Hide, LGDiSTModule
+
+_N_PROFILE_SPOTS = 4096  # that profiles are learnt from, fewer of whole transcriptomes
+_N_PROFILE_ENTRIES = 8_000_000
+_N_SPOTS = 2048  # that choose weights
+
+Batch = dict[str, torch.Tensor]
+
+
+@torch.no_grad()
+def fit_experts(module: LGDiSTModule, batches: Iterable[Batch], generator: torch.Generator) -> None:
+    """Fit the experts, and choose their averaging weights on held-out entries.
+
+    Parameters
+    ----------
+    module
+        With a trained autoencoder.
+    batches
+        Batches of spots.
+    generator
+        Of the random starts and of the entries that are hidden in turn.
+    """
+    average, likelihood = module.experts, module.likelihood
+    average.in_use.fill_(False)
+    if not module.own_entries:
+        return  # experts correct predictions of spots of which something is visible
+    chosen, parts, n_spots = [], [], 0
+    n_enough = min(_N_PROFILE_SPOTS, _N_PROFILE_ENTRIES // len(likelihood.gene_rate))
+    for batch in batches:
+        if n_spots >= max(n_enough, _N_SPOTS):
+            break
+        batch = {key: value.to(average.weights_hidden.device) for key, value in batch.items()}
+        if n_spots < n_enough:
+            parts.append(_for_profiles(module, batch))
+        # whole batches are large: no more are kept than choose weights
+        if n_spots < _N_SPOTS:
+            chosen.append(batch)
+        n_spots += len(batch[keys.COUNTS])
+    likelihood.reset_gene_effects()
+    data = _training_spots(parts, [module.inputs(batch, "set_aside") for batch in chosen])
+    for expert in average.experts:
+        expert.fit(data, likelihood, generator)
+    average.weights_hidden.zero_()
+    average.weights_visible.zero_()
+    average.in_use.fill_(True)
+    for hold_out in likelihood.hold_outs:
+        held_out = _held_out(module, chosen, hold_out, generator)
+        average.weights_of(hold_out).copy_(best_weights(likelihood, len(average.experts), held_out))
+    likelihood.fit_gene_effects(_halves(module, chosen, generator))
+    for expert in average.experts:
+        expert.release(module.share_set_aside())
+
+
+def _for_profiles(module: LGDiSTModule, batch: Batch) -> tuple[torch.Tensor, ...]:
+    """Counts, which of them may be looked at, library, rows of the spots and of their neighbours, and which of these exist."""
+    centre = module.inputs(batch, "set_aside").centre
+    neighbor = batch[keys.NEIGHBOR_SPOT].flatten().long()[batch[keys.NEIGHBOR_INDEX].long()]
+    library = module.likelihood.visible_library(centre)
+    spot, valid = batch[keys.SPOT].flatten().long(), batch[keys.NEIGHBOR_VALID].float()
+    return centre.counts, centre.visible, library, spot, neighbor, valid
+
+
+def _training_spots(parts: Sequence[tuple[torch.Tensor, ...]], batches: Sequence[Inputs]) -> TrainingSpots:
+    """Join batches of spots; neighbours that are in none of them are left out."""
+    counts, visible, library, spot, neighbor, valid = map(torch.cat, zip(*parts, strict=True))
+    position = torch.full((int(max(spot.max(), neighbor.max())) + 1,), -1, device=spot.device)
+    position[spot] = torch.arange(len(spot), device=spot.device)
+    index = position[neighbor]
+    return TrainingSpots(Spots(counts, visible, library), index.clamp(min=0), valid * (index >= 0), batches)
+
+
+def _held_out(
+    module: LGDiSTModule, batches: Sequence[Batch], hide: Hide, generator: torch.Generator
+) -> Iterator[HeldOutBatch]:
+    """Predictions of network and experts of what is held out."""
+    for batch in batches:
+        inputs = module.inputs(batch, hide, generator)
+        condition = module.condition_of(inputs)
+        network = module.autoencoder.decode(condition.mean, condition)
+        exposure = module.fitted_exposure(batch, inputs)
+        yield HeldOutBatch(network, condition.experts, condition.reliability, inputs.target, exposure, inputs.score > 0)
+
+
+def _halves(
+    module: LGDiSTModule, batches: Sequence[Batch], generator: torch.Generator
+) -> Iterator[tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]]:
+    """Predictions from one half of the molecules, that half, and the other, with the libraries of both."""
+    for batch in batches:
+        inputs = module.inputs(batch, "split", generator)
+        condition = module.condition_of(inputs)
+        rate, known = module.decode(condition.mean, condition), inputs.known
+        yield rate, condition.own, (inputs.target * known, module.fitted_exposure(batch, inputs) * known)

@@ -1,0 +1,60 @@
+"""Likelihoods: everything that counts and captured values do differently."""
+
+from __future__ import annotations
+
+from lgdist_scvi.module.likelihood._base import Estimand, HoldOut, Likelihood
+from lgdist_scvi.module.likelihood._captured import CapturedLikelihood, counts_in_library
+from lgdist_scvi.module.likelihood._captured_mean import any_poisson, expected_captured
+from lgdist_scvi.module.likelihood._counts import NegativeBinomialLikelihood, PoissonLikelihood, split_counts
+from lgdist_scvi.module.likelihood._effects import Effect
+from lgdist_scvi.module.likelihood._gene_effects import GeneEffects
+from lgdist_scvi.module.likelihood._predictive import Predictive
+
+__all__ = [
+    "LIKELIHOODS",
+    "CapturedLikelihood",
+    "Effect",
+    "Estimand",
+    "GeneEffects",
+    "HoldOut",
+    "Likelihood",
+    "NegativeBinomialLikelihood",
+    "PoissonLikelihood",
+    "Predictive",
+    "any_poisson",
+    "choose_likelihood",
+    "counts_in_library",
+    "expected_captured",
+    "split_counts",
+]
+
+# by the name that `gene_likelihood` has; "auto" takes the first that fits the data
+LIKELIHOODS: dict[str, type[Likelihood]] = {
+    "nb": NegativeBinomialLikelihood,
+    "normal": CapturedLikelihood,
+    "poisson": PoissonLikelihood,
+}
+
+
+def choose_likelihood(name: str, shows_zeros: bool, hides_every_zero: bool) -> str:
+    """Choose the likelihood that fits the observed data, or refuse one that does not.
+
+    Parameters
+    ----------
+    name
+        A key of `LIKELIHOODS`, or ``"auto"``.
+    shows_zeros
+        Whether some observed entry is a zero.
+    hides_every_zero
+        Whether there are zeros, and a mask calls all of them missing.
+
+    Raises
+    ------
+    ValueError
+        If the likelihood does not fit.
+    """
+    if name == "auto":
+        return next(key for key, one in LIKELIHOODS.items() if one.refusal(shows_zeros, hides_every_zero) is None)
+    if (why := LIKELIHOODS[name].refusal(shows_zeros, hides_every_zero)) is not None:
+        raise ValueError(f'gene_likelihood="{name}" {why}')
+    return name

@@ -1,0 +1,306 @@
+"""The interface of a likelihood: from counts to what networks see, and from what they predict to counts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from lgdist_scvi._units import to_log1p
+from lgdist_scvi.module._spots import Spots
+from lgdist_scvi.module.likelihood._effects import Effect
+from lgdist_scvi.module.likelihood._predictive import Predictive
+
+Estimand = Literal["rate", "captured"]
+HoldOut = Literal["set_aside", "split"]
+Own = tuple[torch.Tensor, torch.Tensor]
+"""Visible counts of each spot, and the library sizes that they are a part of, (batch, n_genes) each."""
+
+
+class Thinned(NamedTuple):
+    """Counts of a training step: looked at and fitted, and the shares of the library that both are a part of.
+
+    `weight` is the weight of a visible entry in the loss, against 1 for a hidden one.
+    """
+
+    counts: torch.Tensor
+    target: torch.Tensor
+    share: torch.Tensor | float
+    looked_at: torch.Tensor | float
+    weight: float
+
+
+class Likelihood(nn.Module, ABC):
+    """What is known of measured values given what is expected of them.
+
+    Expected values ("decoded") are in the likelihood's own unit: shares of the library for counts, log1p(CP10K) for captured values.
+
+    Parameters
+    ----------
+    n_genes, n_latent
+        Number of genes, and length of the latent.
+    compositional
+        Whether the registered genes make up the library, so that rates sum to 1.
+
+    Attributes
+    ----------
+    estimands
+        What can be asked for; the first is what is modelled.
+    hold_outs
+        How entries can be held out to judge predictions: hidden (``"set_aside"``), or half of their molecules (``"split"``).
+    region_effect
+        How region effects act on expected values.
+    gene_rate
+        Mean share of each gene in the library, (n_genes,).
+    value_mean, value_scale
+        Mean and standard deviation of the observed values of each gene, log1p(CP10K), (n_genes,).
+    typical_library
+        Median library size in counts.
+    """
+
+    estimands: ClassVar[tuple[Estimand, ...]]
+    hold_outs: ClassVar[tuple[HoldOut, ...]]
+    region_effect: ClassVar[Effect]
+    n_weight_groups: ClassVar[int] = 1  # groups of genes, by their rates, in which experts have weights of their own
+
+    def __init__(self, n_genes: int, n_latent: int, compositional: bool):
+        super().__init__()
+        self.compositional = compositional
+        self.register_buffer("gene_rate", torch.full((n_genes,), 1.0 / n_genes))
+        self.register_buffer("value_mean", torch.ones(n_genes))
+        self.register_buffer("value_scale", torch.ones(n_genes))
+        self.register_buffer("typical_library", torch.tensor(1.0))
+
+    @property
+    def modelled(self) -> Estimand:
+        """What is modelled."""
+        return self.estimands[0]
+
+    # ---- choice and statistics, before there is a model
+
+    @classmethod
+    @abstractmethod
+    def refusal(cls, shows_zeros: bool, hides_every_zero: bool) -> str | None:
+        """Why data do not fit, as a clause with the remedy; ``None`` if they do.
+
+        Parameters
+        ----------
+        shows_zeros
+            Whether some observed entry is a zero.
+        hides_every_zero
+            Whether there are zeros, and a mask calls all of them missing.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def counted_among(known: np.ndarray) -> np.ndarray:
+        """Entries in whose libraries the counts of known entries are a share, from those known, (n, n_genes)."""
+
+    def set_statistics(
+        self, gene_rate: torch.Tensor, value_mean: torch.Tensor, value_scale: torch.Tensor, typical_library: float
+    ) -> None:
+        """Set the statistics of the genes."""
+        self.gene_rate.copy_(gene_rate)
+        self.value_mean.copy_(value_mean)
+        self.value_scale.copy_(value_scale)
+        self.typical_library.fill_(typical_library)
+
+    @property
+    @abstractmethod
+    def expression(self) -> torch.Tensor:
+        """Mean of what is modelled of each gene, (n_genes,)."""
+
+    # ---- what networks see
+
+    def usable(self, library: torch.Tensor) -> torch.Tensor:
+        """Library size with the typical one where nothing was counted, (n, 1)."""
+        return torch.where(library > 0, library, self.typical_library)
+
+    def visible_library(self, spots: Spots) -> torch.Tensor:
+        """Library size, in counts (n, 1), without looking at hidden entries."""
+        return self.usable(spots.library)
+
+    def whole_library(self, library: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+        """Library size as it would be without missing entries, (n, 1), where that can be told."""
+        return library
+
+    @staticmethod
+    def values(spots: Spots, library: torch.Tensor) -> torch.Tensor:
+        """log1p(CP10K) of the visible counts in a library, in counts (n, 1): (n, n_genes), 0 where hidden."""
+        return to_log1p(spots.counts * spots.visible, library)
+
+    def standardise(self, values: torch.Tensor) -> torch.Tensor:
+        """log1p(CP10K) in units of the gene's standard deviation from its mean, (n, n_genes)."""
+        return (values - self.value_mean) / self.value_scale
+
+    def standardised(self, spots: Spots, library: torch.Tensor) -> torch.Tensor:
+        """Standardised visible values, (n, n_genes), 0 where hidden."""
+        return self.standardise(self.values(spots, library)) * spots.visible
+
+    @abstractmethod
+    def log_ratio(
+        self, neighbors: Spots, library: torch.Tensor, index: torch.Tensor, valid: torch.Tensor
+    ) -> torch.Tensor:
+        """How far each gene of the neighbours lies from its mean, (batch, n_genes)."""
+
+    @abstractmethod
+    def thin(self, counts: torch.Tensor, visible: torch.Tensor, keep_at_least: float, visible_weight: float) -> Thinned:
+        """Counts to look at and to fit in a training step, (batch, n_genes)."""
+
+    # ---- from the decoder's scores to expected values
+
+    @abstractmethod
+    def initial_slope(self) -> torch.Tensor:
+        """Change of a score with the log1p(CP10K) value, (n_genes,), from which the decoder starts."""
+
+    def with_depth(self, latent: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
+        """Latent with what expected values owe to the depth."""
+        return latent
+
+    @abstractmethod
+    def expected(self, score: torch.Tensor) -> torch.Tensor:
+        """Expected values of the decoder's scores, (..., n_genes)."""
+
+    def normalised(self, decoded: torch.Tensor) -> torch.Tensor:
+        """Expected values that sum to 1, if they are shares of one whole, (..., n_genes)."""
+        return decoded
+
+    @abstractmethod
+    def relative(self, experts: torch.Tensor, network: torch.Tensor) -> torch.Tensor:
+        """Correction that takes the network's prediction to those of the experts, (n_experts, batch, n_genes)."""
+
+    @abstractmethod
+    def corrected(self, decoded: torch.Tensor, correction: torch.Tensor) -> torch.Tensor:
+        """Apply a correction, entry by entry; not normalised."""
+
+    def with_own_count(self, decoded: torch.Tensor, own: Own) -> torch.Tensor:
+        """Expected values given the spot's own count of each gene: the gene effect, (..., n_genes)."""
+        return decoded
+
+    @abstractmethod
+    def own_variance(self, decoded: torch.Tensor, own: Own | None) -> torch.Tensor:
+        """Variance of an expected value that no latent holds: what is peculiar to one gene in one spot, (batch, n_genes)."""
+
+    def reset_gene_effects(self) -> None:
+        """No gene effects."""
+
+    def fit_gene_effects(self, halves: Iterable[tuple[torch.Tensor, Own, Own]]) -> None:
+        """Fit gene effects on expected values, a first half of the counts and a second one, batch by batch."""
+
+    # ---- losses and noise
+
+    @abstractmethod
+    def training_loss(self, decoded: torch.Tensor, counts: torch.Tensor, exposure: torch.Tensor) -> torch.Tensor:
+        """What training minimises, entry by entry, in nats, (batch, n_genes).
+
+        Parameters
+        ----------
+        decoded
+            Expected values, (batch, n_genes).
+        counts
+            What is fitted, (batch, n_genes).
+        exposure
+            Library size, in counts, that the rates multiply, (batch, 1) or (batch, n_genes).
+        """
+
+    @abstractmethod
+    def error(self, decoded: torch.Tensor, counts: torch.Tensor, exposure: torch.Tensor) -> torch.Tensor:
+        """What judges expected values alone, entry by entry, in nats up to a constant."""
+
+    @abstractmethod
+    def noise_variance(self, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+        """Variance of a measured value beyond that of its mean and of sampling, (batch, n_genes), in units of :meth:`in_own_unit`."""
+
+    def scale_noise(self, square: torch.Tensor, sampling: torch.Tensor, expected: torch.Tensor) -> None:
+        """Bring the noise to the size that was seen.
+
+        Parameters
+        ----------
+        square
+            Sum over entries of the squared error that the spread of samples leaves to the noise, of a stratum for each of
+            its genes, (n_genes,).
+        sampling, expected
+            Sums of the variance of sampling noise, and of :meth:`noise_variance`, over the same entries, (n_genes,).
+        """
+
+    @abstractmethod
+    def squared_error(
+        self, counts: torch.Tensor, per_count: torch.Tensor, mean: torch.Tensor, library: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Squared error of a mean about hidden counts, and the part of it that is sampling noise, (batch, n_genes) each.
+
+        Parameters
+        ----------
+        counts, per_count
+            Hidden counts, (batch, n_genes), and what a molecule counts for in `library`, (batch, 1).
+        mean
+            In units of :meth:`in_own_unit`, (batch, n_genes).
+        library
+            In counts, (batch, 1).
+        """
+
+    def error_weight(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Weight of squared errors of hidden entries beside those of other genes, (batch, n_genes)."""
+        return hidden
+
+    # ---- answers
+
+    @abstractmethod
+    def in_log1p(self, decoded: torch.Tensor) -> torch.Tensor:
+        """Expected values in log1p(CP10K) of a library without missing entries, (..., n_genes)."""
+
+    @abstractmethod
+    def answer(
+        self, decoded: torch.Tensor, exposure: torch.Tensor, library: torch.Tensor, estimand: Estimand
+    ) -> torch.Tensor:
+        """Expected value in the unit that samples are averaged in: CP10K for rates, log1p(CP10K) for captured values.
+
+        Parameters
+        ----------
+        decoded
+            (..., batch, n_genes)
+        exposure, library
+            Library sizes in counts, (batch, 1): without missing entries, and of the measurement.
+        """
+
+    def in_own_unit(self, mean: torch.Tensor, variance: torch.Tensor, library: torch.Tensor) -> Own:
+        """Mean and variance of :meth:`answer`, of what is modelled, in the unit of measured values."""
+        return mean, variance
+
+    @abstractmethod
+    def predictive(
+        self, mean: torch.Tensor, variance: torch.Tensor, library: torch.Tensor, estimand: Estimand
+    ) -> Predictive:
+        """Distribution of measured counts, from mean and variance of :meth:`answer` of what is modelled."""
+
+    @abstractmethod
+    def sample_counts(
+        self, mean: torch.Tensor, library: torch.Tensor, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """Draw counts about :meth:`answer` of what is modelled, same shape as `mean`; `library` broadcasts against it."""
+
+    @abstractmethod
+    def region_evidence(
+        self, decoded: torch.Tensor, centre: Spots, own: Own, exposure: torch.Tensor, library: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is found and expected of each entry, as :class:`Effect` defines it, (batch, n_genes), 0 where not visible."""
+
+    # ---- skill: expected measured values of held-out entries
+
+    @abstractmethod
+    def for_skill(self, decoded: torch.Tensor, exposure: torch.Tensor, library: torch.Tensor) -> torch.Tensor:
+        """Expected values as :meth:`expected_log1p` takes them, (batch, n_genes)."""
+
+    @abstractmethod
+    def expected_log1p(
+        self, predicted: torch.Tensor, library: torch.Tensor, genes: torch.Tensor, estimand: Estimand
+    ) -> torch.Tensor:
+        """Expected measured log1p(CP10K) of entries, (n_entries,); for ``"captured"`` given that there is a count."""
+
+    def count_baselines(self, *expected: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Of expected counts of simple predictors, those that :meth:`expected_log1p` can take."""
+        return ()

@@ -1,0 +1,114 @@
+"""Gene effects: Gamma-Poisson update of a predicted rate by the spot's own count of that gene."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+# variances of the gene effect that genes choose among
+_VARIANCES = (0.0, *torch.logspace(-3.5, 1.5, 17).tolist())
+_STEPS = 100
+
+
+class GeneEffects(nn.Module):
+    """Effects of single genes in single spots, which neither other genes nor neighbours share.
+
+    A count is Poisson with mean L * r * e: r is the expected share of the library, and e, the gene effect, is gamma
+    distributed around 1 with a variance per gene. Gamma and Poisson are conjugate: a count x moves the expected rate from r
+    to r * (1 + variance * x) / (1 + variance * L * r), and a second count is negative binomial. As r is found from all counts
+    of a spot, x among them, variances are those that predict second counts best, given that.
+
+    Parameters
+    ----------
+    n_genes
+        Number of genes. There are no effects before :meth:`fit`.
+    """
+
+    def __init__(self, n_genes: int):
+        super().__init__()
+        self.register_buffer("variance", torch.zeros(n_genes))
+
+    def forward(self, rate: torch.Tensor, counts: torch.Tensor, exposure: torch.Tensor) -> torch.Tensor:
+        """Expected rate given a count, (..., batch, n_genes).
+
+        Parameters
+        ----------
+        rate
+            Expected without it, share of the library, (..., batch, n_genes).
+        counts, exposure
+            The count and its library size, in counts, (batch, n_genes); both 0 where it may not be looked at.
+        """
+        return _updated(rate, counts, exposure, self.variance)
+
+    def relative_variance(self, counts: torch.Tensor) -> torch.Tensor:
+        """Variance that is left of a rate, relative to the square of its expectation, (batch, n_genes).
+
+        Parameters
+        ----------
+        counts
+            As in :meth:`forward`.
+        """
+        return self.variance / (1.0 + self.variance * counts)
+
+    @staticmethod
+    def evidence(
+        rate: torch.Tensor,
+        counts: torch.Tensor,
+        exposure: torch.Tensor,
+        again: torch.Tensor,
+        exposure_again: torch.Tensor,
+    ) -> torch.Tensor:
+        """Log-likelihood, in nats, of second counts under each variance that genes choose among, (n_variances, n_genes), float64.
+
+        Parameters
+        ----------
+        rate, counts, exposure
+            As in :meth:`forward`.
+        again, exposure_again
+            Second counts of the same rates, and their library size, in counts, (batch, n_genes); both 0 where there is none.
+        """
+        # small differences of large numbers; not every device has double precision
+        given = (rate, counts, exposure, again, exposure_again)
+        rate, counts, exposure, again, exposure_again = (part.cpu().double() for part in given)
+        return torch.stack(
+            [
+                _log_likelihood(
+                    again, exposure_again * _updated(rate, counts, exposure, variance) + 1e-8, counts, variance
+                ).sum(0)
+                for variance in _VARIANCES
+            ]
+        )
+
+    @torch.no_grad()
+    def fit(self, evidence: torch.Tensor) -> None:
+        """Learn the variances by empirical Bayes: genes share a prior over them, learnt from all genes.
+
+        Parameters
+        ----------
+        evidence
+            Sum of :meth:`evidence` over batches.
+        """
+        prior = evidence.new_full((len(_VARIANCES), 1), 1.0 / len(_VARIANCES))
+        for _ in range(_STEPS):
+            posterior = torch.softmax(evidence + prior.log(), dim=0)
+            prior = posterior.mean(1, keepdim=True).clamp(min=1e-12)
+        self.variance.copy_(posterior.new_tensor(_VARIANCES) @ posterior)
+
+
+def _updated(
+    rate: torch.Tensor, counts: torch.Tensor, exposure: torch.Tensor, variance: torch.Tensor | float
+) -> torch.Tensor:
+    return rate * (1.0 + variance * counts) / (1.0 + variance * exposure * rate)
+
+
+def _log_likelihood(again: torch.Tensor, expected: torch.Tensor, counts: torch.Tensor, variance: float) -> torch.Tensor:
+    """Of second counts with given expectation, after a first one, entrywise and up to a constant of the counts."""
+    if variance == 0.0:
+        return torch.xlogy(again, expected) - expected
+    shape = 1.0 / variance + counts
+    return (
+        torch.lgamma(shape + again)
+        - torch.lgamma(shape)
+        - shape * torch.log1p(expected / shape)
+        - again * torch.log(shape / expected + 1.0)
+    )

@@ -1,0 +1,103 @@
+"""Attention and feed-forward blocks of autoencoder and denoiser."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class FeedForward(nn.Sequential):
+    """Two-layer perceptron with GELU, (..., n_hidden) -> (..., n_hidden)."""
+
+    def __init__(self, n_hidden: int, expansion: int = 2, dropout_rate: float = 0.0):
+        super().__init__(
+            nn.Linear(n_hidden, expansion * n_hidden),
+            nn.GELU(),
+            nn.Dropout(dropout_rate),
+            nn.Linear(expansion * n_hidden, n_hidden),
+        )
+
+
+class ResidualBlock(nn.Module):
+    """Pre-normalised feed-forward block, (..., n_hidden) -> (..., n_hidden)."""
+
+    def __init__(self, n_hidden: int, dropout_rate: float = 0.0):
+        super().__init__()
+        self.norm = nn.LayerNorm(n_hidden)
+        self.feed_forward = FeedForward(n_hidden, dropout_rate=dropout_rate)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.feed_forward(self.norm(x))
+
+
+class TokenAttention(nn.Module):
+    """Multi-head attention of one query vector over a set of tokens; the order of the tokens does not matter."""
+
+    def __init__(self, n_hidden: int, n_heads: int, n_tokens_hidden: int | None = None):
+        super().__init__()
+        self.n_heads = n_heads
+        self.query = nn.Linear(n_hidden, n_hidden)
+        self.key_value = nn.Linear(n_tokens_hidden or n_hidden, 2 * n_hidden)
+        self.out = nn.Linear(n_hidden, n_hidden)
+
+    def forward(self, query: torch.Tensor, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """Attend.
+
+        Parameters
+        ----------
+        query
+            (batch, n_hidden), or (batch, n_queries, n_hidden).
+        tokens
+            (batch, n_tokens, n_tokens_hidden).
+        valid
+            (batch, n_tokens), False where a token is padding; at least one per row must be True.
+
+        Returns
+        -------
+        Same shape as `query`.
+        """
+        batch, n_tokens, _ = tokens.shape
+        # q: (batch, n_heads, n_queries, n_head); k, v: (batch, n_heads, n_tokens, n_head)
+        q = self.query(query).view(batch, -1, self.n_heads, query.shape[-1] // self.n_heads).transpose(1, 2)
+        key_value = self.key_value(tokens).view(batch, n_tokens, 2, self.n_heads, -1)
+        k, v = key_value.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=valid[:, None, None, :])
+        return self.out(attended.transpose(1, 2).reshape(query.shape))
+
+
+class CentreBlock(nn.Module):
+    """Transformer block that updates the centre of a neighbourhood only; tokens of neighbours stay as they are.
+
+    Neighbours never see the centre, so what they carry cannot depend on it.
+    """
+
+    def __init__(self, n_hidden: int, n_heads: int, dropout_rate: float = 0.0):
+        super().__init__()
+        self.norm_centre = nn.LayerNorm(n_hidden)
+        self.norm_tokens = nn.LayerNorm(n_hidden)
+        self.attention = TokenAttention(n_hidden, n_heads)
+        self.feed_forward = ResidualBlock(n_hidden, dropout_rate)
+
+    def forward(self, centre: torch.Tensor, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        attended = self.attention(self.norm_centre(centre), self.norm_tokens(tokens), valid)
+        return self.feed_forward(centre + attended)
+
+
+class DistanceEncoding(nn.Module):
+    """Encode how far a neighbour lies, in units of the spot pitch.
+
+    Tissue has no preferred direction on a slide, so direction does not enter. A function of the distance alone serves
+    any number and any order of neighbours and any geometry.
+    """
+
+    def __init__(self, n_hidden: int, n_basis: int = 12, longest: float = 8.0):
+        super().__init__()
+        self.register_buffer("centres", torch.linspace(0.0, longest**0.5, n_basis))
+        self.project = nn.Linear(n_basis, n_hidden)
+
+    def forward(self, distance: torch.Tensor) -> torch.Tensor:
+        """(batch, n_neighbors) -> (batch, n_neighbors, n_hidden)."""
+        width = self.centres[1] - self.centres[0]
+        basis = torch.exp(-0.5 * ((distance.clamp(min=0).sqrt()[..., None] - self.centres) / width) ** 2)
+        return self.project(basis)

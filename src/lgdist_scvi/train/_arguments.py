@@ -1,0 +1,121 @@
+"""Arguments for the trainer: what would fail or be ignored is refused before training begins."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import lightning.pytorch as lightning
+from lightning.pytorch.callbacks import Checkpoint
+from scvi import train as scvi_train
+
+_OWN_ROWS = 'name rows with datasplitter_kwargs={"external_indexing": [train, validation]}'
+_REMEDIES = {
+    "train_size": f"all spots train, and validate by entries that are set aside; {_OWN_ROWS} to split spots",
+    "validation_size": f"all spots validate by entries that are set aside; {_OWN_ROWS} to split spots",
+    "shuffle_set_split": f"spots are not split at random; {_OWN_ROWS}",
+    "external_indexing": _OWN_ROWS,
+    "load_sparse_tensor": "batches are dense; leave it out",
+    "datamodule": "it trains on the registered AnnData; leave it out",
+    "plan_config": 'pass plan_kwargs, such as {"lr": 1e-3}',
+    "trainer_config": "pass its entries as arguments of train()",
+    "ckpt_path": "a stage cannot be resumed; save the model after a stage and train on",
+    "lr": 'pass plan_kwargs={"lr": ...}',
+    "weight_decay": 'pass plan_kwargs={"weight_decay": ...}',
+    "num_workers": 'pass datasplitter_kwargs={"num_workers": ...}',
+    "use_gpu": 'pass accelerator="gpu"',
+}
+_NOT_FOR_THE_CALLER = {"self", "kwargs", "args", *_REMEDIES}
+_PRECISIONS = (None, 32, "32", "32-true", 16, "16", "16-mixed", "bf16", "bf16-mixed")
+
+
+def refuse_unknown(
+    given: Iterable[str], allowed: Iterable[str], where: str, remedies: Mapping[str, str] | None = None
+) -> None:
+    """Refuse keywords that are not known, each with what to use instead.
+
+    Parameters
+    ----------
+    given
+        Names that were passed.
+    allowed
+        Names that are known.
+    where
+        What they were passed to, for the message.
+    remedies
+        What to say of some names.
+
+    Raises
+    ------
+    TypeError
+        If a name is unknown.
+    """
+    allowed = sorted(set(allowed))
+    for name in given:
+        if name in allowed:
+            continue
+        near = difflib.get_close_matches(str(name), allowed, n=1)
+        if remedies and name in remedies:
+            hint = remedies[name]
+        elif near:
+            hint = f"did you mean {near[0]!r}?"
+        else:
+            hint = f"choices: {', '.join(map(repr, allowed))}" if len(allowed) <= 10 else "see its documentation"
+        raise TypeError(f"{where} takes no {name!r}; {hint}")
+
+
+def check_trainer_arguments(arguments: Mapping[str, Any], stages: Iterable[str], named: Iterable[str] = ()) -> None:
+    """Refuse arguments for :class:`scvi.train.Trainer` that it does not know or that stages cannot heed.
+
+    Parameters
+    ----------
+    arguments
+        Keyword arguments for the trainer.
+    stages
+        Names of all stages, of which the losses may be monitored.
+    named
+        Names of the other arguments of the caller, among which a mistyped one may be.
+
+    Raises
+    ------
+    TypeError
+        If an argument is unknown.
+    ValueError
+        If weights would be kept in half or double precision, checkpoints be written, or no known loss be monitored.
+    """
+    known = {
+        name
+        for trainer in (scvi_train.Trainer, lightning.Trainer)
+        for name in inspect.signature(trainer.__init__).parameters
+    }
+    refuse_unknown(arguments, (known | set(named)) - _NOT_FOR_THE_CALLER, "train()", _REMEDIES)
+    if arguments.get("precision") not in _PRECISIONS:
+        raise ValueError(
+            f"precision must be '32-true', '16-mixed' or 'bf16-mixed', got {arguments['precision']!r}: counts and weights "
+            "are kept in single precision"
+        )
+    if arguments.get("enable_checkpointing") or any(isinstance(one, Checkpoint) for one in _listed(arguments)):
+        raise ValueError(
+            "checkpoints within a stage lack what later steps fit; leave out enable_checkpointing and checkpoint callbacks: "
+            "train() keeps the weights with the lowest validation loss by itself, and model.save(...) keeps the whole model"
+        )
+    monitor, losses = arguments.get("early_stopping_monitor"), loss_names(stages)
+    if monitor is not None and monitor not in losses and not _listed(arguments):
+        raise ValueError(f"early_stopping_monitor must be one of {', '.join(map(repr, losses))}, got {monitor!r}")
+
+
+def loss_names(stages: Iterable[str]) -> list[str]:
+    """Names under which the losses of these stages may be monitored."""
+    return [
+        f"{prefix}{part}_loss"
+        for prefix in ("", *(f"{stage}_" for stage in stages))
+        for part in ("train", "validation")
+    ]
+
+
+def _listed(arguments: Mapping[str, Any]) -> list[Any]:
+    """Callbacks as a list, however they were passed."""
+    callbacks = arguments.get("callbacks") or []
+    return [callbacks] if isinstance(callbacks, lightning.Callback) else list(callbacks)

@@ -1,0 +1,130 @@
+"""Which spots are trained on, and which validate."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scvi.data import AnnDataManager
+from scvi.dataloaders import DataSplitter
+from torch.utils.data import DataLoader
+
+from lgdist_scvi.train._arguments import refuse_unknown
+
+_N_VALIDATION_SPOTS = 1024
+_OF_THE_LOADER = {"dataset", "batch_size", "shuffle", "sampler", "batch_sampler", "collate_fn"}  # it sets these itself
+_OWN_ROWS = "name rows that train and rows that validate with external_indexing=[train, validation]"
+_REMEDIES = {
+    "train_size": _OWN_ROWS,
+    "validation_size": _OWN_ROWS,
+    "shuffle_set_split": f"spots are not split at random; {_OWN_ROWS}",
+    "load_sparse_tensor": "batches are dense; leave it out",
+    "batch_size": "pass train(batch_size=...)",
+    "shuffle": "batches are drawn anew in every epoch; leave it out",
+}
+
+
+class EntrySplitter(DataSplitter):
+    """Trains on all spots but those set aside whole, and validates on set-aside entries of some of them.
+
+    Spots that validate by name, if any, are not trained on at all.
+
+    Parameters
+    ----------
+    adata_manager
+        Manager with registered data.
+    set_aside
+        Rows of the spots that are set aside whole.
+    validation_spots
+        Rows of the spots that are not trained on; ``None`` if all are.
+    external_indexing
+        Rows that train, rows that validate, and rows that do neither: one to three arrays, instead of `validation_spots`. Without
+        rows that validate, those that train do.
+    seed
+        Of the choice of validation spots.
+    batch_size
+        Spots per step.
+    **kwargs
+        For :class:`torch.utils.data.DataLoader`.
+
+    Raises
+    ------
+    TypeError
+        If a keyword is unknown, or would be ignored.
+    ValueError
+        If rows are not in the data, or train and validate at once, or none are left to train on.
+    """
+
+    def __init__(
+        self,
+        adata_manager: AnnDataManager,
+        set_aside: np.ndarray,
+        validation_spots: np.ndarray | None = None,
+        external_indexing: Sequence[Any] | None = None,
+        seed: int = 0,
+        batch_size: int = 128,
+        **kwargs: Any,
+    ):
+        allowed = {"external_indexing", *inspect.signature(DataLoader).parameters} - _OF_THE_LOADER
+        refuse_unknown(kwargs, allowed, "datasplitter_kwargs", _REMEDIES)
+        n_obs = adata_manager.adata.n_obs
+        spots = np.setdiff1d(np.arange(n_obs), set_aside)
+        if external_indexing is not None:
+            if validation_spots is not None:
+                raise ValueError(
+                    "spots that validate are named twice: leave out external_indexing or validation_samples"
+                )
+            train, validation = _external(external_indexing, n_obs)
+            train, candidates = np.intersect1d(train, spots), np.intersect1d(validation, spots)
+            if not len(validation):
+                candidates = train
+            elif not len(candidates):
+                raise ValueError("external_indexing: all rows that validate are set aside for calibration; name more")
+        elif validation_spots is not None:
+            candidates = np.intersect1d(validation_spots, spots)
+            train = np.setdiff1d(spots, candidates)
+        else:
+            train = candidates = spots
+        if len(train) < (batch_size if kwargs.get("drop_last") else 1):
+            raise ValueError(f"{len(train):,} spots are left to train on, too few for a batch")
+        super().__init__(adata_manager, train_size=1.0, batch_size=batch_size, **kwargs)
+        chosen = np.random.default_rng(seed).permutation(candidates)[:_N_VALIDATION_SPOTS]
+        self.train_idx, self.val_idx = train, np.sort(chosen)
+        self.test_idx = np.array([], dtype=int)
+        self.n_train, self.n_val = len(self.train_idx), len(self.val_idx)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Nothing to do: the split is made on construction."""
+
+
+def _external(given: Sequence[Any], n_obs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that train and rows that validate, as the user named them."""
+    if not isinstance(given, list | tuple) or not 1 <= len(given) <= 3:
+        raise ValueError(
+            "external_indexing must be a list of rows: [train], [train, validation] or [train, validation, test]"
+        )
+    parts = [_rows(part, n_obs) for part in given]
+    names = ("train", "validate", "are left out")[: len(parts)]
+    for i, one in enumerate(parts):
+        for j, other in enumerate(parts[:i]):
+            if n_common := len(np.intersect1d(one, other)):
+                raise ValueError(f"external_indexing: {n_common:,} rows both {names[j]} and {names[i]}; name each once")
+    if not len(parts[0]):
+        raise ValueError("external_indexing names no rows to train on")
+    return parts[0], parts[1] if len(parts) > 1 else np.array([], dtype=int)
+
+
+def _rows(part: Any, n_obs: int) -> np.ndarray:
+    """Rows as whole numbers, from numbers or a mask."""
+    rows = np.asarray([] if part is None else part)
+    if rows.dtype.kind == "b" and rows.shape == (n_obs,):
+        return np.flatnonzero(rows)
+    if rows.size == 0:
+        return np.array([], dtype=int)
+    if rows.ndim != 1 or rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= n_obs:
+        raise ValueError(f"external_indexing must hold row numbers from 0 to {n_obs - 1:,}, or masks of {n_obs:,} rows")
+    if len(np.unique(rows)) < len(rows):
+        raise ValueError(f"external_indexing: {len(rows) - len(np.unique(rows)):,} rows are named more than once")
+    return rows

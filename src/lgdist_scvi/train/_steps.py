@@ -1,0 +1,51 @@
+"""Steps of training that no optimiser takes: each has a name, a progress line and an entry in the history."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pandas as pd
+from scvi import settings
+from scvi.model.base import BaseModelClass
+from scvi.utils import track
+
+
+@contextmanager
+def named_step(model: BaseModelClass, name: str, show: bool = False) -> Iterator[dict[str, Any]]:
+    """Take one step of training under a name.
+
+    Parameters
+    ----------
+    model
+        Its `history_` receives a frame of one row for ``"{name}/seconds"``, and for everything that the step reports. A step that
+        fails leaves none.
+    name
+        Name of the step.
+    show
+        Whether to show a progress line; never above ``scvi.settings.verbosity = logging.INFO``.
+
+    Yields
+    ------
+    What the step has to tell, to be filled: numbers, or mappings of names to numbers, by name.
+    """
+    report: dict[str, Any] = {}
+    show = show and settings.verbosity <= logging.INFO
+    bar = track(None, total=1, description=name.replace("_", " "), style="tqdm") if show else None
+    start = time.perf_counter()
+    try:
+        yield report
+        if bar is not None:
+            bar.update()
+    finally:
+        if bar is not None:
+            bar.close()
+    report = {"seconds": time.perf_counter() - start, **report}
+    model.history_ = {**(model.history_ or {}), **{f"{name}/{key}": _row(key, told) for key, told in report.items()}}
+
+
+def _row(key: str, told: Any) -> pd.DataFrame:
+    return pd.DataFrame({name: [value] for name, value in (told if isinstance(told, Mapping) else {key: told}).items()})
