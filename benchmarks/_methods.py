@@ -114,7 +114,7 @@ def _without_context(task: Task, seed: int) -> tuple[np.ndarray, None]:
 
 _OWN = partial(Method, sources=("src/lgdist_scvi/**/*.py", "benchmarks/_spread.py"))
 
-# adaptive median and ridge call zeros missing, or ignore what they say; PCA and Poisson NMF need them as data
+# adaptive median and ridge take zeros for missing, or ignore them; PCA and Poisson NMF need them as data
 BASELINES = {
     "gene_mean": Method(partial(_baseline, "gene_mean")),
     "neighbor_mean": Method(partial(_baseline, "neighbor_mean")),
