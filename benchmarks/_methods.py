@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks._protocols import GIVEN, PROTOCOLS, Task, log1p_cp10k
+from benchmarks._protocols import GIVEN, PROTOCOLS, Task
+from lgdist_scvi._units import log1p_cp10k  # noqa: PLC2701  the one scale
 
 if TYPE_CHECKING:
     from lgdist_scvi import LGDiST
@@ -113,7 +114,7 @@ def _without_context(task: Task, seed: int) -> tuple[np.ndarray, None]:
 
 _OWN = partial(Method, sources=("src/lgdist_scvi/**/*.py", "benchmarks/_spread.py"))
 
-# adaptive median and ridge call zeros missing, or ignore what they say; PCA and Poisson NMF need them as data
+# adaptive median and ridge take zeros for missing, or ignore them; PCA and Poisson NMF need them as data
 BASELINES = {
     "gene_mean": Method(partial(_baseline, "gene_mean")),
     "neighbor_mean": Method(partial(_baseline, "neighbor_mean")),

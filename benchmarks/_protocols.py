@@ -13,7 +13,7 @@ import scanpy as sc
 from scipy import sparse
 
 from lgdist_scvi import metrics, pp
-from lgdist_scvi._units import COUNTS_PER, log1p_cp10k  # noqa: PLC2701  the package has one scale
+from lgdist_scvi._units import from_cp10k, log1p_cp10k  # noqa: PLC2701  the one scale
 
 PROTOCOLS = ("entry", "spot", "block", "thinning", "shallow")
 GIVEN = {"thinning": 0.5, "shallow": 0.1}  # share of the molecules that a method sees
@@ -138,7 +138,7 @@ def _thinning(adata: ad.AnnData, sample_key: str | None, share: float, seed: int
     mean = (mean + 0.1) / (mean + 0.1).sum()
 
     def score(prediction: np.ndarray) -> dict[str, float]:
-        rate = np.maximum(np.expm1(prediction.astype(np.float64)) / COUNTS_PER, 1e-9)
+        rate = np.maximum(from_cp10k(np.expm1(prediction.astype(np.float64))), 1e-9)
         return {
             "d2": metrics.poisson_deviance_explained(rest, rate, gene_mean=mean),
             "variance_explained": metrics.poisson_variance_explained(rest, rate, gene_mean=mean),

@@ -15,7 +15,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import shortest_path
 from torch import nn
 
-from benchmarks._protocols import COUNTS_PER, log1p_cp10k
+from lgdist_scvi._units import log1p_cp10k, to_cp10k  # noqa: PLC2701  the one scale
 
 _HELD_OUT = 0.05  # entries that training never sees; they choose the step at which it stops
 _VISIBLE_WEIGHT = 0.1  # of an entry that the network sees, against 1 for a hidden one
@@ -134,7 +134,7 @@ class _Slide:
     def expression(self, output: torch.Tensor) -> torch.Tensor:
         """log1p(CP10K)."""
         if self.zeros_are_data:
-            return torch.log1p(COUNTS_PER * torch.softmax(self.log_rate + output, dim=-1))
+            return torch.log1p(to_cp10k(torch.softmax(self.log_rate + output, dim=-1)))
         return self.mean + self.scale * output
 
 

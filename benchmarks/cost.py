@@ -6,7 +6,7 @@ import argparse
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import Any, ClassVar
+from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
@@ -16,19 +16,17 @@ _REPEATS = 5
 
 
 class Watch(Callback):
-    """Seconds and training steps of each stage.
+    """Name, seconds and training steps of each stage."""
 
-    A model may give each stage a copy of the callback: what is found belongs to the class.
-    """
-
-    stages: ClassVar[list[tuple[str, float, int]]] = []
+    def __init__(self):
+        self.stages: list[tuple[str, float, int]] = []
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self._began = time.perf_counter()
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         seconds = time.perf_counter() - self._began
-        self.stages.append((type(pl_module).__name__.removesuffix("Plan"), seconds, trainer.global_step))
+        self.stages.append((pl_module.stage, seconds, trainer.global_step))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,13 +48,13 @@ def main(arguments: argparse.Namespace) -> None:
     print(f"{torch.get_num_threads()} threads, peak memory so far {peak_memory() / 1024:.2f} GiB")
     timed("setup_anndata", lambda: LGDiST.setup_anndata(adata))
     model, _ = timed("LGDiST(adata)", lambda: LGDiST(adata))
-    Watch.stages.clear()
+    watch = Watch()
     _, seconds = timed(
-        "train", lambda: model.train(max_epochs=arguments.epochs, enable_progress_bar=False, callbacks=[Watch()])
+        "train", lambda: model.train(max_epochs=arguments.epochs, enable_progress_bar=False, callbacks=[watch])
     )
-    for name, part, n_steps in Watch.stages:
+    for name, part, n_steps in watch.stages:
         print(f"  stage {name}: {part:.1f} s, {n_steps} steps")
-    print(f"  experts and calibration: {seconds - sum(part for _, part, _ in Watch.stages):.1f} s")
+    print(f"  experts and calibration: {seconds - sum(part for _, part, _ in watch.stages):.1f} s")
     asked = [
         timed("posterior mean", lambda: model.get_completed_expression(return_numpy=True)) for _ in range(_REPEATS)
     ]

@@ -47,6 +47,8 @@ def main(arguments: argparse.Namespace) -> None:
         arguments.error(str(error))
     if rows.empty:
         arguments.error(f"{arguments.results} holds no results; python -m benchmarks run makes some")
+    if _of(rows, arguments.seeds).empty:
+        arguments.error(f"--seeds: {arguments.results} holds results of seeds {_listed(rows['seed'])} only")
     if arguments.output:
         print(f"Wrote {write(rows, arguments.output, arguments.seeds)}")
     else:
@@ -228,7 +230,8 @@ def markdown_table(table: pd.DataFrame, first: str = "", best: bool = False, dig
         cells[name] = [
             _cell(v, best and bool(w), _DIGITS.get(name, digits)) for v, w in zip(column, winner, strict=True)
         ]
-    lines = [f"| {first} | " + " | ".join(map(str, table.columns)) + " |", "|---|" + "---:|" * len(table.columns)]
+    marks = "".join("---|" if dtype.kind == "O" else "---:|" for dtype in table.dtypes)
+    lines = [f"| {first} | " + " | ".join(map(str, table.columns)) + " |", f"|---|{marks}"]
     rows = zip(*cells.values(), strict=True)
     lines += [f"| {name} | " + " | ".join(row) + " |" for name, row in zip(table.index, rows, strict=True)]
     return "\n".join(lines)

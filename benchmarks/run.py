@@ -67,7 +67,9 @@ def main(arguments: argparse.Namespace) -> None:
     rows = results.rows
     for name, values in (("file", paths), ("protocol", arguments.protocols), ("seed", arguments.seeds)):
         rows = rows[rows[name].isin(list(values))]
-    print(f"\n{headline(rows)}\n\nStored in {arguments.output}; python -m benchmarks report shows all tables.")
+    print(
+        f"\n{headline(rows)}\n\nStored in {arguments.output}; python -m benchmarks report {arguments.output} shows all tables."
+    )
 
 
 def _run(arguments: argparse.Namespace, paths: dict[str, Path], results: Results, scratch: Path) -> None:
