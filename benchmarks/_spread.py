@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sklearn.utils.extmath import randomized_svd
 
-from benchmarks._protocols import COUNTS_PER, Task, log1p_cp10k
+from benchmarks._protocols import Task
 from lgdist_scvi import metrics
 from lgdist_scvi._poisson import variance_given_positive  # noqa: PLC2701  the same noise as in the calibration
+from lgdist_scvi._units import cp10k_per_count, from_cp10k, log1p_cp10k  # noqa: PLC2701  the one scale
 
 if TYPE_CHECKING:
     from lgdist_scvi import LGDiST
@@ -101,13 +102,13 @@ def _deviation_over_error(task: Task, mean: np.ndarray, deviation: np.ndarray) -
     Over all scored entries, for where counts are small it takes many to tell the error from that noise.
     """
     if task.estimand == "captured":
-        scale = COUNTS_PER / np.maximum(task.library[:, None], 1.0)
+        scale = cp10k_per_count(np.maximum(task.library[:, None], 1.0))
         sampling = variance_given_positive(mean.astype(np.float64), scale)
         error = np.mean(((task.measured - mean) ** 2 - sampling)[task.scored])
         return _root_ratio(np.mean(deviation[task.scored] ** 2), error)
     # in counts, where noise is known (`metrics.poisson_variance_explained`); each gene weighted by the inverse of its mean
     counts = task.rest.toarray().astype(np.float64)
-    scale = counts.sum(axis=1, keepdims=True) / COUNTS_PER
+    scale = from_cp10k(counts.sum(axis=1, keepdims=True))
     expected = np.expm1(mean.astype(np.float64)) * scale
     claimed = (deviation * (expected + scale)) ** 2
     weight = task.scored / np.maximum(expected.mean(axis=0), 1e-9)

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from lgdist_scvi.model._calibration import CalibrationMixin, _Case, _per_count, _std_factor
 
 from lgdist_scvi import _keys as keys
-from lgdist_scvi.model._calibration import CalibrationMixin, _Case, _per_count, _std_factor
 
 
 def squares(ratio: float, n: int, noise: float) -> np.ndarray:

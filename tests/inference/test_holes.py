@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from lgdist_scvi.model._holes import holes
 from scipy import sparse
 
 from lgdist_scvi import datasets, pp
-from lgdist_scvi.model._holes import holes
 
 
 @pytest.fixture(scope="module")

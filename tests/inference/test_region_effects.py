@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from lgdist_scvi.model._regions import Asked, Strays, choose_shrinkage
 from scipy import sparse
 
 from lgdist_scvi import LGDiST, datasets, metrics, pp
 from lgdist_scvi.data import surroundings
-from lgdist_scvi.model._regions import Asked, Strays, choose_shrinkage
 
 N, GENES = 400, 30
 
