@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from scipy import sparse
 
 from lgdist_scvi import LGDiST, datasets
-from lgdist_scvi.data import gene_statistics, set_aside_patterns
+from lgdist_scvi.data import GeneStatistics, gene_statistics, set_aside_patterns
+from lgdist_scvi.module.experts import FactorAnalysis
+from lgdist_scvi.module.likelihood import CapturedLikelihood, PoissonLikelihood
 
 N_COMPONENTS = 4
 N_FACTORS = 3
@@ -18,10 +23,20 @@ def masked():
     return adata
 
 
-def summarise(adata, patterns, closed=True):
+def summarise(adata, patterns, compositional=True):
     LGDiST.setup_anndata(adata, mask_layer="known")
     dataset = LGDiST._get_most_recent_anndata_manager(adata, required=True).create_torch_dataset()
-    return gene_statistics(dataset, patterns, closed, N_COMPONENTS, N_FACTORS, zeros_are_data=True)
+    return gene_statistics(dataset, patterns, PoissonLikelihood.counted_among, compositional, N_COMPONENTS)
+
+
+def factors_of(statistics: GeneStatistics) -> np.ndarray:
+    """Loadings that the factor analysis starts from, (n_genes, n_factors)."""
+    likelihood = PoissonLikelihood(len(statistics.rate), n_latent=2, compositional=True)
+    parts = (statistics.rate, statistics.value_mean, statistics.value_scale)
+    likelihood.set_statistics(*map(torch.from_numpy, parts), statistics.typical_library)
+    expert = FactorAnalysis(len(statistics.rate), SimpleNamespace(n_factors=N_FACTORS, n_profiles=1, n_mixtures=1))
+    expert.initialise(likelihood, *statistics.sample)
+    return expert.loadings.numpy()
 
 
 def test_statistics_of_known_entries_that_are_not_set_aside(masked):
@@ -48,7 +63,7 @@ def test_a_gene_whose_known_entries_are_all_set_aside(masked):
     spot = int(np.flatnonzero(patterns[np.arange(90) % len(patterns), 5])[0])
     masked.layers["known"][:, 5] = False
     masked.layers["known"][spot, 5] = True
-    statistics = summarise(masked, patterns, closed=False)
+    statistics = summarise(masked, patterns, compositional=False)
     others = np.arange(12) != 5
     # nothing is known of it: hardly expressed, with an average captured value
     assert statistics.rate[5] < statistics.rate[others].min()
@@ -63,8 +78,12 @@ def test_hidden_and_set_aside_counts_do_not_enter(masked):
     counts[~masked.layers["known"]] = 77
     masked.X = sparse.csr_matrix(counts)
     second = summarise(masked, patterns)
-    for name in ("rate", "value_mean", "value_scale", "loadings", "signal", "factors"):
+    for name in ("rate", "value_mean", "value_scale", "loadings", "signal"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name), err_msg=name)
+    for one, other in zip(first.sample, second.sample, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert factors_of(first).any()
+    np.testing.assert_array_equal(factors_of(first), factors_of(second))
     assert first.typical_library == second.typical_library
 
 
@@ -75,19 +94,18 @@ def test_a_gene_without_counts_keeps_a_positive_rate(masked):
     statistics = summarise(masked, set_aside_patterns(12, 0.05, seed=0))
     assert 0 < statistics.rate[4] < 0.1 * np.median(statistics.rate)
     assert all(
-        np.isfinite(getattr(statistics, name)).all()
-        for name in ("rate", "value_mean", "value_scale", "loadings", "factors")
+        np.isfinite(getattr(statistics, name)).all() for name in ("rate", "value_mean", "value_scale", "loadings")
     )
+    assert np.isfinite(factors_of(statistics)).all()
     assert (statistics.value_scale > 0).all()
 
 
-def test_open_rates_are_shares_of_the_library(masked):
+def test_rates_of_a_part_of_the_genes_are_shares_of_the_library(masked):
     masked.obs["total"] = 1e4
     LGDiST.setup_anndata(masked, size_factor_key="total")
     dataset = LGDiST._get_most_recent_anndata_manager(masked, required=True).create_torch_dataset()
-    statistics = gene_statistics(
-        dataset, set_aside_patterns(12, 0.01, seed=0), False, N_COMPONENTS, N_FACTORS, zeros_are_data=True
-    )
+    patterns = set_aside_patterns(12, 0.01, seed=0)
+    statistics = gene_statistics(dataset, patterns, PoissonLikelihood.counted_among, False, N_COMPONENTS)
     share = masked.X.toarray().sum(axis=0) / (1e4 * masked.n_obs)
     np.testing.assert_allclose(statistics.rate, share, rtol=0.1, atol=0.2 / (1e4 * masked.n_obs))
     assert statistics.rate.sum() < 0.5
@@ -100,7 +118,7 @@ def test_rates_of_captured_genes_are_shares_of_all_libraries(masked):
     LGDiST.setup_anndata(masked, mask_layer="known")
     dataset = LGDiST._get_most_recent_anndata_manager(masked, required=True).create_torch_dataset()
     patterns = np.zeros((10, masked.n_vars), dtype=bool)
-    statistics = gene_statistics(dataset, patterns, True, N_COMPONENTS, N_FACTORS, zeros_are_data=False)
+    statistics = gene_statistics(dataset, patterns, CapturedLikelihood.counted_among, True, N_COMPONENTS)
     share = masked.X.toarray().sum(axis=0) / masked.X.sum()
     np.testing.assert_allclose(statistics.rate, share, rtol=1e-3, atol=0.2 / masked.X.sum())
 

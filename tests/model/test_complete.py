@@ -9,6 +9,7 @@ import scvi
 from scipy import sparse
 
 from lgdist_scvi import LGDiST, datasets
+from lgdist_scvi.inference import Prediction
 
 LAYERS = [f"completed{suffix}" for suffix in ("", "_std", "_lower", "_upper", "_provenance")]
 
@@ -153,7 +154,7 @@ def test_never_writes_over_what_is_not_a_completion(trained, snapshot, name):
 def test_nothing_is_written_if_anything_fails(trained, snapshot, monkeypatch):
     adata = trained.adata.copy()
     before = snapshot(adata)
-    monkeypatch.setattr(trained, "_interval", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(Prediction, "interval", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trained.complete(adata, n_samples=2, silent=True)
     assert snapshot(adata) == before

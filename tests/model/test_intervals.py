@@ -5,9 +5,9 @@ import pytest
 from scipy import stats
 
 from lgdist_scvi import LGDiST, datasets, pp
-from lgdist_scvi.model._calibration import _moments, _signal
-from lgdist_scvi.model._conformal import calibrate, conformal_quantiles, expression_strata, nested_strata, reach
-from lgdist_scvi.model._predictive import CountPredictive, NormalPredictive
+from lgdist_scvi.inference._calibration import _moments, _signal
+from lgdist_scvi.inference._conformal import calibrate, conformal_quantiles, expression_strata, nested_strata
+from lgdist_scvi.module.likelihood._predictive import CountPredictive, NormalPredictive
 
 
 @pytest.fixture(params=["trained", "captured"])
@@ -76,7 +76,7 @@ def test_intervals_cover_entries_that_were_held_out(fit, likelihood, hidden_shar
     library = (counts * adata.layers["known"]).sum(axis=1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         truth = np.log1p(counts / library * 1e4)
-    third = expression_strata(model.module.vae.expression.numpy())
+    third = expression_strata(model.module.likelihood.expression.numpy())
     for estimand in ("captured",) if likelihood == "normal" else ("rate", "captured"):
         scored = hidden & (library > 0) & ((counts > 0) if estimand == "captured" else True)
         for level in LEVELS:
@@ -84,7 +84,7 @@ def test_intervals_cover_entries_that_were_held_out(fit, likelihood, hidden_shar
             inside = (lower <= truth) & (truth <= upper)
             for genes in (third >= 0, third == 0, third == 1, third == 2):
                 entries = scored & genes
-                n_calibration = sum(np.array(model.calibration_["n_entries"][estimand])[np.unique(third[genes])])
+                n_calibration = sum(np.array(model.calibration_.hidden.n_entries[estimand])[np.unique(third[genes])])
                 slack = 3.5 * np.sqrt(level * (1 - level) * (1 / entries.sum() + 1 / n_calibration))
                 low, high = level - slack, level + slack
                 assert low < inside[entries].mean(), (estimand, level, entries.sum(), n_calibration)
@@ -151,7 +151,7 @@ def test_the_ends_hold_a_value_however_it_was_rounded(trained, tissue):
 
 
 def test_the_number_of_calibration_entries_is_kept(model):
-    assert all(sum(n) > 50 for n in model.calibration_["n_entries"].values())
+    assert all(sum(n) > 50 for n in model.calibration_.hidden.n_entries.values())
 
 
 def test_intervals_of_captured_values_start_at_one_count(trained):
@@ -267,12 +267,12 @@ def test_calibration_covers_new_entries_of_every_stratum():
         return {"rate": (np.abs(rng.normal(size=n)) * badness[gene], gene, rng.integers(100, size=n))}
 
     calibration = calibrate(entries(40_000), rate, rng.random(n_genes))
-    assert sum(calibration["n_entries"]["rate"]) == 40_000
-    assert calibration["stratum"]["rate"].max() > 14
+    assert sum(calibration.n_entries["rate"]) == 40_000
+    assert calibration.stratum["rate"].max() > 14
     deviation, gene, _ = entries(200_000)["rate"]
     third = expression_strata(rate)
-    for row, level in zip(calibration["coverage"]["rate"], LEVELS, strict=True):
-        inside = deviation <= reach(calibration, "rate", level)[gene]
+    for row, level in zip(calibration.coverage["rate"], LEVELS, strict=True):
+        inside = deviation <= calibration.reach("rate", level)[gene]
         found = [inside.mean(), *(inside[third[gene] == t].mean() for t in range(3))]
         np.testing.assert_allclose(found, level, atol=0.02)
         np.testing.assert_allclose(row, level, atol=0.02)
@@ -283,7 +283,7 @@ def test_levels_near_one_are_calibrated_where_entries_allow_it():
     gene = np.arange(150_000) % 3
     calibration = calibrate({"rate": (deviation, gene, gene)}, np.arange(3.0), np.ones(3))
     for level in (0.997, 0.9985, 0.9995):
-        found = (deviation <= reach(calibration, "rate", level)[gene]).mean()
+        found = (deviation <= calibration.reach("rate", level)[gene]).mean()
         assert found == pytest.approx(level, abs=2e-4)
 
 
@@ -302,7 +302,7 @@ def test_genes_with_much_and_with_little_signal_are_calibrated_apart():
     calibration = calibrate({"rate": (deviation, gene, gene)}, rate, varies + 0.1 * rng.random(n_genes))
     deviation, gene = entries(100_000)
     for level in LEVELS:
-        inside = deviation <= reach(calibration, "rate", level)[gene]
+        inside = deviation <= calibration.reach("rate", level)[gene]
         # where one group of genes has more of one kind than of the other, some of them are judged with the other kind
         assert inside[varies[gene]].mean() == pytest.approx(level, abs=0.06)
         assert inside[~varies[gene]].mean() == pytest.approx(level, abs=0.06)
@@ -358,8 +358,11 @@ def test_a_slide_without_a_mask_has_intervals_for_its_zeros(fit, slide):
 
 def test_strata_go_by_what_is_modelled(trained, captured):
     """Captured values are alike where they are alike in size, however rare they are."""
-    for model, expression in ((trained, trained.module.vae.gene_rate), (captured, captured.module.vae.value_mean)):
-        stratum = model.calibration_["stratum"][model._modelled]
+    for model, expression in (
+        (trained, trained.module.likelihood.gene_rate),
+        (captured, captured.module.likelihood.value_mean),
+    ):
+        stratum = model.calibration_.hidden.stratum[model.module.likelihood.modelled]
         assert stratum.max() > 1
         third = expression_strata(expression.numpy())
         for one in range(2):

@@ -9,6 +9,10 @@ import pytest
 import torch
 
 from lgdist_scvi import LGDiST, metrics
+from lgdist_scvi.inference import measure_skill
+from lgdist_scvi.inference._skill import _entries, _lines
+from lgdist_scvi.model.base._predictor import predictor_of
+from lgdist_scvi.model.base._query import Query
 
 
 @pytest.fixture
@@ -46,7 +50,7 @@ def test_gene_mean_from_scratch(trained, visible, cp10k):
     known, values = np.asarray(trained.adata.layers["known"]), cp10k(trained.adata)
     depth = np.log((trained.adata.X.toarray() * known).sum(axis=1).clip(1))
     dataset = trained.adata_manager.create_torch_dataset()
-    intercept, slope = trained._lines(dataset)["rate"]
+    intercept, slope = _lines(trained.module, dataset)["rate"]
     for gene in (0, 5, 11):
         seen = visible[:, gene]
         expected = np.polyfit(depth[seen], values[seen, gene], 1)
@@ -64,22 +68,19 @@ def test_baselines_are_no_worse_than_constant_means(trained, aside, visible, cp1
     assert (table["n"] * table["mse: gene mean"]).sum() < 1.01 * constant
 
 
-def _pooled(model) -> float:
-    table = model.skill_table()
+def _pooled(table) -> float:
     return 1 - (table["n"] * table["mse_model"]).sum() / (table["n"] * table["mse: gene mean"]).sum()
 
 
 def test_bias_is_not_rewarded(trained, monkeypatch):
     """Gene means have no skill, and no factor on them has any."""
-    vae, calibration = trained.module.vae, dict(trained.calibration_)
+    rate = trained.module.likelihood.gene_rate
+    predictor = predictor_of(trained, trained.adata_manager.create_torch_dataset(), "set_aside")
     scores = {}
     for factor in (0.4, 1.0, 2.5):
-        trained.calibration_ = {key: value for key, value in calibration.items() if key != "skill"}
-        monkeypatch.setattr(
-            vae, "decode", lambda z, centre, factor=factor: (factor * vae.gene_rate).expand(len(z), -1).clone()
-        )
-        scores[factor] = _pooled(trained)
-    trained.calibration_ = calibration
+        constant = lambda z, condition, factor=factor: (factor * rate).expand(len(z), -1).clone()  # noqa: E731
+        monkeypatch.setattr(trained.module, "decode", constant)
+        scores[factor] = _pooled(measure_skill(predictor)["rate"])
     assert scores[1.0] < 0.02
     assert scores[0.4] < scores[1.0]
     assert scores[2.5] < scores[1.0]
@@ -89,14 +90,11 @@ def test_predictions_never_see_what_is_scored(trained, aside):
     """Other counts in the set-aside entries, the same prediction for them."""
 
     def rates(adata) -> torch.Tensor:
-        model = trained
-        manager = model.get_anndata_manager(model._prepare(adata), required=True)
-        model._apply_regions(adata, "set_aside")
-        assert manager.regional is not None
-        batch = manager.create_torch_dataset()[np.arange(adata.n_obs)]
-        tensors = {key: torch.from_numpy(value) for key, value in batch.items()}
+        predictor = predictor_of(trained, Query(trained, adata, region_effects=False).dataset, "set_aside")
+        assert predictor.region_effects is not None
+        ((_, batch),) = predictor.batches(batch_size=adata.n_obs)
         with torch.inference_mode():
-            entries = model._entries(tensors, lines)
+            entries = _entries(trained.module, batch, lines, own_entries=True)
         return entries["predicted"] / entries["exposure"], entries
 
     zeros = torch.zeros(trained.adata.n_vars)

@@ -50,10 +50,10 @@ def build() -> Callable:
         batch = model.adata_manager.create_torch_dataset()[np.arange(n_spots)]
         tensors = {key: torch.from_numpy(np.array(value)) for key, value in batch.items()}
         fit_experts(module, [tensors], torch.Generator().manual_seed(0))
-        module.vae.weights_visible.fill_(0.3)
-        module.vae.weights_hidden.fill_(0.2)
-        if module.vae.counts_are_modelled:
-            module.vae.deviations.variance.fill_(0.3)
+        module.experts.weights_visible.fill_(0.3)
+        module.experts.weights_hidden.fill_(0.2)
+        if likelihood != "normal":
+            module.likelihood.gene_effects.variance.fill_(0.3)
         return module, tensors
 
     return build

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lgdist_scvi.module import Denoiser, GaussianDiffusion
+from lgdist_scvi.module.diffusion import GaussianDiffusion, VectorDiT
 
 N_TIMESTEPS = 1000
 
@@ -142,7 +142,7 @@ def test_denoiser_learns_one_batch():
     """Overfit: given the condition, the denoiser of a fixed set of vectors finds each of them."""
     torch.manual_seed(0)
     diffusion = GaussianDiffusion(100)
-    denoiser = Denoiser(n_data=4, n_condition=16, n_hidden=32, n_layers=2, n_heads=2)
+    denoiser = VectorDiT(n_data=4, n_condition=16, n_hidden=32, n_layers=2, n_heads=2)
     data = torch.randn(16, 4)
     tokens, valid = torch.randn(16, 3, 16), torch.ones(16, 3, dtype=torch.bool)
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=3e-3)
@@ -168,7 +168,7 @@ def test_denoiser_learns_one_batch():
 
 def test_untrained_denoiser_predicts_zero():
     """AdaLN-Zero: it starts as the prediction that the data have no structure."""
-    denoiser = Denoiser(n_data=4, n_condition=8, n_hidden=16, n_layers=2, n_heads=2)
+    denoiser = VectorDiT(n_data=4, n_condition=8, n_hidden=16, n_layers=2, n_heads=2)
     predicted = denoiser(torch.randn(3, 5, 4), torch.randint(100, (3, 5)), torch.randn(3, 2, 8), torch.ones(3, 2) > 0)
     assert predicted.shape == (3, 5, 4)
     assert (predicted == 0).all()
@@ -176,7 +176,7 @@ def test_untrained_denoiser_predicts_zero():
 
 def test_draws_that_share_a_condition_are_independent():
     torch.manual_seed(0)
-    denoiser = Denoiser(n_data=4, n_condition=8, n_hidden=16, n_layers=2, n_heads=2)
+    denoiser = VectorDiT(n_data=4, n_condition=8, n_hidden=16, n_layers=2, n_heads=2)
     for parameter in denoiser.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     x, timestep = torch.randn(3, 5, 4), torch.randint(100, (3, 5))

@@ -9,7 +9,7 @@ import torch
 def mean_latent(module, tensors):
     with torch.no_grad():
         condition = module.condition(tensors)
-        module.has_diffusion.fill_(True)
+        module.diffusion.trained.fill_(True)
         return {"posterior": condition.mean, "latent": module.latent_mean(condition)}
 
 

@@ -9,17 +9,17 @@ import torch
 def posterior(module, tensors, hide, seed=0):
     torch.manual_seed(seed)
     # as the diffusion sees it: the VAE's own training also splits visible counts at random, which has no gradient
-    inputs = module._get_inference_input(tensors, hide, autoencode=False)
-    return inputs, module.inference(**inputs)["condition"]
+    inputs = module.inputs(tensors, hide, autoencode=False)
+    return inputs, module.inference(inputs)["condition"]
 
 
 PARTS = ("tokens", "mean", "log_variance", "experts", "decoded")
 
 
 def parts(module, condition):
-    """What there is of these: experts have no say in a condition of neighbours only."""
+    """What there is of these: experts are not used in a condition of neighbours only."""
     found = {name: value for name in PARTS if (value := getattr(condition, name, None)) is not None}
-    return {**found, "decoded": module.vae.decode(condition.mean, condition)}
+    return {**found, "decoded": module.decode(condition.mean, condition)}
 
 
 @pytest.mark.parametrize("hide", ["random", "set_aside", "nothing"])
@@ -32,7 +32,7 @@ def test_gradient_of_the_condition_is_zero_at_hidden_entries_of_the_centre(build
     value = parts(module, condition)[part]
     weights = torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
     (gradient,) = torch.autograd.grad((value * weights).sum(), tensors["X"])
-    visible = inputs["centre"].visible > 0
+    visible = inputs.centre.visible > 0
     masked = tensors["observed_mask"] == 0
     assert not (visible & masked).any()
     assert masked.any()
@@ -49,7 +49,7 @@ def test_gradient_of_the_condition_is_zero_at_hidden_entries_of_the_neighbours(b
     inputs, condition = posterior(module, tensors, hide)
     total = sum((value * torch.randn_like(value)).sum() for value in parts(module, condition).values())
     (gradient,) = torch.autograd.grad(total, tensors["neighbor_counts"])
-    visible = inputs["neighbors"].visible > 0
+    visible = inputs.neighbors.visible > 0
     assert not (visible & (tensors["neighbor_mask"] == 0)).any()
     if hide != "nothing":  # what is set aside for validation is hidden in neighbours too
         aside = module.set_aside(tensors["neighbor_spot"])
@@ -86,9 +86,11 @@ def test_the_denoiser_is_conditioned_on_visible_entries_only(build, likelihood, 
     """The tokens that the diffusion trains on do not change, bit for bit, when hidden entries do."""
     module, tensors = build(likelihood, conditioning)
     seen = []
-    handle = module.denoiser.register_forward_hook(lambda _, args, __: seen.append([arg.clone() for arg in args]))
+    handle = module.diffusion.denoiser.register_forward_hook(
+        lambda _, args, __: seen.append([arg.clone() for arg in args])
+    )
     torch.manual_seed(0)
-    visible = module._get_inference_input(tensors, hide)["centre"].visible > 0
+    visible = module.inputs(tensors, hide).centre.visible > 0
     if conditioning == "neighborhood":  # nothing of the centre may be looked at
         visible = torch.zeros_like(visible)
     changed = {**tensors, "X": torch.where(visible, tensors["X"], tensors["X"] + 5.0)}
@@ -108,14 +110,14 @@ def test_the_denoiser_is_conditioned_on_visible_entries_only(build, likelihood, 
 def test_training_neither_looks_at_nor_fits_what_is_set_aside(build, likelihood):
     module, tensors = build(likelihood)
     torch.manual_seed(0)
-    inputs = module._get_inference_input(tensors, "random")
+    inputs = module.inputs(tensors, "random")
     aside = module.set_aside(tensors["spot"])
-    assert not ((inputs["centre"].visible > 0) & aside).any()
-    assert not ((inputs["score"] > 0) & aside).any()
-    validation = module._get_inference_input(tensors, "set_aside")
-    scored = validation["score"] > 0
+    assert not ((inputs.centre.visible > 0) & aside).any()
+    assert not ((inputs.score > 0) & aside).any()
+    validation = module.inputs(tensors, "set_aside")
+    scored = validation.score > 0
     assert torch.equal(scored, aside & (tensors["observed_mask"] > 0))
-    assert not (scored & (validation["centre"].visible > 0)).any()
+    assert not (scored & (validation.centre.visible > 0)).any()
 
 
 def test_stage_2_hides_more_whole_spots(build):
@@ -124,7 +126,7 @@ def test_stage_2_hides_more_whole_spots(build):
     torch.manual_seed(0)
     shares = []
     for autoencode in (True, False):
-        draws = [module._get_inference_input(tensors, "random", autoencode=autoencode)["centre"] for _ in range(40)]
+        draws = [module.inputs(tensors, "random", autoencode=autoencode).centre for _ in range(40)]
         shares.append(float(torch.stack([(draw.visible == 0).all(1).float().mean() for draw in draws]).mean()))
     assert 0.05 <= shares[0] < 0.16  # one of the 24 spots is set aside whole
     assert 0.25 < shares[1] < 0.45
@@ -134,38 +136,38 @@ def test_stage_2_hides_more_whole_spots(build):
 def test_what_is_hidden_counts_in_full(build, likelihood, conditioning, autoencode):
     """The weight of an entry in the loss follows whether it is visible, also where spots are asked without their own entries."""
     module, tensors = build(likelihood, conditioning)
-    inputs = module._get_inference_input(tensors, "random", autoencode=autoencode)
-    visible, known = inputs["centre"].visible > 0, inputs["known"] > 0
+    inputs = module.inputs(tensors, "random", autoencode=autoencode)
+    visible, known = inputs.centre.visible > 0, inputs.known > 0
     assert visible.any() == (autoencode or conditioning == "spot+neighborhood")
     assert (known & ~visible).any()
-    assert (inputs["score"][known & ~visible] == 1).all()
+    assert (inputs.score[known & ~visible] == 1).all()
 
 
 def test_visible_counts_are_split(build):
     """What is looked at is not what is fitted; hidden counts are fitted whole and not looked at."""
     module, tensors = build()
-    inputs = module._get_inference_input(tensors, "random")
-    centre, visible = inputs["centre"], inputs["centre"].visible > 0
-    assert torch.equal((centre.counts + inputs["target"])[visible], tensors["X"][visible])
-    assert torch.equal(inputs["target"][~visible], tensors["X"][~visible])
+    inputs = module.inputs(tensors, "random")
+    centre, visible = inputs.centre, inputs.centre.visible > 0
+    assert torch.equal((centre.counts + inputs.target)[visible], tensors["X"][visible])
+    assert torch.equal(inputs.target[~visible], tensors["X"][~visible])
     assert (centre.counts[visible] > 0).any()
-    assert (inputs["target"][visible] > 0).any()
-    share = inputs["share"]
+    assert (inputs.target[visible] > 0).any()
+    share = inputs.share
     assert (share[~visible] == 1).all()
     # the fitted part is the share of the exposure that it claims
-    claimed, fitted = (share * tensors["X"])[visible].sum(), inputs["target"][visible].sum()
+    claimed, fitted = (share * tensors["X"])[visible].sum(), inputs.target[visible].sum()
     torch.testing.assert_close(fitted, claimed, rtol=0.1, atol=0.0)
 
 
 def test_hidden_counts_do_not_enter_the_split(build):
     module, tensors = build()
     torch.manual_seed(0)
-    inputs = module._get_inference_input(tensors, "random")
-    hidden = inputs["centre"].visible == 0
-    condition = module.inference(**inputs)["condition"]
-    centre = inputs["centre"]
+    inputs = module.inputs(tensors, "random")
+    hidden = inputs.centre.visible == 0
+    condition = module.inference(inputs)["condition"]
+    centre = inputs.centre
     centre.counts = torch.where(hidden, centre.counts + 7.0, centre.counts)
-    changed = module.inference(**inputs)["condition"]
+    changed = module.inference(inputs)["condition"]
     for name, value in parts(module, condition).items():
         assert torch.equal(value, parts(module, changed)[name]), name
 
@@ -173,8 +175,8 @@ def test_hidden_counts_do_not_enter_the_split(build):
 def test_masked_entries_are_never_scored(build, likelihood):
     module, tensors = build(likelihood)
     for hide in ("random", "set_aside"):
-        inputs = module._get_inference_input(tensors, hide)
-        assert (inputs["score"][tensors["observed_mask"] == 0] == 0).all()
+        inputs = module.inputs(tensors, hide)
+        assert (inputs.score[tensors["observed_mask"] == 0] == 0).all()
 
 
 @pytest.mark.parametrize("hide", ["random", "set_aside"])

@@ -11,15 +11,15 @@ def kind(request) -> str:
     return request.param
 
 
-def test_vae_beats_the_gene_means_on_one_batch(build, kind):
+def test_autoencoder_beats_the_gene_means_on_one_batch(build, kind):
     module, tensors = build(kind, n_spots=16)
     fixed = {"hide": "set_aside"}  # the same visible and scored entries in every step
     untrained = build(kind, n_spots=16)[0]
-    for parameter in untrained.vae.decode_gene.parameters():
+    for parameter in untrained.autoencoder.decode_gene.parameters():
         torch.nn.init.zeros_(parameter)
     with torch.no_grad():  # a decoder at zero predicts the gene means
         gene_means = untrained(tensors, get_inference_input_kwargs=fixed)[2].reconstruction_loss_sum.item()
-    optimizer = torch.optim.AdamW(module.vae.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(module.autoencoder.parameters(), lr=3e-3)
     for _ in range(300):
         output = module(tensors, get_inference_input_kwargs=fixed)[2]
         optimizer.zero_grad()
@@ -27,8 +27,8 @@ def test_vae_beats_the_gene_means_on_one_batch(build, kind):
         optimizer.step()
     assert output.reconstruction_loss_sum.item() < gene_means - 0.25 * abs(gene_means)
     # and what it learnt is the measured values, not only a smaller loss
-    inputs = module._get_inference_input(tensors, "set_aside")
-    scored = inputs["score"] > 0
+    inputs = module.inputs(tensors, "set_aside")
+    scored = inputs.score > 0
     with torch.no_grad():
         _, outputs = module(tensors, get_inference_input_kwargs=fixed, compute_loss=False)
         decoded = outputs["px"]
@@ -42,11 +42,11 @@ def test_vae_beats_the_gene_means_on_one_batch(build, kind):
 
 def test_diffusion_learns_the_residuals_of_one_batch(build):
     module, tensors = build("nb", n_spots=16)
-    module.residual_scale.copy_(module.residual_moments(tensors).sqrt())
-    module.decoded_weight = 0.0
-    before = [parameter.clone() for parameter in module.vae.parameters()]
-    optimizer = torch.optim.AdamW(module.denoiser.parameters(), lr=3e-3)
-    for module_part in (module.denoiser.final, module.denoiser.final_modulation[-1]):
+    module.measure_residuals([tensors])
+    denoiser = module.diffusion.denoiser
+    before = [parameter.clone() for parameter in module.autoencoder.parameters()]
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=3e-3)
+    for module_part in (denoiser.final, denoiser.final_modulation[-1]):
         torch.nn.init.zeros_(module_part.weight)
 
     def step(train):
@@ -62,4 +62,4 @@ def test_diffusion_learns_the_residuals_of_one_batch(build):
     for _ in range(400):
         step(train=True)
     assert step(train=False) < 0.2 * first
-    assert all(torch.equal(old, new) for old, new in zip(before, module.vae.parameters(), strict=True))
+    assert all(torch.equal(old, new) for old, new in zip(before, module.autoencoder.parameters(), strict=True))

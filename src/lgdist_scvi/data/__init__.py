@@ -10,7 +10,7 @@ from lgdist_scvi.data._fields import (
     SampleField,
     find_sample_key,
 )
-from lgdist_scvi.data._graph import surroundings
+from lgdist_scvi.data._graph import reach_further, surroundings
 from lgdist_scvi.data._statistics import GeneStatistics, gene_statistics, set_aside_patterns
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "SampleField",
     "find_sample_key",
     "gene_statistics",
+    "reach_further",
     "registered_anndata",
     "set_aside_patterns",
     "surroundings",

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from lgdist_scvi.inference._calibration import Calibration, fit_calibration, fit_noise
 from lgdist_scvi.inference._cases import ENTRY_KINDS, CalibrationCase, EntryKind, HeldOutSpots, hidden_cases
-from lgdist_scvi.inference._conformal import LEVELS, REPORTED_LEVELS
+from lgdist_scvi.inference._conformal import (
+    LEVELS,
+    REPORTED_LEVELS,
+    calibrate,
+    conformal_quantiles,
+    expression_strata,
+    nested_strata,
+)
+from lgdist_scvi.inference._holes import holes
 from lgdist_scvi.inference._prediction import (
     FILLED_MISSING,
     FILLED_ZERO,
@@ -18,7 +26,13 @@ from lgdist_scvi.inference._prediction import (
     provenance,
 )
 from lgdist_scvi.inference._predictor import Predictor
-from lgdist_scvi.inference._region_effects import RegionEffects, estimate_region_effects, fit_region_effects
+from lgdist_scvi.inference._region_effects import (
+    HeldOutEntries,
+    RegionEffects,
+    choose_shrinkage,
+    estimate_region_effects,
+    fit_region_effects,
+)
 from lgdist_scvi.inference._skill import measure_skill
 
 __all__ = [
@@ -34,17 +48,24 @@ __all__ = [
     "Calibration",
     "CalibrationCase",
     "EntryKind",
+    "HeldOutEntries",
     "HeldOutSpots",
     "Prediction",
     "Predictor",
     "RegionEffects",
+    "calibrate",
+    "choose_shrinkage",
+    "conformal_quantiles",
     "estimate_region_effects",
+    "expression_strata",
     "fit_calibration",
     "fit_noise",
     "fit_region_effects",
     "hidden_cases",
+    "holes",
     "in_log1p",
     "measure_skill",
     "measured",
+    "nested_strata",
     "provenance",
 ]

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from lgdist_scvi.module._spots import Condition, Inputs, Neighborhood, Spots, sum_of_neighbors
 from lgdist_scvi.module.lgdist import LGDiSTConfig, LGDiSTModule, fit_experts
 
-__all__ = ["LGDiSTConfig", "LGDiSTModule", "fit_experts"]
+__all__ = [
+    "Condition",
+    "Inputs",
+    "LGDiSTConfig",
+    "LGDiSTModule",
+    "Neighborhood",
+    "Spots",
+    "fit_experts",
+    "sum_of_neighbors",
+]

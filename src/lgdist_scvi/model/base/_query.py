@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -209,3 +209,26 @@ def check_library_size(library_size: float | str) -> None:
 def samples_for_spread(n_samples: int) -> int:
     """Number of samples to draw where their spread is asked for: one has none."""
     return n_samples if n_samples > 1 else N_SAMPLES
+
+
+_UNSUPPORTED = {
+    "transform_batch": "there is no batch correction",
+    "weights": "latents are not weighted; pass n_samples",
+    "n_samples_overall": "pass n_samples, and indices for some spots",
+    "dataloader": "pass adata, whose graph tells the neighbours",
+    "mc_samples": "the posterior mean takes no samples; return_dist=True gives the variance over 25",
+    "library_key": "slides are named at setup_anndata",
+}
+
+
+def refuse_unsupported(method: str, given: Mapping[str, Any]) -> None:
+    """Refuse keywords of scvi-tools that a question does not have, and unknown ones.
+
+    Raises
+    ------
+    TypeError
+        If there are any.
+    """
+    for name in given:
+        remedy = _UNSUPPORTED.get(name, "see its documentation for those that it has")
+        raise TypeError(f"{method}() takes no {name!r}; {remedy}")

@@ -8,17 +8,19 @@ from lgdist_scvi.module.likelihood._captured_mean import any_poisson, expected_c
 from lgdist_scvi.module.likelihood._counts import NegativeBinomialLikelihood, PoissonLikelihood, split_counts
 from lgdist_scvi.module.likelihood._effects import Effect
 from lgdist_scvi.module.likelihood._gene_effects import GeneEffects
-from lgdist_scvi.module.likelihood._predictive import Predictive
+from lgdist_scvi.module.likelihood._predictive import CountPredictive, NormalPredictive, Predictive
 
 __all__ = [
     "LIKELIHOODS",
     "CapturedLikelihood",
+    "CountPredictive",
     "Effect",
     "Estimand",
     "GeneEffects",
     "HoldOut",
     "Likelihood",
     "NegativeBinomialLikelihood",
+    "NormalPredictive",
     "PoissonLikelihood",
     "Predictive",
     "any_poisson",
