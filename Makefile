@@ -39,10 +39,10 @@ docs: $(VENV)/.installed-docs ## build the documentation into docs/_build/html, 
 	@echo "Open docs/_build/html/index.html"
 
 bench: $(VENV)/.installed ## score all methods on hidden counts of all slides in ../shared/data (about half a day on two cores); goes on where it stopped
-	$(BIN)/python -m benchmarks --resume $(ARGS)
+	$(BIN)/python -m benchmarks run $(ARGS)
 
-bench-quick: $(VENV)/.installed ## the same on one small slide, in minutes; ARGS="--help" lists the options of both
-	$(BIN)/python -m benchmarks --quick --overwrite $(ARGS)
+bench-quick: $(VENV)/.installed ## LGDiST and two others on one small slide, in minutes; ARGS="--help" lists the options of both
+	$(BIN)/python -m benchmarks run --quick $(ARGS)
 
 clean: ## remove results, builds and caches; keep .venv
 	rm -rf demo docs/_build docs/generated docs/tutorials build dist .pytest_cache .ruff_cache .hypothesis

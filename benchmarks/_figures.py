@@ -1,4 +1,4 @@
-"""Figures of a file of results."""
+"""Figures of stored results."""
 
 from __future__ import annotations
 
@@ -8,48 +8,40 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from benchmarks._methods import MODELS
 from benchmarks._protocols import GIVEN, PROTOCOLS
-from benchmarks._tables import TITLES, by_file, cost, coverage, frame, label, without_variants
+from benchmarks._spread import LEVELS
+from benchmarks._tables import TITLES, by_file, coverage, label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_OURS, _PEER, _VAE = "#c2410c", "#64748b", "#0f766e"
-_STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e2e8f0",
-    "svg.hashsalt": "lgdist",  # the same figure gives the same file
-    "svg.fonttype": "path",
+CAPTIONS = {
+    "scores": "Scores of the methods that have a result on all data sets. Hold-outs: excess MSE as a fraction of the gene mean's "
+    "(0: only sampling noise is left). Thinning: deviance explained. One dot per data set, the bar is their mean.",
+    "coverage": "Coverage of prediction intervals on hidden entries against their level: mean over data sets, and the band from "
+    "the lowest to the highest.",
 }
+_OURS, _PEER = "#c2410c", "#64748b"
+_STYLE = {
+    "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 8.5, "axes.grid": True,
+    "axes.axisbelow": True, "grid.color": "#e2e8f0", "savefig.bbox": "tight", "savefig.dpi": 110,
+}  # fmt: skip
 
 
-def draw(document: dict, folder: Path) -> dict[str, Path]:
-    """Draw what there are results for: name and path of each figure."""
+def draw(rows: pd.DataFrame, folder: Path) -> dict[str, Path]:
+    """Draw what there are results for, as :func:`~benchmarks._tables.scored` gives them: name and path of each figure."""
     import matplotlib as mpl
     import matplotlib.pyplot as plt
 
-    rows, paths = without_variants(frame(document)), {}
-    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
     with mpl.rc_context(_STYLE):
-        for name, function in (("scores", _scores), ("coverage", _coverage), ("cost", _cost)):
+        for name, function in (("scores", _scores), ("coverage", _coverage)):
             figure = function(rows)
-            if figure is None:
-                continue
-            paths[name] = folder / f"{name}.svg"
-            figure.savefig(paths[name], bbox_inches="tight", metadata={"Date": None})
-            plt.close(figure)
+            if figure is not None:
+                paths[name] = folder / f"benchmark_{name}.png"
+                figure.savefig(paths[name])
+                plt.close(figure)
     return paths
-
-
-def _color(method: str) -> str:
-    return _OURS if method.startswith("lgdist") else _PEER
 
 
 def relative_scores(rows: pd.DataFrame, protocol: str) -> pd.DataFrame:
@@ -77,15 +69,14 @@ def _scores(rows: pd.DataFrame) -> Figure | None:
         table = table.loc[table.mean(axis=1).sort_values(ascending=protocol in GIVEN).index]
         lowest = -0.25 if protocol in GIVEN else 0.0
         for place, (method, values) in enumerate(table.iterrows()):
-            values = values.dropna().clip(lower=lowest, upper=1.6)
-            axis.scatter(values, np.full(len(values), place), s=14, color=_color(method), alpha=0.65, linewidths=0)
-            axis.plot([values.mean()] * 2, [place - 0.3, place + 0.3], color=_color(method), linewidth=2)
-        axis.set_yticks(range(len(table)), [label(method) for method in table.index])
-        axis.set_title(TITLES[protocol].replace(" of the molecules", ""), fontsize=8.5)
-        if protocol not in GIVEN:
-            axis.set_xlim(left=0)
+            color = _OURS if str(method).startswith("lgdist") else _PEER
+            values = values.clip(lower=lowest, upper=1.6)
+            axis.scatter(values, np.full(len(values), place), s=14, color=color, alpha=0.65, linewidths=0)
+            axis.plot([values.mean()] * 2, [place - 0.3, place + 0.3], color=color, linewidth=2)
+        axis.set_yticks(range(len(table)), [label(str(method)) for method in table.index])
+        axis.set_title(TITLES[protocol].replace(" of the molecules", ""), loc="left")
         axis.set_xlabel("deviance explained, D2" if protocol in GIVEN else "excess MSE / the gene mean's")
-        axis.set_ylim(-0.6, len(table) - 0.4)
+        axis.set_xlim(left=None if protocol in GIVEN else 0)
     return figure
 
 
@@ -93,46 +84,17 @@ def _coverage(rows: pd.DataFrame) -> Figure | None:
     import matplotlib.pyplot as plt
 
     table = coverage(rows)
-    if not len(table):
+    if table.empty:
         return None
-    table = table[table["method"].isin(list(MODELS))]
-    protocols = [p for p in PROTOCOLS if (table["protocol"] == p).any()]
-    if not protocols:
-        return None
-    figure, axes = plt.subplots(
-        1, len(protocols), figsize=(2.4 * len(protocols) + 0.4, 2.6), squeeze=False, sharey=True, layout="constrained"
-    )
+    protocols = list(dict.fromkeys(table.index.get_level_values("protocol")))
+    size = (2.4 * len(protocols) + 0.4, 2.6)
+    figure, axes = plt.subplots(1, len(protocols), figsize=size, squeeze=False, sharey=True, layout="constrained")
     for axis, protocol in zip(axes[0], protocols, strict=True):
+        values = table.loc[protocol, [f"coverage_{100 * level:.0f}" for level in LEVELS]]
         axis.plot([0.45, 1], [0.45, 1], color="#94a3b8", linewidth=1, linestyle="--")
-        part = table[(table["protocol"] == protocol) & (table["stratum"] == "all")]
-        for method, color in (("lgdist_vae", _VAE), ("lgdist", _OURS)):
-            values = part[part["method"] == method].groupby("level")["coverage"]
-            if not len(values):
-                continue
-            mean, low, high = values.mean(), values.min(), values.max()
-            axis.fill_between(mean.index, low, high, color=color, alpha=0.15, linewidth=0)
-            axis.plot(mean.index, mean, color=color, marker="o", markersize=3.5, linewidth=1.3, label=label(method))
-        axis.set_title(TITLES[protocol].replace("Thinning, ", "").capitalize(), fontsize=8.5)
+        axis.fill_between(LEVELS, values.min(), values.max(), color=_OURS, alpha=0.15, linewidth=0)
+        axis.plot(LEVELS, values.mean(), color=_OURS, marker="o", markersize=3.5, linewidth=1.3)
+        axis.set_title(TITLES[protocol].replace("Thinning, ", "").capitalize(), loc="left")
         axis.set_xlabel("level")
     axes[0, 0].set_ylabel("share inside")
-    # what is drawn differs between protocols: the fullest panel names all
-    most = max(axes[0], key=lambda axis: len(axis.get_legend_handles_labels()[0]))
-    most.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def _cost(rows: pd.DataFrame) -> Figure | None:
-    import matplotlib.pyplot as plt
-
-    if not len(rows):
-        return None
-    table = cost(rows).sort_values("seconds")
-    least = rows.groupby("method", observed=True)["seconds"].min()
-    figure, axis = plt.subplots(figsize=(5.2, 0.7 + 0.24 * len(table)), layout="constrained")
-    for place, (method, row) in enumerate(table.iterrows()):
-        axis.plot([max(least[method], 0.01), row["most_seconds"]], [place, place], color=_color(method), alpha=0.4)
-        axis.scatter([max(row["seconds"], 0.01)], [place], s=22, color=_color(method), linewidths=0)
-    axis.set_xscale("log")
-    axis.set_yticks(range(len(table)), [label(method) for method in table.index])
-    axis.set_xlabel("seconds per slide")
     return figure

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks._protocols import GIVEN, PROTOCOLS, Task
+from lgdist_scvi._units import log1p_cp10k  # noqa: PLC2701  the one scale
 
 if TYPE_CHECKING:
     from lgdist_scvi import LGDiST
 
 HOLD_OUTS = tuple(protocol for protocol in PROTOCOLS if protocol not in GIVEN)
 THINNINGS = tuple(GIVEN)
-_ABSENT = "spots without a single count have no place in this method"
-_ZEROS = "needs zeros as data"
-_MISSING = "calls zeros missing, or ignores what they say"
 
 
 @dataclass(frozen=True)
@@ -31,15 +29,12 @@ class Method:
         Function of a task and a seed; gives log1p(CP10K), (n_obs, n_genes), and the trained LGDiST or ``None``.
     protocols
         What it has an answer for.
-    otherwise
-        Why it has none for the others.
     sources
-        Files and folders, beside what all share, whose change makes an old result obsolete; relative to the repository.
+        Patterns of files, beside what all share, whose change makes an old result obsolete; relative to the repository.
     """
 
     run: Callable[[Task, int], tuple[np.ndarray, Any]]
     protocols: tuple[str, ...] = PROTOCOLS
-    otherwise: str = ""
     sources: tuple[str, ...] = ()
 
 
@@ -75,8 +70,7 @@ def _scvi(task: Task, seed: int) -> tuple[np.ndarray, None]:
     # one sample of the latent is its default: the mean over many is the better answer
     rate = model.get_normalized_expression(n_samples=25, return_mean=True, return_numpy=True).astype(np.float64)
     seen = np.asarray(adata.X.sum(axis=1), dtype=np.float64).ravel()
-    share = np.divide(seen, task.library, out=np.zeros_like(seen), where=task.library > 0)
-    return np.log1p(1e4 * rate * share[:, None]).astype(np.float32), None
+    return log1p_cp10k(rate * seen[:, None], task.library), None
 
 
 def trained(task: Task, seed: int, stage: str = "all", train_kwargs: dict | None = None, **model_kwargs) -> LGDiST:
@@ -118,21 +112,23 @@ def _without_context(task: Task, seed: int) -> tuple[np.ndarray, None]:
     return prediction, None
 
 
-_OWN = partial(Method, sources=("src/lgdist_scvi", "benchmarks/_spread.py"))
+_OWN = partial(Method, sources=("src/lgdist_scvi/**/*.py", "benchmarks/_spread.py"))
 
+# adaptive median and ridge take zeros for missing, or ignore them; PCA and Poisson NMF need them as data
 BASELINES = {
     "gene_mean": Method(partial(_baseline, "gene_mean")),
     "neighbor_mean": Method(partial(_baseline, "neighbor_mean")),
-    "adaptive_median": Method(partial(_baseline, "adaptive_median"), HOLD_OUTS, _MISSING),
+    "adaptive_median": Method(partial(_baseline, "adaptive_median"), HOLD_OUTS),
     "knn": Method(partial(_baseline, "knn")),
-    "ridge": Method(partial(_baseline, "ridge"), HOLD_OUTS, _MISSING),
-    "pca": Method(partial(_baseline, "pca"), THINNINGS, _ZEROS),
-    "poisson_nmf": Method(partial(_baseline, "poisson_nmf"), THINNINGS, _ZEROS),
+    "ridge": Method(partial(_baseline, "ridge"), HOLD_OUTS),
+    "pca": Method(partial(_baseline, "pca"), THINNINGS),
+    "poisson_nmf": Method(partial(_baseline, "poisson_nmf"), THINNINGS),
     "soft_impute": Method(partial(_baseline, "soft_impute")),
 }
 PEERS = {
     **BASELINES,
-    "scvi": Method(_scvi, ("entry", *THINNINGS), _ABSENT),
+    # spots without a single count have no place in it
+    "scvi": Method(_scvi, ("entry", *THINNINGS)),
     "masked_transformer": Method(_transformer, sources=("benchmarks/_transformer.py",)),
 }
 MODELS = {"lgdist_vae": _OWN(partial(_lgdist, stage="vae")), "lgdist": _OWN(_lgdist)}
@@ -140,12 +136,10 @@ MODELS = {"lgdist_vae": _OWN(partial(_lgdist, stage="vae")), "lgdist": _OWN(_lgd
 # diffused are defined by the latent. The nearest are a latent as wide as the network, and, without latent and diffusion, the
 # masked transformer. One round is the default.
 ABLATIONS = {
-    "lgdist_no_context": _OWN(_without_context, HOLD_OUTS, "scores include the context genes"),
+    "lgdist_no_context": _OWN(_without_context, HOLD_OUTS),
     "lgdist_wide_latent": _OWN(partial(_lgdist, n_latent=256)),
-    "lgdist_no_neighbors": _OWN(
-        _without_neighbors, ("entry", *THINNINGS), "nothing is left to predict a hidden spot from"
-    ),
+    "lgdist_no_neighbors": _OWN(_without_neighbors, ("entry", *THINNINGS)),
     "lgdist_centre_hidden": _OWN(partial(_lgdist, conditioning="neighborhood")),
-    "lgdist_two_rounds": _OWN(partial(_lgdist, train_kwargs={"n_rounds": 2}), HOLD_OUTS, "nothing is missing"),
+    "lgdist_two_rounds": _OWN(partial(_lgdist, train_kwargs={"n_rounds": 2}), HOLD_OUTS),
 }
 METHODS = {**PEERS, **MODELS, **ABLATIONS}

@@ -13,6 +13,7 @@ import scanpy as sc
 from scipy import sparse
 
 from lgdist_scvi import metrics, pp
+from lgdist_scvi._units import from_cp10k, log1p_cp10k  # noqa: PLC2701  the one scale
 
 PROTOCOLS = ("entry", "spot", "block", "thinning", "shallow")
 GIVEN = {"thinning": 0.5, "shallow": 0.1}  # share of the molecules that a method sees
@@ -31,7 +32,7 @@ class Task:
     adata
         Hidden counts are gone; (n_obs, n_genes), with graph.
     mask_layer
-        Layer of what is known; ``None``: zeros are data.
+        Layer that is True where an entry is observed; ``None``: zeros are data.
     size_factor_key
         Library sizes; ``None``: the sum over the genes.
     estimand
@@ -114,11 +115,10 @@ def task(adata: ad.AnnData, sample_key: str | None, protocol: str, seed: int) ->
     genes, library_keys = ("target_gene", ("total_counts",)) if protocol == "entry" else (None, ())
     hidden = pp.hold_out(adata, 0.3, protocol, genes=genes, sample_key=sample_key, seed=seed, library_keys=library_keys)
     pp.observed_mask(hidden)
-    counts, library = hidden.layers["truth"], hidden.obs["total_counts"].to_numpy(dtype=np.float64)
-    dense = _dense(counts)
+    counts, library = sparse.csr_matrix(hidden.layers["truth"]), hidden.obs["total_counts"].to_numpy(dtype=np.float64)
     # captured values of well-detected genes only: what the protocol asks for
-    scored = np.asarray(hidden.layers["held_out"]) & (dense > 0) & hidden.var["target_gene"].to_numpy()
-    truth = _log1p_cp10k(dense, library)
+    scored = np.asarray(hidden.layers["held_out"]) & (counts.toarray() > 0) & hidden.var["target_gene"].to_numpy()
+    truth = log1p_cp10k(counts, library)
     floor = metrics.poisson_floor(counts, library, scored)
 
     def score(prediction: np.ndarray) -> dict[str, float]:
@@ -138,28 +138,18 @@ def _thinning(adata: ad.AnnData, sample_key: str | None, share: float, seed: int
     mean = (mean + 0.1) / (mean + 0.1).sum()
 
     def score(prediction: np.ndarray) -> dict[str, float]:
-        rate = np.maximum(np.expm1(prediction.astype(np.float64)) / 1e4, 1e-9)
+        rate = np.maximum(from_cp10k(np.expm1(prediction.astype(np.float64))), 1e-9)
         return {
             "d2": metrics.poisson_deviance_explained(rest, rate, gene_mean=mean),
             "variance_explained": metrics.poisson_variance_explained(rest, rate, gene_mean=mean),
             "log_likelihood": metrics.poisson_log_likelihood(rest, rate),
         }
 
-    again = _dense(rest).astype(np.int64)
+    again = rest.toarray().astype(np.int64)
     if share < 0.5:
         again = np.random.default_rng(seed).binomial(again, share / (1 - share))
     library = np.asarray(given.X.sum(axis=1), dtype=np.float64).ravel()
-    measured = _log1p_cp10k(again, library)
+    measured = log1p_cp10k(again, library)
     scored = np.broadcast_to((library > 0)[:, None], measured.shape)
     del given.layers["truth"], given.layers["held_out"]
     return Task(given, None, None, "rate", score, sample_key, library, measured, scored, rest)
-
-
-def _dense(counts: np.ndarray | sparse.spmatrix) -> np.ndarray:
-    return counts.toarray() if sparse.issparse(counts) else np.asarray(counts)
-
-
-def _log1p_cp10k(counts: np.ndarray, library: np.ndarray) -> np.ndarray:
-    """Computed in double precision, cast once; 0 where the library is."""
-    per_count = np.divide(1e4, library, out=np.zeros_like(library), where=library > 0)
-    return np.log1p(counts * per_count[:, None]).astype(np.float32)

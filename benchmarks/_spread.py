@@ -1,4 +1,4 @@
-"""What LGDiST says beyond one value: samples, their spread, and intervals, scored on hidden entries."""
+"""Samples, their spread, and prediction intervals, scored on hidden entries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from sklearn.utils.extmath import randomized_svd
 
 from benchmarks._protocols import Task
 from lgdist_scvi import metrics
-from lgdist_scvi.metrics._poisson import variance_given_positive  # noqa: PLC2701  the same noise as in the calibration
+from lgdist_scvi._poisson import variance_given_positive  # noqa: PLC2701  the same noise as in the calibration
+from lgdist_scvi._units import cp10k_per_count, from_cp10k, log1p_cp10k  # noqa: PLC2701  the one scale
 
 if TYPE_CHECKING:
     from lgdist_scvi import LGDiST
@@ -24,7 +25,7 @@ _FAR = 20.0  # beyond any log1p(CP10K), which ends at 9.2
 _TIE = 1e-5  # rounding of an interval's end; far below the step of a count
 
 
-def spread_scores(model: LGDiST, task: Task, seed: int) -> dict:
+def spread_scores(model: LGDiST, task: Task, seed: int) -> dict[str, float]:
     """Score samples of the measured values, and intervals for them.
 
     A sample is a draw of the latent, decoded, with a draw of the likelihood's noise: what a measurement would show. Without
@@ -42,9 +43,8 @@ def spread_scores(model: LGDiST, task: Task, seed: int) -> dict:
       the genes between 0.8 and 1.25;
     - ``"deviation_over_error"``: standard deviation of the expected value over its error, what sampling noise alone leaves
       taken off: roots of mean squares, 1 where the model knows how sure it is;
-    - ``"coverage"``: records with `level`, `stratum` (all, and thirds of the scored genes by expression), `coverage`,
-      `width`, `n`, and `endless`, the share of all intervals of this level that reach to infinity (counted as 20 wide on
-      that side).
+    - ``"coverage_90"``, ``"coverage_90_low"``, ...: share of hidden values inside their interval of this level, over all scored
+      genes and over thirds of them by expression; ``"width_90"``, mean width (an end at infinity counts as 20).
     """
     spots = _spots(task, seed)
     genes = np.flatnonzero(task.scored.any(axis=0))
@@ -55,7 +55,7 @@ def spread_scores(model: LGDiST, task: Task, seed: int) -> dict:
     mean, deviation = model.get_completed_expression(return_std=True, **arguments)
     deviation_over_error = _deviation_over_error(task, mean, deviation)
     mean = mean[chosen]
-    scores: dict = {"n_samples": _N_SAMPLES, "n_spots": len(spots), "n_genes": len(genes)}
+    scores: dict[str, float] = {}
     for suffix, drawn in (("", samples), ("_latent", latents)):
         scores[f"crps{suffix}"] = metrics.crps(drawn, truth, scored)
         scores[f"energy{suffix}"] = metrics.energy_score(drawn, truth, scored)
@@ -66,36 +66,34 @@ def spread_scores(model: LGDiST, task: Task, seed: int) -> dict:
         scores[f"variance_{name}"] = float(np.median(ratio))
         scores[f"variance_{name}_within"] = float(np.mean((ratio >= 0.8) & (ratio <= 1.25)))
     scores["deviation_over_error"] = deviation_over_error
-    scores["coverage"] = _coverage(model, task, _spots(task, seed, _ENOUGH_ENTRIES), genes, arguments)
-    return scores
+    return scores | _coverage(model, task, _spots(task, seed, _ENOUGH_ENTRIES), genes, arguments)
 
 
 def _spots(task: Task, seed: int, n_entries: int = 0) -> np.ndarray:
-    """Spots drawn from those with scored entries: all, or at least 400, and as many as hold `n_entries`."""
+    """Draw spots from those with scored entries: all, or at least 400, and as many as hold `n_entries`."""
     spots = np.flatnonzero(task.scored.any(axis=1))
     order = np.random.default_rng(seed).permutation(spots)
     held = np.cumsum(np.asarray(task.scored.sum(axis=1)).ravel()[order])
     return np.sort(order[: max(_MAX_SPOTS, np.searchsorted(held, n_entries) + 1)])
 
 
-def _coverage(model: LGDiST, task: Task, spots: np.ndarray, genes: np.ndarray, arguments: dict) -> list[dict]:
+def _coverage(model: LGDiST, task: Task, spots: np.ndarray, genes: np.ndarray, arguments: dict) -> dict[str, float]:
     """How often intervals of the model hold what was hidden, by level and third of the scored genes."""
     chosen = np.ix_(spots, genes)
     truth, scored = task.measured[chosen], np.asarray(task.scored[chosen])
     names = list(model.get_var_names_registered()[genes])
     strata = np.broadcast_to(_thirds(task, genes), truth.shape)
-    records = []
+    scores = {}
     for level in LEVELS:
         lower, upper = model.get_prediction_interval(level, indices=spots, gene_list=names, **arguments)
-        endless = float(np.mean(~np.isfinite(lower[scored]) | ~np.isfinite(upper[scored])))
         # an end at infinity contains everything, and would make any mean width infinite
         lower, upper = np.maximum(lower, -_FAR), np.minimum(upper, _FAR)
         table = metrics.interval_coverage(truth, lower - _TIE, upper + _TIE, scored, by=strata)
         for stratum, record in table.iterrows():
-            name = stratum if stratum == "all" else THIRDS[int(stratum)]
-            record = {"coverage": float(record["coverage"]), "width": float(record["width"]), "n": int(record["n"])}
-            records.append({"level": level, "stratum": name, **record, "endless": endless})
-    return records
+            third = "" if stratum == "all" else f"_{THIRDS[int(stratum)]}"
+            scores[f"coverage_{level:.0%}{third}".replace("%", "")] = float(record["coverage"])
+        scores[f"width_{level:.0%}".replace("%", "")] = float(table.loc["all", "width"])
+    return scores
 
 
 def _deviation_over_error(task: Task, mean: np.ndarray, deviation: np.ndarray) -> float:
@@ -104,13 +102,13 @@ def _deviation_over_error(task: Task, mean: np.ndarray, deviation: np.ndarray) -
     Over all scored entries, for where counts are small it takes many to tell the error from that noise.
     """
     if task.estimand == "captured":
-        scale = 1e4 / np.maximum(task.library[:, None], 1.0)
+        scale = cp10k_per_count(np.maximum(task.library[:, None], 1.0))
         sampling = variance_given_positive(mean.astype(np.float64), scale)
         error = np.mean(((task.measured - mean) ** 2 - sampling)[task.scored])
         return _root_ratio(np.mean(deviation[task.scored] ** 2), error)
     # in counts, where noise is known (`metrics.poisson_variance_explained`); each gene weighted by the inverse of its mean
     counts = task.rest.toarray().astype(np.float64)
-    scale = counts.sum(axis=1, keepdims=True) / 1e4
+    scale = from_cp10k(counts.sum(axis=1, keepdims=True))
     expected = np.expm1(mean.astype(np.float64)) * scale
     claimed = (deviation * (expected + scale)) ** 2
     weight = task.scored / np.maximum(expected.mean(axis=0), 1e-9)
@@ -158,5 +156,4 @@ def draw(
         return_mean=False, observed="model", estimand=task.estimand, return_numpy=True, **arguments
     )
     counts = model.posterior_predictive_sample(**arguments).todense().transpose(2, 0, 1)
-    per_count = 1e4 / np.maximum(task.library[spots, None], 1.0)
-    return latents, np.log1p(counts * per_count).astype(np.float32)
+    return latents, np.stack([log1p_cp10k(sample, task.library[spots]) for sample in counts])

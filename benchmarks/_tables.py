@@ -1,4 +1,4 @@
-"""What a file of results says: scores of methods by slide, samples, coverage, cost."""
+"""What stored results say: scores by slide, against the best peer, of samples and intervals, cost."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 
 from benchmarks._methods import ABLATIONS, METHODS, MODELS, PEERS
+from benchmarks._protocols import GIVEN, PROTOCOLS
+from benchmarks._spread import LEVELS, THIRDS
 
 TITLES = {
     "entry": "Entry hold-out",
@@ -14,7 +16,7 @@ TITLES = {
     "thinning": "Thinning, half of the molecules given",
     "shallow": "Thinning, a tenth of the molecules given",
 }
-LABELS = {
+_LABELS = {
     "neighbor_mean": "neighbour mean",
     "pca": "PCA",
     "knn": "kNN in PCA space",
@@ -29,7 +31,7 @@ LABELS = {
     "lgdist_centre_hidden": "LGDiST, centre hidden",
     "lgdist_two_rounds": "LGDiST, two rounds",
 }
-FILES = {
+_FILES = {
     "human_dlpfc_151673": "cortex 151673",
     "human_dlpfc_151675": "cortex 151675",
     "mouse_muscle_Vis7B_5dpi": "muscle",
@@ -39,61 +41,30 @@ FILES = {
     "her2st_A": "HER2ST A",
     "her2st_C": "HER2ST C",
 }
-
-
-NAMES = {
+SCORES = {
     "mse": "MSE", "excess": "excess MSE", "mae": "MAE", "pcc_gene": "PCC per gene", "pcc_spot": "PCC per spot",
     "d2": "D2", "variance_explained": "R2 of rates", "log_likelihood": "log-likelihood per entry",
 }  # fmt: skip
-_SCORES = {*NAMES, "floor", "seconds", "memory_mib"}
+LOW_IS_GOOD = ("mse", "excess", "mae")
 
 
 def label(method: str) -> str:
     """Name of a method in tables and figures."""
-    return LABELS.get(method, method.replace("_", " "))
+    return _LABELS.get(method, method.replace("_", " "))
 
 
-def merged(documents: list[dict]) -> dict:
-    """One document of several; of a row that is in several, the last counts. Rows tell of their machine.
-
-    Raises
-    ------
-    ValueError
-        If versions, cores or threads differ.
-    """
-    for name in ("versions", "cores", "threads_per_method"):
-        if any(document[name] != documents[0][name] for document in documents):
-            raise ValueError(f"the files of results differ in {name}; make a report of each")
-    key = lambda row: tuple(row.get(name) for name in ("file", "protocol", "seed", "method"))  # noqa: E731
-    rows = {key(row): row for document in documents for row in with_machine(document)}
-    left_out = {key(row): row for document in documents for row in document.get("left_out", [])}
-    at_a_time = " or ".join(map(str, sorted({document["methods_at_a_time"] for document in documents})))
-    return {
-        **documents[0],
-        "methods_at_a_time": at_a_time,
-        "results": list(rows.values()),
-        "left_out": list(left_out.values()),
-    }
+def slide(file: str) -> str:
+    """Name of a slide in tables and figures."""
+    return _FILES.get(file, file)
 
 
-def with_machine(document: dict) -> list[dict]:
-    """Rows with the machine that they were obtained on: that of the document, unless they say otherwise."""
-    return [{"machine": document["machine"], **row} for row in document["results"]]
-
-
-def frame(document: dict) -> pd.DataFrame:
-    """Rows of the methods that came to an end, in the order of the registry; one column per score."""
-    rows = pd.DataFrame([row for row in with_machine(document) if "failed" not in row])
-    if rows.empty:
-        return pd.DataFrame(
-            columns=["file", "protocol", "seed", "method", "seconds", "memory_mib", "machine", "spread"]
-        )
+def scored(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the methods that came to an end, in the order of the registry."""
+    rows = rows[rows["failed"].isna() & rows["method"].isin(list(METHODS))].copy()
     rows["method"] = pd.Categorical(rows["method"], categories=list(METHODS), ordered=True)
-    if "spread" not in rows:
-        rows["spread"] = None
-    for name in set(rows.columns) & _SCORES:
-        rows[name] = pd.to_numeric(rows[name])  # null is NaN
-    return rows.sort_values(["method", "seed"], kind="stable")
+    if {"mse", "floor"} <= set(rows):
+        rows["excess"] = rows["mse"] - rows["floor"]
+    return rows.sort_values(["method", "file", "seed"], kind="stable")
 
 
 def without_variants(rows: pd.DataFrame) -> pd.DataFrame:
@@ -106,13 +77,13 @@ def by_file(rows: pd.DataFrame, protocol: str, score: str) -> pd.DataFrame:
     part = rows[rows["protocol"] == protocol]
     if score not in part:
         return pd.DataFrame()
-    return part.pivot_table(index="method", columns="file", values=score, observed=True, sort=False).sort_index()
+    return part.pivot_table(index="method", columns="file", values=score, observed=True).sort_index()
 
 
 def summary(rows: pd.DataFrame, protocol: str) -> pd.DataFrame:
     """Scores of each method that came to an end on all files, mean over files and seeds."""
     part = rows[rows["protocol"] == protocol]
-    names = [name for name in NAMES if name in part and part[name].notna().any()]
+    names = [name for name in SCORES if name in part and part[name].notna().any()]
     means = part.groupby(["method", "file"], observed=True)[names].mean()
     n_files = means.groupby("method", observed=True).size()
     # a score that is missing on one file has no mean to compare with the others'
@@ -121,73 +92,101 @@ def summary(rows: pd.DataFrame, protocol: str) -> pd.DataFrame:
 
 
 def against_peers(rows: pd.DataFrame, protocol: str, score: str) -> pd.DataFrame:
-    """LGDiST and the best peer on each file: a score, excess MSE or one that is best when high, with the peer's name."""
+    """LGDiST and the best peer on each file, by one score, with the peer's name."""
     table = by_file(rows, protocol, score)
     peers = table[table.index.isin(list(PEERS))].dropna(axis=1, how="all")
     if "lgdist" not in table.index or peers.empty:
         return pd.DataFrame()
-    best = peers.idxmin() if score == "excess" else peers.idxmax()
+    low = score in LOW_IS_GOOD
+    best = peers.idxmin() if low else peers.idxmax()
     result = pd.DataFrame({"lgdist": table.loc["lgdist", peers.columns], "peer": best.astype(str)})
-    result["best_peer"] = [peers.loc[peer, file] for file, peer in best.items()]
+    result["best_peer"] = peers.min() if low else peers.max()
     return result.dropna()
+
+
+def headlines(rows: pd.DataFrame) -> pd.DataFrame:
+    """LGDiST against the best peer on each data set, in every protocol and with every seed.
+
+    One row per protocol, score and seed: ``value`` is the geometric mean of the ratio of what is left (excess MSE, or 1 - R2 of
+    rates), or the mean gain in D2; ``worst`` the least good of it, on the slide ``on``, against ``peer``.
+    """
+    records = []
+    for protocol in PROTOCOLS:
+        for seed, part in rows[rows["protocol"] == protocol].groupby("seed"):
+            for score in ("d2", "variance_explained") if protocol in GIVEN else ("excess",):
+                found = against_peers(part, protocol, score)
+                if found.empty:
+                    continue
+                if score == "d2":
+                    value = found["lgdist"] - found["best_peer"]
+                    mean, worst, ahead = value.mean(), value.idxmin(), value > 0
+                else:
+                    left = found[["lgdist", "best_peer"]]
+                    left = 1 - left if score == "variance_explained" else left
+                    value = left["lgdist"] / left["best_peer"]
+                    mean, worst, ahead = np.exp(np.log(value[value > 0]).mean()), value.idxmax(), value < 1
+                records.append({
+                    "protocol": protocol, "score": score, "seed": int(seed), "value": float(mean), "ahead": int(ahead.sum()),
+                    "n": len(value), "worst": float(value[worst]), "on": worst, "peer": found.loc[worst, "peer"],
+                })  # fmt: skip
+    return pd.DataFrame(records)
 
 
 def samples(rows: pd.DataFrame) -> pd.DataFrame:
     """Scores of samples of LGDiST and its VAE by protocol and method, mean over the files and seeds that both have."""
-    records = [
-        {
-            "protocol": row["protocol"],
-            "method": row["method"],
-            "task": (row["file"], row["seed"]),
-            **_numbers(row["spread"]),
-        }
-        for _, row in rows.iterrows()
-        if isinstance(row["spread"], dict) and row["method"] in MODELS
-    ]
-    if not records:
+    if "crps" not in rows:
         return pd.DataFrame()
-    table = pd.DataFrame(records)
+    table = rows[rows["method"].isin(list(MODELS)) & rows["crps"].notna()]
     n_methods = table.groupby("protocol")["method"].transform("nunique")
-    shared = table.groupby(["protocol", "task"])["method"].transform("nunique") == n_methods
-    means = table[shared].groupby(["protocol", "method"], observed=True, sort=False).mean(numeric_only=True)
-    order = [(protocol, method) for protocol in TITLES for method in MODELS]
-    return means.reindex([key for key in order if key in means.index])
-
-
-def _numbers(spread: dict) -> dict[str, float]:
-    return {name: value for name, value in spread.items() if isinstance(value, int | float)}
+    shared = table.groupby(["protocol", "file", "seed"])["method"].transform("nunique") == n_methods
+    means = table[shared].groupby(["protocol", "method"], observed=True).mean(numeric_only=True)
+    return means.reindex([key for protocol in PROTOCOLS for key in means.index if key[0] == protocol])
 
 
 def coverage(rows: pd.DataFrame) -> pd.DataFrame:
-    """Coverage and width of intervals, by protocol, method, file, level and stratum, and size of the deviation; mean over seeds."""
-    records = [
-        {
-            "protocol": row["protocol"],
-            "method": row["method"],
-            "file": row["file"],
-            "deviation_over_error": row["spread"].get("deviation_over_error", np.nan),
-            **record,
-        }
-        for _, row in rows.iterrows()
-        if isinstance(row["spread"], dict)
-        for record in row["spread"]["coverage"]
-    ]
-    if not records:
+    """Coverage and width of intervals of LGDiST, and size of the standard deviation, by protocol and file; mean over seeds."""
+    if "deviation_over_error" not in rows:
         return pd.DataFrame()
-    keys = ["protocol", "method", "file", "level", "stratum"]
-    values = ["coverage", "width", "deviation_over_error"]
-    return pd.DataFrame(records).groupby(keys, observed=True, sort=False)[values].mean().reset_index()
+    part = rows[(rows["method"] == "lgdist") & rows["deviation_over_error"].notna()]
+    means = part.groupby(["protocol", "file"]).mean(numeric_only=True)
+    means = means[[name for name in means if name.startswith(("coverage_", "width_", "deviation"))]]
+    return means.reindex([key for protocol in PROTOCOLS for key in means.index if key[0] == protocol])
+
+
+def off_level(table: pd.DataFrame, tolerance: float = 0.02) -> pd.DataFrame:
+    """How far coverage, as :func:`coverage` gives it, is from its level: one row per protocol.
+
+    ``short`` and ``over`` count the thirds of genes and levels, over all data sets, that are off by more than the tolerance, of
+    ``n``; ``lowest`` is the largest shortfall of a third.
+    """
+    records = {}
+    for protocol, part in table.groupby("protocol", sort=False):
+        record = {}
+        for level in LEVELS:
+            whole = part[f"coverage_{_percent(level)}"]
+            record[f"{_percent(level)} %"] = (whole.min(), whole.max())
+        off = pd.concat([part[f"coverage_{_percent(q)}_{t}"] - q for q in LEVELS for t in THIRDS])
+        record |= {"short": int((off < -tolerance).sum()), "over": int((off > tolerance).sum()), "n": len(off)}
+        deviation = part["deviation_over_error"]
+        record |= {"lowest": -float(off.min()), "deviation": (deviation.min(), deviation.max())}
+        records[protocol] = record
+    return pd.DataFrame.from_dict(records, orient="index")
+
+
+def _percent(level: float) -> str:
+    return f"{100 * level:.0f}"
 
 
 def cost(rows: pd.DataFrame) -> pd.DataFrame:
-    """Seconds and peak memory (MiB) of each method, and on which machines."""
+    """Seconds and peak memory (GiB) of each method, when its rows were obtained and on which machines."""
     by_method = rows.groupby("method", observed=True)
     return pd.DataFrame(
         {
-            "seconds": by_method["seconds"].median(),
-            "most_seconds": by_method["seconds"].max(),
-            "memory_mib": by_method["memory_mib"].median(),
-            "most_memory_mib": by_method["memory_mib"].max(),
-            "machine": by_method["machine"].agg(lambda machines: "; ".join(sorted(set(machines)))),
+            "seconds, median": by_method["seconds"].median(),
+            "seconds, most": by_method["seconds"].max(),
+            "peak memory in GiB, median": by_method["memory_mib"].median() / 1024,
+            "most": by_method["memory_mib"].max() / 1024,
+            "dates": by_method["date"].agg(lambda dates: " to ".join(dict.fromkeys([min(dates), max(dates)]))),
+            "machines": by_method["machine"].agg(lambda machines: "; ".join(sorted(set(machines)))),
         }
     )

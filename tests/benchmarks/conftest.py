@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import torch
+from threadpoolctl import threadpool_limits
 
 import lgdist_scvi
 from lgdist_scvi import pp
@@ -18,6 +20,18 @@ if not (REPOSITORY / "benchmarks").is_dir():
     collect_ignore_glob = ["*"]  # a source distribution has the tests but not the benchmarks
 elif str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))  # plain `pytest` does not put the working directory there
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """One thread for this process and those it starts: more would wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch, threadpool_limits(1):
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            patch.setenv(name, "1")
+        yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

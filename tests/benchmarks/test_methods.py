@@ -5,7 +5,7 @@ import pytest
 from benchmarks import _methods
 from benchmarks._methods import ABLATIONS, METHODS
 from benchmarks._protocols import task
-from benchmarks._spread import LEVELS, spread_scores
+from benchmarks._spread import LEVELS, THIRDS, spread_scores
 from benchmarks._transformer import _Slide, masked_transformer
 
 SMALL = {"n_hidden": 32, "n_latent": 8, "n_denoiser_hidden": 32}
@@ -43,20 +43,20 @@ def test_transformer_answers_for_spots_without_neighbors(tissue):
 def test_transformer_looks_at_the_rim_from_inside_a_hole(tissue):
     graph = tissue.obsp["spatial_connectivities"]
 
-    def neighbors(known):
-        tissue.layers["observed"] = np.broadcast_to(known[:, None], tissue.shape)
+    def neighbors(observed):
+        tissue.layers["observed"] = np.broadcast_to(observed[:, None], tissue.shape)
         return _Slide(tissue, "observed", "total_counts", "spatial_connectivities", "cpu").neighbors
 
     middle = int(np.argmax(np.diff(graph.indptr)))
     ring = graph.indices[graph.indptr[middle] : graph.indptr[middle + 1]]
     whole = neighbors(np.ones(tissue.n_obs, bool))
-    known = np.ones(tissue.n_obs, bool)
-    known[[middle, *ring]] = False
-    holed = neighbors(known)
+    observed = np.ones(tissue.n_obs, bool)
+    observed[[middle, *ring]] = False
+    holed = neighbors(observed)
     second_ring = np.flatnonzero((graph @ graph)[[middle]].toarray()[0])
-    around = holed[middle][holed[middle] >= 0]
-    assert len(around) and known[around].all() and set(around) <= set(second_ring)
-    others = np.flatnonzero(graph @ known)
+    reached = holed[middle][holed[middle] >= 0]
+    assert len(reached) and observed[reached].all() and set(reached) <= set(second_ring)
+    others = np.flatnonzero(graph @ observed)
     np.testing.assert_array_equal(holed[others], whole[others])
 
 
@@ -100,8 +100,11 @@ def test_samples_and_intervals_are_scored(tissue, protocol):
     # a latent has no noise of measurement, a mean has no spread at all
     assert scores["variance_mean"] < scores["variance_sample"]
     assert scores["variance_latent"] < scores["variance_sample"]
-    assert len(scores["coverage"]) == 4 * len(LEVELS)
-    whole = {record["level"]: record for record in scores["coverage"] if record["stratum"] == "all"}
-    assert whole[0.5]["coverage"] < whole[0.95]["coverage"] <= 1
-    assert whole[0.9]["coverage"] > 0.6
-    assert sum(r["n"] for r in scores["coverage"] if r["level"] == 0.5) == 2 * whole[0.5]["n"]
+    levels = [f"{100 * level:.0f}" for level in LEVELS]
+    assert 0.6 < scores["coverage_90"] and scores["coverage_50"] < scores["coverage_95"] <= 1
+    for level in levels:
+        thirds = [scores[f"coverage_{level}_{third}"] for third in THIRDS]
+        assert min(thirds) <= scores[f"coverage_{level}"] <= max(thirds)
+    widths = [scores[f"width_{level}"] for level in levels]
+    assert widths == sorted(widths)
+    assert all(isinstance(value, float) for value in scores.values())  # each a column of the table

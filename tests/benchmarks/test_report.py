@@ -1,142 +1,134 @@
 from __future__ import annotations
 
-import json
-
+import pandas as pd
 import pytest
-from benchmarks import _tables, report
+from benchmarks import report
+from benchmarks.__main__ import main
+from benchmarks._results import RESULTS, read
+from benchmarks._tables import coverage, headlines, off_level, scored
 
 
 def _row(protocol: str, file: str, method: str, score: float, **more) -> dict:
-    row = {"file": file, "protocol": protocol, "seed": 0, "method": method, "date": "2026-01-01", "code": "c"}
-    row |= {"seconds": 2.0, "memory_mib": 1024.0, **more}
+    row = {"file": file, "protocol": protocol, "seed": 0, "method": method, "date": "2026-01-01", "machine": "m"}
+    row |= {"seconds": 2.0, "memory_mib": 1024.0, "threads": 1, "workers": 2, "versions": "abc", "failed": None, **more}
     if protocol == "thinning":
         return row | {"d2": score, "variance_explained": 0.5 + score, "log_likelihood": -0.5}
-    return row | {"mse": score, "mae": 0.3, "pcc_gene": 0.5, "pcc_spot": 0.6, "floor": 0.1, "excess": score - 0.1}
+    return row | {"mse": score, "mae": 0.3, "pcc_gene": 0.5, "pcc_spot": 0.6, "floor": 0.1}
 
 
 def _spread(crps: float) -> dict:
-    strata = [("all", 0.88), ("low", 0.85), ("middle", 0.9), ("high", 0.91)]
-    records = [{"level": q, "stratum": s, "coverage": c, "width": 1.0, "n": 9} for q in (0.5, 0.9) for s, c in strata]
-    names = ("variance_sample", "variance_sample_within", "variance_mean")
-    return {
-        "crps": crps,
-        "energy": 2 * crps,
-        "deviation_over_error": 0.95,
-        "n_samples": 20,
-        **dict.fromkeys(names, 0.9),
-        "coverage": records,
-    }
+    scores = {"crps": crps, "energy": 2 * crps, "deviation_over_error": 0.95, "variance_mean": 0.9}
+    for level in (50, 80, 90, 95):
+        thirds = zip(("", "_low", "_middle", "_high"), (0.0, -0.03, 0.01, 0.03), strict=True)
+        scores |= {f"coverage_{level}{third}": level / 100 + off for third, off in thirds}
+        scores[f"width_{level}"] = 1.0
+    return scores
 
 
 @pytest.fixture
-def document() -> dict:
+def rows() -> list[dict]:
     rows = []
     for file, entry, thinning in (("her2st_A", 0.20, 0.10), ("other", 0.30, 0.20)):
         rows += [_row("entry", file, "soft_impute", entry), _row("thinning", file, "poisson_nmf", thinning)]
         rows += [_row("entry", file, "gene_mean", 2 * entry), _row("thinning", file, "gene_mean", 0.0)]
-        rows.append(_row("entry", file, "lgdist", entry - 0.05, spread=_spread(0.2)))
-        rows.append(_row("thinning", file, "lgdist", thinning + 0.02, spread=_spread(0.1)))
-    rows.append(
-        {
-            "file": "other",
-            "protocol": "entry",
-            "seed": 0,
-            "method": "knn",
-            "date": "2026-01-02",
-            "failed": "ValueError: no",
-        }
-    )
-    return {
-        "versions": {"python": "3.11", "torch": "2"},
-        "machine": "m",
-        "cores": 2,
-        "threads_per_method": 1,
-        "methods_at_a_time": 2,
-        "left_out": [{"file": "tiny", "protocol": "spot", "reason": "3 spots"}],
-        "results": rows,
-    }
+        rows.append(_row("entry", file, "lgdist", entry - 0.05, **_spread(0.2)))
+        rows.append(_row("thinning", file, "lgdist", thinning + 0.02, **_spread(0.1)))
+    failed = {"file": "other", "protocol": "entry", "seed": 0, "method": "knn", "failed": "ValueError: no"}
+    return [
+        *rows,
+        failed,
+        {**failed, "file": "tiny", "protocol": "spot", "method": "all", "failed": "left out: 3 spots"},
+    ]
 
 
-def test_tables_say_what_the_rows_say(document):
-    text = report.markdown(document)
+def _text(rows: list[dict]) -> str:
+    return report.markdown(pd.DataFrame(rows))
+
+
+def test_tables_say_what_the_rows_say(rows):
+    text = _text(rows)
     assert "| LGDiST | **.150** | **.250** |" in text
     assert "| soft-impute | .200 | .300 |" in text
     assert "| *Poisson floor* | *.100* | *.100* |" in text
     assert "| MSE, lower is better | HER2ST A | other |" in text
-    # (0.05 / 0.10 * 0.15 / 0.20) ** 0.5
-    assert "best other method on each data set: 0.61 (geometric mean" in text and "ahead on 2 of 2" in text
-    assert "gains +0.020 D2 on average" in text and "(against Poisson NMF)" in text
     assert "| R2 of rates, higher is better | HER2ST A | other |" in text and "| LGDiST | **.620** | **.720** |" in text
-    # (0.38 / 0.40 * 0.28 / 0.30) ** 0.5
-    assert "leaves unexplained, divided by that of the best other method on each data set: 0.94" in text
-    assert "kNN in PCA space, other, Entry hold-out, seed 0: ValueError: no" in text
-    assert "tiny, Hidden spots: 3 spots" in text
-    assert "2026-01-01 to 2026-01-02" in text and "torch 2" in text
+    assert "- other, Entry hold-out, kNN in PCA space: ValueError: no" in text
+    assert "- tiny, Hidden spots, all: left out: 3 spots" in text
+    assert "Obtained 2026-01-01 to 2026-01-01, seeds 0, on m; methods at a time: 2, threads of each: 1" in text
     assert "| Entry hold-out: LGDiST | .2000 | .4000 |" in text
-    covered = ".880 (.850, .900, .910)"
-    assert f"| Entry hold-out: HER2ST A | {covered} | {covered} | 1.000 | .950 |" in text
+    assert "| Entry hold-out: HER2ST A | .500 (.470, .510, .530) |" in text
+    assert "| Entry hold-out | .500–.500 | .800–.800 | .900–.900 | .950–.950 | 8 | 8 | 24 | .030 | .950–.950 |" in text
+    assert "| LGDiST | 2 | 2 | 1.00 | 1.00 | 2026-01-01 | m |" in text
 
 
-def test_variants_stand_apart(document):
+def test_lgdist_is_compared_with_the_best_peer_of_each_slide(rows):
+    rows += [{**row, "seed": 1} for row in rows if row["method"] != "lgdist"]
+    found = headlines(scored(pd.DataFrame(rows))).set_index(["score", "seed"])
+    assert list(found.index) == [("excess", 0), ("d2", 0), ("variance_explained", 0)]  # LGDiST has no seed 1
+    assert found.loc[("excess", 0), "value"] == pytest.approx((0.05 / 0.10 * 0.15 / 0.20) ** 0.5)
+    assert found.loc[("d2", 0), "value"] == pytest.approx(0.02)
+    assert found.loc[("variance_explained", 0), "value"] == pytest.approx((0.38 / 0.40 * 0.28 / 0.30) ** 0.5)
+    assert found["ahead"].tolist() == [2, 2, 2]
+    assert found.loc[("excess", 0), ["worst", "on", "peer"]].tolist() == pytest.approx([0.75, "other", "soft_impute"])
+
+
+def test_variants_stand_apart(rows):
     """A variant neither competes with methods, nor decides of which data sets samples are averaged."""
-    without = report.markdown(document)
-    assert "without its parts" not in without
-    document["results"].append(_row("entry", "other", "lgdist_no_neighbors", 0.2, spread=_spread(9.0)))
-    text = report.markdown(document)
-    methods, variants = text.split("### LGDiST without its parts")
-    assert "no neighbours" not in methods
-    assert "| LGDiST | **.150** | **.250** |" in methods
+    assert "without its parts" not in _text(rows)
+    text = _text([*rows, _row("entry", "other", "lgdist_no_neighbors", 0.2, **_spread(9.0))])
+    methods, variants = text.split("## LGDiST without its parts")
+    assert "no neighbours" not in methods and "| LGDiST | **.150** | **.250** |" in methods
     assert "| LGDiST | .250 |\n| LGDiST, no neighbours | **.200** |" in variants
     assert "| Entry hold-out: LGDiST | .2000 | .4000 |" in variants
 
 
-def test_a_score_of_some_slides_is_not_averaged(document):
-    (row,) = (
-        r for r in document["results"] if (r["file"], r["method"], r["protocol"]) == ("other", "lgdist", "thinning")
-    )
-    assert "| LGDiST | **.170** | **.670** |" in report.markdown(document)
-    del row["variance_explained"]
-    assert "| LGDiST | **.170** | – |" in report.markdown(document)
+def test_a_score_of_some_slides_is_not_averaged(rows):
+    assert "| LGDiST | **.170** | **.670** |" in _text(rows)
+    for row in rows:
+        if (row["file"], row["method"], row["protocol"]) == ("other", "lgdist", "thinning"):
+            del row["variance_explained"]
+    assert "| LGDiST | **.170** | – |" in _text(rows)
 
 
-def test_a_page_is_written_between_its_marks(document, tmp_path, capsys):
-    results, page = tmp_path / "r.json", tmp_path / "benchmarks.md"
-    results.write_text(json.dumps(document))
-    page.write_text(f"before\n{report.BEGIN}\nstale\n{report.END}\nafter\n")
-    for _ in range(2):
-        report.main([str(results), "--page", str(page)])
+def test_a_page_with_figures_is_written(rows, tmp_path):
+    page = report.write(pd.DataFrame(rows), tmp_path / "page")
     text = page.read_text()
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text
-    assert text.count("### Entry hold-out") == 1
-    for name in ("scores", "coverage", "cost"):
-        assert f"_static/benchmarks/{name}.svg" in text
-        assert (tmp_path / "_static" / "benchmarks" / f"{name}.svg").stat().st_size > 1000
-    page.write_text("no marks")
-    with pytest.raises(ValueError, match="no marks"):
-        report.main([str(results), "--page", str(page)])
+    assert text.startswith("# Benchmark tables\n") and text.count("## Entry hold-out") == 1
+    for name in ("scores", "coverage"):
+        assert f"](benchmark_{name}.png)" in text
+        assert 1_000 < (page.parent / f"benchmark_{name}.png").stat().st_size < 200_000
 
 
-def test_several_files_make_one_report(document):
-    early, late = document["results"][0], document["results"][1:]
-    again = {**late[0], "seconds": 1234.0}
-    found = _tables.merged(
-        [{**document, "results": [early, late[0]]}, {**document, "methods_at_a_time": 1, "results": [again, *late[1:]]}]
-    )
-    assert found["results"] == [{"machine": "m", **row} for row in (early, again, *late[1:])]
-    assert found["methods_at_a_time"] == "1 or 2"
-    # rows of another machine say so, and seconds are told apart
-    other = {**document, "machine": "another", "results": [again]}
-    text = report.markdown(_tables.merged([document, other]))
-    assert "another and m, 2 cores" in text
-    assert "| another; m |" in text and "| m |" in text
-    assert "| on |" not in report.markdown(document)
-    with pytest.raises(ValueError, match="differ in versions"):
-        _tables.merged([document, {**document, "versions": {"torch": "1"}}])
+def test_few_rows_have_a_report(rows):
+    assert "ValueError: no" in _text(rows[-2:-1])
+    text = report.headline(pd.DataFrame([row for row in rows if row["file"] == "other"]))
+    assert "| LGDiST | .2500 | .2200 |" in text
 
 
-def test_an_empty_or_failed_run_has_a_report(document, capsys):
-    document["results"] = document["results"][-1:]
-    report.print_report(document)
-    assert "ValueError: no" in capsys.readouterr().out
-    document["results"] = []
-    report.print_report(document)
+def test_the_stored_results_hold_what_the_page_says(capsys):
+    """The main table of ``docs/benchmarks.md``, and its coverage."""
+    rows = scored(read(RESULTS))
+    found = headlines(rows).set_index(["protocol", "score", "seed"])
+    ratios = {
+        ("entry", 1): 0.76,
+        ("entry", 0): 0.74,
+        ("spot", 1): 0.57,
+        ("spot", 0): 0.57,
+        ("block", 1): 0.63,
+        ("block", 0): 0.62,
+    }
+    for (protocol, seed), ratio in ratios.items():
+        row = found.loc[(protocol, "excess", seed)]
+        assert (round(row["value"], 2), row["ahead"], row["n"]) == (ratio, 8, 8)
+    for (protocol, seed), gain in {
+        ("thinning", 1): 0.019,
+        ("thinning", 0): 0.019,
+        ("shallow", 1): 0.037,
+        ("shallow", 0): 0.036,
+    }.items():
+        assert round(found.loc[(protocol, "d2", seed), "value"], 3) == gain
+    off = off_level(coverage(rows[rows["seed"] == 1]))
+    assert off.loc["entry", ["short", "n"]].tolist() == [3, 96] and off.loc["spot", "short"] == 11
+    assert [round(v, 3) for v in off.loc["block", "90 %"]] == [0.840, 0.907]
+    main(["report", "--seeds", "1"])
+    assert "| Entry hold-out | ratio of excess MSE | 1 | 0.76 | 8 of 8 |" in capsys.readouterr().out

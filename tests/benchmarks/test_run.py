@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import json
 import os
 import time
 
+import pandas as pd
 import pytest
-from benchmarks import __main__ as command
-from benchmarks._record import Results, code_of, read
-from benchmarks._run import in_processes
+from benchmarks.__main__ import main
+from benchmarks._results import Results, code_digest, read
+from benchmarks.run import in_processes
 
 import lgdist_scvi
 
@@ -16,94 +16,104 @@ import lgdist_scvi
 def folder(tmp_path_factory):
     """Two slides: one that is large enough, and one that is not."""
     folder = tmp_path_factory.mktemp("data")
-    for name, n_spots in (("large", 620), ("small", 60)):
-        adata = lgdist_scvi.datasets.simulated_visium(n_spots=n_spots, n_genes=400, seed=0)
+    for name, n_spots in (("large", 510), ("small", 60)):
+        adata = lgdist_scvi.datasets.simulated_visium(n_spots=n_spots, n_genes=300, seed=0)
         adata.X = adata.X * 6  # what is tested here is not the noise
         del adata.layers["rate"]
         adata.write_h5ad(folder / f"{name}.h5ad")
     return folder
 
 
-def _arguments(folder, output, *more: str) -> list[str]:
-    shared = ["--data", str(folder), "--output", str(output), "--seeds", "0", "--workers", "1", "--threads", "1"]
-    return [*shared, "--protocols", "entry", "thinning", *more]
-
-
 def test_a_run_stores_resumes_and_reports(folder, tmp_path, capsys):
-    output = tmp_path / "results" / "r.json"
-    command.main(_arguments(folder, output, "--methods", "gene_mean", "pca"))
-    text = capsys.readouterr().out
-    assert "left out: small, entry" in text and "fewer than 500" in text
-    document = read(output)
-    assert [(r["protocol"], r["method"]) for r in document["results"]] == [
-        ("entry", "gene_mean"),
-        ("thinning", "gene_mean"),
-        ("thinning", "pca"),  # has no answer where entries are missing
+    output = tmp_path / "results" / "mine"
+    arguments = [
+        "run",
+        "--data",
+        str(folder),
+        "--output",
+        str(output),
+        "--seeds",
+        "0",
+        "--workers",
+        "2",
+        "--threads",
+        "1",
     ]
-    for row in document["results"]:
-        assert "failed" not in row and row["file"] == "large"
-        assert row["seconds"] > 0 and row["memory_mib"] > 50 and row["threads"] == 1
-        assert row["date"] and row["hidden"] and row["code"]
-    assert document["versions"]["scvi-tools"] and document["cores"] == os.cpu_count()
-    assert not list(output.parent.glob("*.partial"))
-    assert "Poisson floor" in text and "Thinning, half" in text
+    arguments += ["--protocols", "entry", "thinning", "--methods"]
 
-    with pytest.raises(SystemExit):
-        command.main(_arguments(folder, output, "--methods", "gene_mean"))
-    assert "--resume" in capsys.readouterr().err
+    def run(*more: str) -> tuple[pd.DataFrame, str]:
+        main([*arguments, *more])
+        return read(output).set_index(["file", "protocol", "method"]).sort_index(), capsys.readouterr().out
 
-    document["results"][1]["code"] = "older"
-    output.write_text(json.dumps(document))
-    command.main(_arguments(folder, output, "--methods", "gene_mean", "neighbor_mean", "--resume"))
-    assert "1 rows" in (text := capsys.readouterr().out) and "3 results to obtain, 2 there already" in text
-    rows = {(row["protocol"], row["method"]): row for row in read(output)["results"]}
-    assert len(rows) == 5
-    assert rows["entry", "gene_mean"] == document["results"][0]
-    assert rows["thinning", "gene_mean"]["code"] == code_of("gene_mean")
+    rows, text = run("gene_mean", "pca")
+    assert "small, entry: left out" in text and "fewer than 500" in text
+    done = rows.loc["large"]
+    # PCA has no answer where entries are missing
+    assert list(done.index) == [("entry", "gene_mean"), ("thinning", "gene_mean"), ("thinning", "pca")]
+    assert done["failed"].isna().all() and (done["memory_mib"] > 50).all() and (done["threads"] == 1).all()
+    assert done[["date", "hidden", "code", "versions", "machine"]].notna().all(axis=None)
+    assert sorted(path.name for path in output.iterdir()) == ["entry_seed0.csv", "thinning_seed0.csv", "versions.csv"]
+    versions = pd.read_csv(output / "versions.csv", dtype=str).set_index("versions")
+    assert versions.loc[done["versions"].iloc[0], "torch"]
+    assert f"| gene mean | {done.loc[('entry', 'gene_mean'), 'mse']:.4f}".replace("0.", ".") in text
+
+    # a row of older code stays until there is another in its place
+    table = pd.read_csv(output / "thinning_seed0.csv")
+    table.loc[table["method"] == "gene_mean", "code"] = "older"
+    table.to_csv(output / "thinning_seed0.csv", index=False)
+    again, text = run("gene_mean", "neighbor_mean")
+    assert "3 results to obtain" in text
+    assert len(again.loc["large"]) == 5
+    assert again.loc[("large", "thinning", "gene_mean"), "code"] == code_digest("gene_mean")
+    kept = [("large", "entry", "gene_mean"), ("large", "thinning", "pca")]
+    pd.testing.assert_frame_equal(again.loc[kept, rows.columns], rows.loc[kept])
     # the same hidden data for all
-    assert rows["entry", "gene_mean"]["hidden"] == rows["entry", "neighbor_mean"]["hidden"]
-
-    command.main(_arguments(folder, output, "--methods", "neighbor_mean", "--overwrite", "--time-limit", "0.01"))
-    document = read(output)
-    assert [row["failed"][:11] for row in document["results"]] == ["took longer"] * 2
-    assert "Failed:" in capsys.readouterr().out
-    assert Results(output, resume=True).dropped == 2
+    assert again.loc["large"].groupby("protocol")["hidden"].nunique().eq(1).all()
+    assert "0 results to obtain" in run("gene_mean")[1]
+    assert "2 results to obtain" in run("gene_mean", "--again")[1]
 
 
 def test_one_failure_stops_no_other():
-    calls = [
-        ("error", int, ("x",)),
-        ("ended", os._exit, (3,)),
-        ("slow", time.sleep, (300,)),
-        ("fine", abs, (-1,)),
-    ]
-    outcomes = {tag: (state, answer) for tag, state, answer in in_processes(calls, workers=4, time_limit=3)}
+    calls = [("error", int, ("x",)), ("ended", os._exit, (3,)), ("slow", time.sleep, (300,)), ("fine", abs, (-1,))]
+    outcomes = {tag: (state, answer) for tag, state, answer in in_processes(calls, workers=4, time_limit=5)}
     assert outcomes["fine"] == ("done", 1)
     assert outcomes["error"] == ("failed", "ValueError: invalid literal for int() with base 10: 'x'")
-    assert outcomes["ended"] == ("failed", "its process ended without an answer (exit code 3)")
-    assert outcomes["slow"] == ("failed", "took longer than the limit of 3 s")
+    assert outcomes["ended"] == ("failed", "its process ended without an answer (out of memory?)")
+    assert outcomes["slow"] == ("failed", "TimeoutError: took longer than the limit of 5 s")
 
 
-def test_results_of_other_versions_are_dropped(tmp_path):
-    path = tmp_path / "r.json"
-    results = Results(path)
-    row = {"file": "f", "protocol": "entry", "seed": 0, "method": "knn", "code": code_of("knn"), "mse": float("nan")}
-    results.add(row)
-    results.add({**row, "method": "a method that is no more"})
-    resumed = Results(path, resume=True)
-    assert resumed.dropped == 1 and resumed.has(row) and not resumed.has({**row, "seed": 1})
-    assert resumed.rows[0]["mse"] is None
-    document = read(path)
-    document["versions"]["torch"] = "0"
-    path.write_text(json.dumps(document))
-    assert Results(path, resume=True).rows == []
+def test_rows_that_failed_or_are_obsolete_are_run_again(tmp_path):
+    results = Results(tmp_path)
+    row = {"file": "f", "protocol": "entry", "seed": 0, "method": "knn", "code": code_digest("knn"), "mse": 0.1}
+    for more in ({}, {"method": "no more"}, {"method": "ridge"}, {"method": "pca", "failed": "ValueError: no"}):
+        results.add({**row, **more})
+    resumed = Results(tmp_path)
+    assert len(resumed.rows) == 4
+    assert resumed.has("f", "entry", 0, "knn") and not resumed.has("f", "entry", 1, "knn")
+    assert not any(resumed.has("f", "entry", 0, method) for method in ("no more", "ridge", "pca"))
+    assert not Results(tmp_path, again=True).has("f", "entry", 0, "knn")
+    table = pd.read_csv(tmp_path / "entry_seed0.csv")
+    table.assign(versions="000000").to_csv(tmp_path / "entry_seed0.csv", index=False)
+    assert not Results(tmp_path).has("f", "entry", 0, "knn")
 
 
-def test_only_results_are_read(tmp_path):
-    path = tmp_path / "r.json"
-    path.write_text("{")
-    with pytest.raises(ValueError, match="not a file of results"):
-        read(path)
-    path.write_text("[]")
-    with pytest.raises(ValueError, match="holds no results"):
-        read(path)
+def test_digests_that_look_like_numbers_stay_text(tmp_path):
+    row = {
+        "file": "151673",
+        "protocol": "entry",
+        "seed": 0,
+        "method": "knn",
+        "code": "12e4567890",
+        "hidden": "012345678901",
+    }
+    Results(tmp_path).add(row)
+    assert read(tmp_path)[["file", "code", "hidden"]].iloc[0].tolist() == ["151673", "12e4567890", "012345678901"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "is not a table of results"), ("a,b\n1,2\n", "has no column 'file'")]
+)
+def test_only_results_are_read(tmp_path, text, message):
+    (tmp_path / "entry_seed0.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path)

@@ -9,7 +9,7 @@ import pytest
 from benchmarks._spread import _deviation_over_error, _spots
 from scipy import sparse
 
-from lgdist_scvi.metrics._poisson import moments_given_positive
+from lgdist_scvi._poisson import moments_given_positive
 
 
 @pytest.mark.parametrize("expected", [1.0, 3.0, 30.0])

@@ -1,14 +1,19 @@
-"""Layers that a redraw must leave as they are: ``python tests/golden/compute.py before.npz``, and ``after.npz`` to compare bit by bit.
+"""Layers that a change of structure must leave as they are.
 
+``python tests/golden/compute.py before.npz`` writes them, and ``python tests/golden/compute.py after.npz before.npz`` compares them
+bit by bit. ``python tests/golden/compute.py --remake`` writes anew what `test_golden.py` compares with, after a change that is meant.
 Uses the public interface alone, so that it runs on any version.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -81,39 +86,89 @@ def fit(adata: AnnData, setup: dict, train: dict | None = None, **kwargs) -> LGD
     return model
 
 
+def with_zeros_missing(adata: AnnData) -> AnnData:
+    """The same slides with every zero called missing."""
+    adata.layers["known"] &= adata.X.toarray() > 0
+    return adata
+
+
+def of_simulated(
+    name: str, estimands: tuple[str, ...], zeros_missing: bool = False, transfer: bool = False, n_rounds: int = 1
+) -> dict[str, np.ndarray]:
+    prepare = with_zeros_missing if zeros_missing else lambda adata: adata
+    model = fit(prepare(simulated(0)), {"mask_layer": "known", "sample_key": "sample"}, {"n_rounds": n_rounds})
+    return answers(name, model, estimands, prepare(simulated(2, 1)) if transfer else None)
+
+
+def of_poisson(name: str) -> dict[str, np.ndarray]:
+    model = fit(simulated(3), {"sample_key": "sample"}, gene_likelihood="poisson", conditioning="neighborhood")
+    return answers(name, model, BOTH, None)
+
+
+def of_muscle(name: str, data: Path) -> dict[str, np.ndarray]:
+    model = fit(real(data / "mouse_muscle_Vis7B_5dpi.h5ad"), {"size_factor_key": "total_counts"})
+    return answers(name, model, BOTH, None)
+
+
+def of_hippocampus(name: str, data: Path) -> dict[str, np.ndarray]:
+    adata = real(data / "mouse_hippocampus_slideseqv2_subset.h5ad")
+    pp.observed_mask(adata)
+    model = fit(adata, {"size_factor_key": "total_counts", "mask_layer": "observed"})
+    return answers(name, model, CAPTURED, None)
+
+
+BOTH, CAPTURED = ("rate", "captured"), ("captured",)
+SIMULATED: dict[str, Callable[[str], dict[str, np.ndarray]]] = {
+    "nb": partial(of_simulated, estimands=BOTH, transfer=True),
+    "normal": partial(of_simulated, estimands=CAPTURED, zeros_missing=True, transfer=True),
+    "normal two rounds": partial(of_simulated, estimands=CAPTURED, zeros_missing=True, transfer=True, n_rounds=2),
+    "nb two rounds": partial(of_simulated, estimands=BOTH, n_rounds=2),
+    "poisson, neighborhood": of_poisson,
+}
+REAL = {"muscle": of_muscle, "hippocampus": of_hippocampus}
+
+EXPECTED = Path(__file__).with_name("expected.json")
+N_ENTRIES = 20
+
+
+def summary(layer: np.ndarray) -> dict[str, list | float]:
+    """What is kept of a layer: shape, mean, standard deviation, and entries at places that are always the same."""
+    values = layer.astype(float).ravel()
+    places = np.random.default_rng(0).choice(values.size, min(N_ENTRIES, values.size), replace=False)
+    kept = {"mean": np.nanmean(values), "sd": np.nanstd(values), "entries": values[places]}
+    return {"shape": list(layer.shape)} | {name: np.round(value, 6).tolist() for name, value in kept.items()}
+
+
 def compute(data: Path | None = None) -> dict[str, np.ndarray]:
-    """All golden layers; those of real slides if their folder is given."""
+    """All layers; those of real slides if their folder is given."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    both, captured = ("rate", "captured"), ("captured",)
-    setup = {"mask_layer": "known", "sample_key": "sample"}
-    out = answers("nb", fit(simulated(0), setup), both, simulated(2, 1))
-    zeros_missing, other = simulated(0), simulated(2, 1)
-    for adata in (zeros_missing, other):
-        adata.layers["known"] &= adata.X.toarray() > 0
-    out |= answers("normal", fit(zeros_missing.copy(), setup), captured, other.copy())
-    out |= answers("normal two rounds", fit(zeros_missing, setup, {"n_rounds": 2}), captured, other)
-    out |= answers("nb two rounds", fit(simulated(0), setup, {"n_rounds": 2}), both, None)
-    plain = {"sample_key": "sample"}
-    out |= answers("poisson, neighborhood", fit(
-        simulated(3), plain, gene_likelihood="poisson", conditioning="neighborhood"), both, None)  # fmt: skip
-    if data is not None:
-        sized = {"size_factor_key": "total_counts"}
-        out |= answers("muscle", fit(real(data / "mouse_muscle_Vis7B_5dpi.h5ad"), sized), both, None)
-        adata = real(data / "mouse_hippocampus_slideseqv2_subset.h5ad")
-        pp.observed_mask(adata)
-        out |= answers("hippocampus", fit(adata, sized | {"mask_layer": "observed"}), captured, None)
-    return out
+    layers = {}
+    for name, case in SIMULATED.items():
+        layers |= case(name)
+    for name, case in (REAL if data is not None else {}).items():
+        layers |= case(name, data)
+    return layers
+
+
+def compare(before: np.lib.npyio.NpzFile, layers: dict[str, np.ndarray]) -> None:
+    """Tell which layers differ in any bit."""
+    changed = [name for name in before if not np.array_equal(before[name], layers[name], equal_nan=True)]
+    for name in changed:
+        difference = np.abs(before[name].astype(float) - layers[name].astype(float))
+        print(f"{name}: {(difference > 0).mean():.2%} of the values differ, by {np.nanmax(difference):.3g} at most")
+    print(f"{len(before.files) - len(changed)} of {len(before.files)} layers are the same bit by bit")
 
 
 if __name__ == "__main__":
-    folder = Path(os.environ.get("LGDIST_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
-    layers = compute(folder if folder.is_dir() else None)
-    if len(sys.argv) == 3:  # compare with the second file
-        before = np.load(sys.argv[2])
-        changed = [name for name in before if not np.array_equal(before[name], layers[name], equal_nan=True)]
-        for name in changed:
-            difference = np.abs(before[name].astype(float) - layers[name].astype(float))
-            print(f"{name}: {(difference > 0).mean():.2%} of the values differ, by {np.nanmax(difference):.3g} at most")
-        print(f"{len(before.files) - len(changed)} of {len(before.files)} layers are the same bit by bit")
-    np.savez_compressed(sys.argv[1], **layers)
+    if sys.argv[1] == "--remake":
+        kept = {name: summary(layer) for name, layer in compute().items()}
+        EXPECTED.write_text(
+            "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(one)}" for key, one in kept.items()) + "\n}\n"
+        )
+    else:
+        folder = Path(os.environ.get("LGDIST_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+        layers = compute(folder if folder.is_dir() else None)
+        if len(sys.argv) == 3:
+            compare(np.load(sys.argv[2]), layers)
+        np.savez_compressed(sys.argv[1], **layers)

@@ -284,6 +284,33 @@ def test_bad_input_is_named(hidden):
     assert np.isfinite(baselines.soft_impute(adata, mask_layer="observed", genes=adata.var_names[3:])[:, 3:]).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("knn", {"n_neighbors": 0}, "n_neighbors must be a whole number of at least 1, got 0"),
+        ("knn", {"n_neighbors": 300}, "n_neighbors must be below the number of spots, 300; got 300"),
+        ("soft_impute", {"rank": 2.5}, "rank must be a whole number of at least 1, got 2.5"),
+        ("adaptive_median", {"n_rings": 0}, "n_rings must be a whole number of at least 1, got 0"),
+        ("neighbor_mean", {"shrinkage": -1}, "shrinkage must be a number of at least 0, got -1"),
+        ("ridge", {"alpha": np.nan}, "alpha must be a number of at least 0, got nan"),
+        ("pca", {"floor": "low"}, "floor must be a number of at least 0, got 'low'"),
+        ("poisson_nmf", {"shrinkage": 1.5}, "shrinkage must be between 0 and 1, got 1.5"),
+    ],
+)
+def test_hyper_parameters_out_of_range_are_named(hidden, name, options, message):
+    mask_layer = "observed" if name in MASKED else None
+    with pytest.raises(ValueError, match=re.escape(message)):
+        getattr(baselines, name)(hidden, mask_layer=mask_layer, **options)
+
+
+@pytest.mark.parametrize("name", ["neighbor_mean", "knn", "ridge", "soft_impute", "poisson_nmf", "pca"])
+def test_no_shrinkage_leaves_no_entry_without_an_answer(hidden, name):
+    adata, mask_layer = hidden.copy(), "observed" if name in MASKED else None
+    adata.layers["observed"][:40] = False
+    option = {"ridge": "alpha", "pca": "floor"}.get(name, "shrinkage")
+    assert np.isfinite(getattr(baselines, name)(adata, mask_layer=mask_layer, **{option: 0})).all()
+
+
 def test_every_baseline_documents_its_parameters():
     for name in baselines.__all__:
         function = getattr(baselines, name)

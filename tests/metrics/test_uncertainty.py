@@ -84,7 +84,9 @@ def test_energy_score():
 def test_bad_samples_are_named():
     truth, mask = np.zeros((3, 2)), np.ones((3, 2), dtype=bool)
     for score in (metrics.crps, metrics.energy_score):
-        with pytest.raises(ValueError, match="at least 2"):
+        with pytest.raises(
+            ValueError, match=r"needs at least 2; draw more with model.posterior_predictive_sample\(n_samples=...\)"
+        ):
             score(np.zeros((1, 3, 2)), truth, mask)
         with pytest.raises(ValueError, match=r"expected \(n_samples, 3, 2\)"):
             score(np.zeros((5, 2, 3)), truth, mask)

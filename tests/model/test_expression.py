@@ -152,7 +152,7 @@ def test_normalised_expression_with_the_spots_own_library(trained, tissue):
     counts = trained.get_normalized_expression(library_size="latent", return_numpy=True)
     library = (tissue.X.toarray() * known(tissue)).sum(axis=1)
     assert (library == 0).any()
-    typical = float(trained.module.vae.typical_library)
+    typical = float(trained.module.likelihood.typical_library)
     np.testing.assert_allclose(counts.sum(axis=1), np.where(library > 0, library, typical), rtol=1e-4)
 
 
@@ -189,12 +189,13 @@ def test_standard_deviation(trained, tissue, monkeypatch):
     assert (spread.to_numpy()[~kept] > 0).all()
     np.testing.assert_array_equal(values, trained.get_completed_expression())
     # before it is calibrated: of samples on the same scale, and of what no sample of the latent holds
-    for kind in ("visible", "hidden", "hidden_spots", "holes"):
-        monkeypatch.setitem(trained.calibration_["std_factors"], kind, 1.0)
+    assert set(trained.calibration_.kinds) == {"visible", "hidden", "hidden_spots", "holes"}
+    for kind in trained.calibration_.kinds.values():
+        monkeypatch.setattr(kind, "std_factor", 1.0)
     samples = trained.get_completed_expression(n_samples=200, return_mean=False, observed="model")
     arguments = {"n_samples": 200, "return_std": True, "observed": "model", "return_numpy": True}
     _, spread = trained.get_completed_expression(**arguments)
-    monkeypatch.setattr(trained.module.vae, "own_variance", lambda decoded, condition: torch.zeros_like(decoded))
+    monkeypatch.setattr(trained.module.likelihood, "own_variance", lambda decoded, own: torch.zeros_like(decoded))
     _, of_latents = trained.get_completed_expression(**arguments)
     assert 0.9 < np.median(of_latents / samples.std(axis=0)) < 1.1
     assert (spread >= of_latents).all() and (spread > of_latents).any()
@@ -202,13 +203,14 @@ def test_standard_deviation(trained, tissue, monkeypatch):
 
 def test_standard_deviation_of_rates_is_not_cut_off_at_zero(trained, tissue, monkeypatch):
     """A gene may stray by far more than its rate."""
-    for kind in ("visible", "hidden", "hidden_spots", "holes"):
-        monkeypatch.setitem(trained.calibration_["std_factors"], kind, 1.0)
+    assert set(trained.calibration_.kinds) == {"visible", "hidden", "hidden_spots", "holes"}
+    for kind in trained.calibration_.kinds.values():
+        monkeypatch.setattr(kind, "std_factor", 1.0)
     arguments = {"return_std": True, "observed": "model", "return_numpy": True, "n_samples": 5}
     spreads = []
     for size in (0.0, 1.0, 4.0):
-        own = lambda decoded, condition, size=size: (size * decoded) ** 2  # noqa: E731
-        monkeypatch.setattr(trained.module.vae, "own_variance", own)
+        variance = lambda decoded, own, size=size: (size * decoded) ** 2  # noqa: E731
+        monkeypatch.setattr(trained.module.likelihood, "own_variance", variance)
         spreads.append(trained.get_completed_expression(**arguments)[1] ** 2)
     of_latents, once, fourfold = spreads
     np.testing.assert_allclose(fourfold - of_latents, 16 * (once - of_latents), rtol=2e-3, atol=1e-6)
@@ -216,7 +218,7 @@ def test_standard_deviation_of_rates_is_not_cut_off_at_zero(trained, tissue, mon
 
 def test_latent_has_one_row_per_spot(trained, tissue):
     latent = trained.get_latent_representation()
-    assert latent.shape == (tissue.n_obs, trained.module.n_latent)
+    assert latent.shape == (tissue.n_obs, trained.module.config.n_latent)
     assert np.isfinite(latent).all()
     assert not np.allclose(latent[1], latent[2])
     sample = trained.get_latent_representation(give_mean=False, seed=1)

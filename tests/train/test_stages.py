@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from lgdist_scvi.inference import ENTRY_KINDS, Predictor
 from lgdist_scvi.train import EntrySplitter
 
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -28,8 +29,9 @@ class Spy(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, *args) -> None:
         module = pl_module.module
-        self.training.append((type(pl_module).__name__, module.vae.training, module.denoiser.training))
-        self.requires_grad.append(any(parameter.requires_grad for parameter in module.vae.parameters()))
+        modes = module.autoencoder.training, module.diffusion.denoiser.training
+        self.training.append((type(pl_module).__name__, *modes))
+        self.requires_grad.append(any(parameter.requires_grad for parameter in module.autoencoder.parameters()))
         self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
@@ -45,6 +47,16 @@ class Interrupt(Callback):
     def on_train_batch_end(self, trainer, pl_module, *args) -> None:
         if type(pl_module).__name__ == self.plan and trainer.global_step >= self.n_steps:
             raise KeyboardInterrupt
+
+
+def interrupt(*args) -> None:
+    """Stand in for what is running when somebody presses Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def first_stage(named):
+    """Parameters or buffers, with their names, of all but the diffusion."""
+    return [(name, value) for name, value in named if not name.startswith("diffusion")]
 
 
 def is_usable(model) -> bool:
@@ -78,17 +90,19 @@ def test_stages_one_after_the_other(untrained):
     """The VAE, then the diffusion, in two calls: a usable model, and both histories."""
     model = untrained()
     model.train(max_epochs=3, stage="vae", **QUICK)
-    assert not model.module.has_diffusion
+    assert not model.module.diffusion.trained
     assert "diffusion not trained" in repr(model)
     assert is_usable(model)
     mean = model.get_latent_representation()
-    weights = {key: value.clone() for key, value in model.module.vae.state_dict().items()}
+    weights = {key: value.clone() for key, value in first_stage(model.module.state_dict().items())}
     model.train(max_epochs=3, stage="diffusion", **QUICK)
-    assert model.module.has_diffusion
+    assert model.module.diffusion.trained
     assert is_usable(model)
     assert {"vae/train_loss", "diffusion/train_loss"} <= set(model.history_)
     # the second stage leaves the first alone
-    for key, value in model.module.vae.state_dict().items():  # up to the rounding of an average of equal weights
+    for key, value in first_stage(
+        model.module.state_dict().items()
+    ):  # up to the rounding of an average of equal weights
         if "likelihood" not in key:  # the noise is fitted again, given what samples now spread
             torch.testing.assert_close(value, weights[key], rtol=1e-5, atol=1e-7, msg=key)
     assert not np.array_equal(mean, model.get_latent_representation())
@@ -98,7 +112,7 @@ def test_a_new_vae_makes_an_old_diffusion_invalid(untrained):
     model = untrained()
     model.train(max_epochs=2, **QUICK)
     model.train(max_epochs=2, stage="vae", **QUICK)
-    assert not model.module.has_diffusion
+    assert not model.module.diffusion.trained
 
 
 def test_modes_and_gradients_of_each_stage(untrained):
@@ -163,17 +177,17 @@ def test_validation_sees_the_scale_that_training_uses(untrained):
 
     class Watch(Callback):
         def on_validation_batch_start(self, trainer, pl_module, *args) -> None:
-            scales.append(pl_module.module.residual_scale.clone())
+            scales.append(pl_module.module.diffusion.scale.clone())
 
     model.train(max_epochs=3, stage="vae", **QUICK)
     model.train(max_epochs=5, stage="diffusion", callbacks=[Watch()], check_val_every_n_epoch=1, **QUICK)
     assert len(scales) >= 5
-    assert all(torch.equal(scale, model.module.residual_scale) for scale in scales)
+    assert all(torch.equal(scale, model.module.diffusion.scale) for scale in scales)
 
 
 def weights_of(model):
     """All weights of the VAE in one vector; the noise is fitted again after training."""
-    named = model.module.vae.named_parameters()
+    named = first_stage(model.module.named_parameters())
     return torch.cat([parameter.detach().flatten() for name, parameter in named if "likelihood" not in name])
 
 
@@ -193,16 +207,16 @@ def test_averaged_weights(untrained):
 
 def test_buffers_survive_averaging(untrained):
     model = untrained()
-    before = {key: value.clone() for key, value in model.module.vae.named_buffers()}
+    before = {key: value.clone() for key, value in model.module.named_buffers()}
     model.train(max_epochs=3, ema_decay=0.9, **QUICK)
-    for key, value in model.module.vae.named_buffers():
-        if not key.startswith(
-            ("linear", "mixture", "weights", "deviations", "has_experts", "regional")
-        ):  # what experts learn after the stage
+    fitted = ("diffusion", "region_shrinkage", "autoencoder.likelihood.gene_effects")  # after the stage
+    learnt = [key for key in before if key.startswith("experts") and not key.endswith(("gene_rate", "typical_library"))]
+    for key, value in model.module.named_buffers():
+        if not key.startswith(fitted) and key not in learnt:
             assert torch.equal(value, before[key]), key
-    assert model.module.vae.has_experts
-    assert (model.module.residual_scale > 0).all()
-    assert not torch.allclose(model.module.residual_scale, torch.ones_like(model.module.residual_scale))
+    assert model.module.experts.in_use
+    assert (model.module.diffusion.scale > 0).all()
+    assert not torch.allclose(model.module.diffusion.scale, torch.ones_like(model.module.diffusion.scale))
 
 
 def test_the_callers_arguments_are_not_changed(untrained):
@@ -239,26 +253,24 @@ def test_an_interrupted_model_can_be_used(untrained, tmp_path, plan, n_steps):
     model.complete(silent=True)
     model.save(tmp_path / "model")
     if plan == "VAEStage":
-        assert not model.module.has_diffusion
+        assert not model.module.diffusion.trained
     else:
         assert "vae/train_loss" in model.history_
     assert all(parameter.requires_grad for parameter in model.module.parameters())
     # and trained further
     model.train(max_epochs=1, **QUICK)
-    assert model.module.has_diffusion
+    assert model.module.diffusion.trained
     assert is_usable(model)
 
 
-def test_interrupted_while_the_experts_learn(untrained, monkeypatch):
-    def interrupt(*args):
-        raise KeyboardInterrupt
-
+@pytest.mark.parametrize("expert", [0, -1])
+def test_interrupted_while_the_experts_learn(untrained, monkeypatch, expert):
     model = untrained()
-    monkeypatch.setattr("lgdist_scvi.model._stages.fit_experts", interrupt)
+    monkeypatch.setattr(model.module.experts.experts[expert], "fit", interrupt)
     with pytest.warns(UserWarning, match="interrupted in stage 'vae'.*can be used"):
         model.train(max_epochs=3, **QUICK)
-    assert not model.module.has_diffusion
-    assert not model.module.vae.has_experts
+    assert not model.module.diffusion.trained
+    assert not model.module.experts.in_use
     assert "vae/train_loss" in model.history_
     assert is_usable(model)
     model.complete(silent=True)
@@ -350,7 +362,7 @@ def test_interrupted_in_the_second_round_the_diffusion_of_the_first_has_no_say(u
     model = untrained(mask=True)
     with pytest.warns(UserWarning, match="interrupted in stage 'vae_round2'"):
         model.train(max_epochs=2, n_rounds=2, callbacks=[Press()], **QUICK)
-    assert model.module.first_round.has_diffusion and not model.module.has_diffusion
+    assert model.module.first_round.diffusion.trained and not model.module.diffusion.trained
     assert is_usable(model)
 
 
@@ -407,22 +419,13 @@ def test_the_last_small_batch_is_trained_on(untrained):
     assert sorted(seen) == spots.tolist()
 
 
-@pytest.mark.parametrize("n_calls", [0, 1, 2])
-def test_ctrl_c_in_calibration_leaves_it_for_later(untrained, monkeypatch, n_calls):
+@pytest.mark.parametrize("kind", ENTRY_KINDS, ids=lambda kind: kind.name)
+def test_ctrl_c_in_calibration_leaves_it_for_later(untrained, monkeypatch, kind):
     """What the interruption kept the training from is done when it is first asked for, with the new weights."""
     model = untrained()
     model.train(max_epochs=1, **QUICK)
-
-    from_cases, calls = type(model)._from_cases, []
-
-    def interrupt(*args):
-        calls.append(args)
-        if len(calls) > n_calls:
-            raise KeyboardInterrupt
-        return from_cases(*args)
-
     with monkeypatch.context() as patch:
-        patch.setattr(type(model), "_from_cases", interrupt)
+        patch.setattr(kind, "cases", interrupt)
         with pytest.raises(KeyboardInterrupt):
             model.train(max_epochs=2, **QUICK)
     assert model.calibration_ is None and len(model.training_) == 2
@@ -433,16 +436,10 @@ def test_ctrl_c_in_calibration_leaves_it_for_later(untrained, monkeypatch, n_cal
 
 def test_interrupted_between_rounds(untrained, monkeypatch, tmp_path):
     model = untrained(mask=True)
-    complete = type(model)._complete_first_round
-
-    def interrupt(self, *args):
-        if self.module.first_round is not None and self.calibration_ is None:
-            raise KeyboardInterrupt
-        complete(self, *args)
-
     with monkeypatch.context() as patch:
-        patch.setattr(type(model), "_complete_first_round", interrupt)
+        patch.setattr(Predictor, "completed", interrupt)  # the prefill of the second round, by the first
         with pytest.raises(KeyboardInterrupt):
             model.train(max_epochs=1, n_rounds=2, **QUICK)
+    assert model.module.first_round is not None and model.calibration_ is None
     model.save(tmp_path / "model")
     assert is_usable(type(model).load(tmp_path / "model", adata=model.adata, accelerator="cpu"))

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import sparse
 
 from lgdist_scvi import metrics, pp
-from lgdist_scvi._units import COUNTS_PER, library_size, log1p_cp10k
+from lgdist_scvi._units import from_cp10k, library_size, log1p_cp10k, to_cp10k
 from lgdist_scvi.cli._steps import check_output, choose, read, refused, say, set_up, write
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class _HeldOut:
 
     def score(self, prediction: np.ndarray) -> dict[str, float]:
         """Score predicted rates of all entries, log1p(CP10K)."""
-        rate = np.expm1(prediction.astype(np.float64)) / COUNTS_PER
+        rate = from_cp10k(np.expm1(prediction.astype(np.float64)))
         everything = np.ones(prediction.shape, dtype=bool)
         against_means = (self.counts, rate, self.library, self.gene_mean)
         scores = {
@@ -144,13 +144,13 @@ class _HeldOut:
             "pcc_gene": metrics.completion_scores(self.values, prediction, everything)["pcc_gene"],
         }
         if self.known_rates is not None:
-            truth = np.log1p(COUNTS_PER * self.known_rates)
+            truth = np.log1p(to_cp10k(self.known_rates))
             scores["mse_known_rate"] = metrics.completion_scores(truth, prediction, everything)["mse"]
         return scores
 
     def deviance_by_gene(self, prediction: np.ndarray) -> np.ndarray:
         """Deviance explained over the gene's mean, (n_vars,)."""
-        rate, counts = np.expm1(prediction.astype(np.float64)) / COUNTS_PER, self.counts.tocsc()
+        rate, counts = from_cp10k(np.expm1(prediction.astype(np.float64))), self.counts.tocsc()
         return np.array(
             [
                 metrics.poisson_deviance_explained(counts[:, [g]], rate[:, [g]], self.library, self.gene_mean[[g]])

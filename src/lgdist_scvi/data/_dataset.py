@@ -31,15 +31,47 @@ _KNOWN_FIELDS = (keys.COUNTS, keys.MASK, keys.GRAPH, keys.COORDINATES, keys.SAMP
 
 
 class NeighborhoodManager(AnnDataManager):
-    """An :class:`~scvi.data.AnnDataManager` whose batches carry the neighbours of their spots."""
+    """An :class:`~scvi.data.AnnDataManager` whose batches carry the neighbours of their spots.
+
+    Attributes
+    ----------
+    fingerprint
+        Hash of the data when they were registered by `setup_anndata`; ``None`` of other data that a model is asked about.
+    """
+
+    fingerprint: str | None = None
 
     def create_torch_dataset(self, indices=None, data_and_attributes=None, load_sparse_tensor=False):
         """Create a :class:`NeighborhoodDataset`, restricted to `indices` if given.
 
         `data_and_attributes` and `load_sparse_tensor` are part of scvi-tools' signature; a neighbourhood is always
         loaded whole and dense.
+
+        Raises
+        ------
+        ValueError
+            If the data are not those that were registered.
         """
-        return NeighborhoodDataset(self).create_torch_dataset(indices)
+        try:
+            dataset = NeighborhoodDataset(self)
+        except (KeyError, ValueError) as error:
+            if self.fingerprint is None:
+                raise
+            raise ValueError(
+                f"adata was changed after setup_anndata, and cannot be read any more: {error.args[0]}"
+            ) from error
+        if self.fingerprint not in (None, dataset.fingerprint):
+            raise ValueError(
+                "adata was changed after setup_anndata: its counts, mask, library sizes, slides, graph or coordinates are others "
+                "now; restore them, call setup_anndata again and train a new model, or pass a copy as adata to ask about it as new data"
+            )
+        return dataset.create_torch_dataset(indices)
+
+    def register_now(self) -> NeighborhoodDataset:
+        """Read the data, check what no single field can see, and remember what they are."""
+        dataset = NeighborhoodDataset(self)
+        self.fingerprint = dataset.fingerprint
+        return dataset
 
 
 def registered_anndata(adata_manager: AnnDataManager) -> AnnData:

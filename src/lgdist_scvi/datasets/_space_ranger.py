@@ -80,7 +80,7 @@ def read_space_ranger(folder: Path, counts_file: str | None, bin_size: int | Non
     adata.obs[_POSITIONS[1:4]] = positions[_POSITIONS[1:4]].astype(int)
     adata.obsm["spatial"] = positions[_POSITIONS[:3:-1]].to_numpy(dtype=np.float64)
     adata.uns["spatial"] = {_library_id(folder, counts_file): _library(folder / "spatial")}
-    is_hd = _BINS.fullmatch(folder.name) is not None
+    is_hd = _BINS.fullmatch(folder.resolve().name) is not None
     return _only_tissue(adata, is_hd)
 
 

@@ -1,4 +1,4 @@
-"""Negative controls: where there is nothing to find, nothing must be found."""
+"""Negative controls: a model trained on data without structure must find none."""
 
 from __future__ import annotations
 
@@ -30,17 +30,18 @@ def negative_controls(
     train_kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Train the model again where there is nothing to find, and see what it finds.
+    """Train the model again on data whose structure was removed, and measure what it finds.
 
     This **trains one new model for each control**, with the settings of the given one, and takes that many times as long.
     Neither the model nor its data are changed.
 
-    ``"shuffled"``: spots change places within each slide, with all their counts. Space tells nothing any more, so that what a
-    model predicts from the neighbours alone must be no better than the gene means, and what it lost against the real slide is
-    what space had given.
+    ``"shuffled"``: spots change places within each slide, with all their counts, so that neighbours are no longer informative.
+    Predictions from the neighbours alone must then be no better than the gene means; what the model loses against the real slide
+    is what space contributes there.
 
     ``"poisson"``: genes are added whose counts are Poisson draws from a constant share of each spot's library. They have neither
-    spatial structure nor partners, and the completion must not give them any.
+    spatial structure nor correlation with other genes, and the completion must not give them any. Where zeros are missing, theirs
+    are too.
 
     Parameters
     ----------
@@ -53,16 +54,17 @@ def negative_controls(
     train_kwargs
         Arguments of `train`; ``None`` or none: those that the model was trained with.
     seed
-        Of the shuffling and the Poisson draws.
+        Seed of the shuffling and the Poisson draws.
 
     Returns
     -------
     One row per question, with `reference`, `control`, `excess`, `limit` and `passed` (`excess` at most `limit`):
 
-    - ``"skill from neighbors alone"``: 1 - MSE / MSE of the gene means on set-aside entries (as in :func:`skill_per_gene`, all
-      genes together), a spot's own entries hidden. On the real slide, and shuffled; the excess is the shuffled one, limit 0.02;
-    - ``"skill from everything"``: the same with the spot's own entries. The excess is what space gave, real minus shuffled; no
-      limit;
+    - ``"skill from neighbors alone"``: 1 - MSE / MSE of the gene means on entries held out in training (as in
+      :func:`skill_per_gene`, all genes together), a spot's own entries hidden; on the real slide and shuffled. The excess is the
+      shuffled one, limit 0.02;
+    - ``"skill from everything"``: the same with the spot's own entries. The excess is what space contributes, real minus shuffled;
+      no limit;
     - ``"Moran's I of Poisson genes"``: mean over the added genes, measured and completed (``observed="keep"``), and the rise;
       limit 0.05;
     - ``"correlation of Poisson genes"``: mean absolute correlation with all other genes, likewise.
@@ -97,7 +99,7 @@ def negative_controls(
 
 
 def _shuffled(model: Any, rng: np.random.Generator) -> AnnData:
-    """Data in which spots have changed places within each slide."""
+    """The model's data, spots permuted within each slide."""
     data = model.copy_data()
     samples, place = get_samples(data, model.get_setup_arg("sample_key")), np.arange(data.n_obs)
     for sample in np.unique(samples):
@@ -115,7 +117,7 @@ def _explained(table: pd.DataFrame) -> float:
 
 
 def _with_poisson_genes(model: Any, n_poisson: int, rng: np.random.Generator) -> tuple[AnnData, np.ndarray]:
-    """Data with genes of no structure, counts in `X`; and the positions of these genes."""
+    """The model's data with added genes, counts in `X`; and the positions of these genes."""
     from anndata import AnnData
 
     data, mask_layer = model.copy_data(), model.get_setup_arg("mask_layer")

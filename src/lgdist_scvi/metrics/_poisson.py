@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from lgdist_scvi._checks import check_counts
-from lgdist_scvi._poisson import moments_given_positive, variance_given_positive  # noqa: F401  the model reads it here
+from lgdist_scvi._poisson import moments_given_positive
 from lgdist_scvi._units import cp10k_per_count
 from lgdist_scvi.metrics._arrays import Matrix, check_alike, dense, scored_entries, take
 

@@ -11,22 +11,21 @@ MIN_ENTRIES = 20
 
 
 def skill_per_gene(model: Any, estimand: str | None = None, min_entries: int = MIN_ENTRIES) -> pd.DataFrame:
-    r"""Compare a trained model with the best cheap baseline, on entries that training set aside.
+    r"""Compare a trained model with the best cheap baseline, on entries held out in training.
 
     .. math:: \mathrm{skill}_g = 1 - \mathrm{MSE}_g(\text{model}) / \min_b \mathrm{MSE}_g(\text{baseline } b)
 
-    over the entries of gene g that training set aside, in log1p(CP10K). The model predicts them with all set-aside entries
-    hidden, those of the neighbours too; the baselines never look at them either. Everything is asked for the same quantity,
-    the *expected measured value*: squared error is smallest for exactly that, so that neither side can win by bias. For
-    ``"rate"`` the entries are all set-aside ones, zeros included, and the model's rate is turned into E[log1p(CP10K)] of the
-    count it implies at the spot's depth (the completed layer holds log1p of the rate itself, which measured values do not
-    scatter around). For ``"captured"`` the entries are those with counts, and the value is the expected one given a count.
+    over the held-out entries of gene g, in log1p(CP10K). Neither model nor baselines see any held-out entry, also not of the
+    neighbours. All predict the same quantity, the *expected measured value*: squared error is smallest for exactly that, so that
+    no method can win by bias. For ``"rate"`` all held-out entries are scored, zeros included, and the model's rate is turned into
+    E[log1p(CP10K)] of the count it implies at the spot's depth (the completed layer holds log1p of the rate itself, which is not
+    the mean of measured values). For ``"captured"`` the entries with counts are scored, by the expected value given a count.
 
     The baselines are the mean of the gene (``"gene mean"``) and that of the spatial neighbours, shrunk toward it
-    (``"neighbor mean"``). Both know the depth of the spot, as a model does that would else be credited for it: each is a mean of
-    values with a linear trend in the logarithm of the library size, or a share of molecules read at the spot's depth, whichever
-    does better on the slide. That choice, the shrinkage and the better baseline of each gene are made on the scored entries,
-    which favours the baselines. A median has no place here: as an estimate of a mean it loses to the neighbour mean.
+    (``"neighbor mean"``). Both know the depth of the spot, as the model does: each is a mean of values with a linear trend in the
+    logarithm of the library size, or a share of molecules at the spot's depth, whichever does better on the slide. That choice,
+    the shrinkage and the better baseline of each gene are made on the scored entries, which favours the baselines. A median is
+    not among them: as an estimate of a mean it loses to the neighbour mean.
 
     Parameters
     ----------
@@ -35,18 +34,18 @@ def skill_per_gene(model: Any, estimand: str | None = None, min_entries: int = M
     estimand
         ``"rate"`` or ``"captured"``; ``None``: what the likelihood offers, rate first.
     min_entries
-        Fewest set-aside entries by which a gene can be called skilled.
+        Fewest held-out entries of a gene that can be called skilled.
 
     Returns
     -------
     One row per registered gene:
 
-    - `n`: set-aside entries that were scored;
+    - `n`: scored entries;
     - `mse_model`, `mse_baseline`: mean squared errors, log1p(CP10K) squared;
     - `baseline`: name of the best baseline;
     - `skill`: 1 is perfect, 0 as good as the best baseline; NaN without entries, or if a baseline makes no error;
-    - `skill_se`: its standard error over entries. A slide of 1,000 spots sets aside about 50 entries of a gene, and an
-      estimate from 50 entries is rough;
+    - `skill_se`: its standard error over entries. On a slide of 1,000 spots about 50 entries of a gene are held out, and
+      an estimate from 50 entries is rough;
     - `skilled`: whether `n` reaches `min_entries` and `skill` exceeds its standard error. A gene without skill passes in about
       one case of six, one with little skill may fail: do not read much into a single gene near the line.
 

@@ -152,7 +152,10 @@ def _scored_samples(samples: np.ndarray, truth: Matrix, mask: Matrix) -> tuple[n
     if samples.ndim != 3 or samples.shape[1:] != tuple(truth.shape):
         raise ValueError(f"samples has shape {samples.shape}; expected (n_samples, {truth.shape[0]}, {truth.shape[1]})")
     if len(samples) < 2:
-        raise ValueError("a score of samples needs at least 2 of them; raise n_samples")
+        raise ValueError(
+            "samples holds a single sample of every entry and the score needs at least 2; draw more with "
+            "model.posterior_predictive_sample(n_samples=...)"
+        )
     check_alike(truth=truth, mask=mask)
     rows, columns = scored_entries(dense(mask))
     drawn = np.stack([take(sample, rows, columns, "samples") for sample in samples])

@@ -16,7 +16,6 @@ from lgdist_scvi.data import (
     CountsField,
     LibraryField,
     MaskField,
-    NeighborhoodDataset,
     NeighborhoodManager,
     ObspField,
     SampleField,
@@ -262,7 +261,7 @@ class LGDiST(TrainingMixin, ExpressionMixin, SkillMixin, CompletionMixin, Record
         adata_manager = NeighborhoodManager(fields=fields, setup_method_args=setup_method_args)
         with with_graph(adata, graph_key, sample_key, spatial_key):
             adata_manager.register_fields(adata, **kwargs)
-            dataset = NeighborhoodDataset(adata_manager)  # refuses what no single field can see
+            dataset = adata_manager.register_now()
         warn_of_masked_library(dataset, size_factor_key)
         cls.register_manager(adata_manager)
 

@@ -26,7 +26,8 @@ class VAEStage(StagePlan):
 
     def __init__(self, module: LGDiSTModule, stage: str = "vae", lr: float = 2e-3, weight_decay: float = 0.05):
         super().__init__(module, module.autoencoder, stage, lr, weight_decay)
-        self.finishing = f"experts{stage.removeprefix('vae')}"
+        # experts correct what is predicted of spots of which something is visible
+        self.finishing = f"experts{stage.removeprefix('vae')}" if module.own_entries else None
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Train the network on its own."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MODEL_LEVELS = (0.5, 0.8, 0.9, 0.95)  # rows of a model's calibration_["coverage"]
+_MODEL_LEVELS = (0.5, 0.8, 0.9, 0.95)  # rows of a model's calibration_.hidden.coverage
 _MODEL_GENES = ("all genes", "lowest third by expression", "middle third", "highest third")  # its columns
 _N_NAMED = 5
 
@@ -84,7 +84,7 @@ def skill(
     span = values.max() - min(low, 0.0)
     ax.set_ylim(min(low, 0.0) - 0.15 * span - 1e-3, values.max() + 0.15 * span + 1e-3)
     ax.set(xlabel="genes, best first", ylabel="skill over the best cheap baseline")
-    ax.set_title(f"{int(skilled.sum()):,} of {len(values):,} genes are predicted better than by chance", fontsize=10)
+    ax.set_title(f"{int(skilled.sum()):,} of {len(values):,} genes clearly beat the best cheap baseline", fontsize=10)
     ax.legend(frameon=False, fontsize=8, loc="upper right")
     tidy(ax)
     return figure
@@ -155,10 +155,9 @@ def calibration(
 
 
 def _of_model(model: Any, estimand: str | None) -> tuple[Sequence[float], dict[str, np.ndarray]]:
-    measured = getattr(model, "calibration_", None)
-    if measured is None:
+    if getattr(model, "calibration_", None) is None:
         raise ValueError("pass a trained model, or nominal levels and the coverage at each of them")
-    offered = measured["coverage"]
+    offered = model.calibration_.hidden.coverage
     estimand = next(iter(sorted(offered, reverse=True))) if estimand is None else estimand  # "rate" before "captured"
     if estimand not in offered:
         raise ValueError(f"estimand must be one of {', '.join(map(repr, offered))} for this model, got {estimand!r}")

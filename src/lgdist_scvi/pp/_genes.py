@@ -11,7 +11,7 @@ from scipy import sparse
 from lgdist_scvi._anndata import get_coordinates, get_counts, get_samples
 from lgdist_scvi._checks import check_positive_int, check_unique_names
 from lgdist_scvi._moran import morans_i_per_slide
-from lgdist_scvi._units import COUNTS_PER, library_size
+from lgdist_scvi._units import library_size, to_log1p
 from lgdist_scvi.pp._neighbors import build_distances
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _log1p_cp10k_columns(
     """Normalise some genes, sparse: a dense matrix of all genes of a large slide would not fit."""
     chosen = sparse.csr_matrix(counts[:, genes], dtype=np.float64)
     rows = np.repeat(np.arange(chosen.shape[0]), np.diff(chosen.indptr))
-    chosen.data = np.log1p(chosen.data / totals[rows] * COUNTS_PER)
+    chosen.data = to_log1p(chosen.data, totals[rows])
     return chosen.tocsc()
 
 

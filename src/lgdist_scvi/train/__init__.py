@@ -1,6 +1,6 @@
 """Training in stages, for any module and any model of scvi-tools."""
 
-from lgdist_scvi.train._arguments import check_trainer_arguments, refuse_unknown
+from lgdist_scvi.train._arguments import check_trainer_arguments, listed, refuse_unknown
 from lgdist_scvi.train._plan import StagePlan
 from lgdist_scvi.train._quiet import quietly
 from lgdist_scvi.train._runner import copies_for_stages, run_stage
@@ -12,6 +12,7 @@ __all__ = [
     "StagePlan",
     "check_trainer_arguments",
     "copies_for_stages",
+    "listed",
     "named_step",
     "quietly",
     "refuse_unknown",

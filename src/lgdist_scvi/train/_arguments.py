@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as lightning
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import Logger
 from scvi import train as scvi_train
 
 _OWN_ROWS = 'name rows with datasplitter_kwargs={"external_indexing": [train, validation]}'
@@ -27,6 +28,7 @@ _REMEDIES = {
     "num_workers": 'pass datasplitter_kwargs={"num_workers": ...}',
     "use_gpu": 'pass accelerator="gpu"',
 }
+_FEW = 10  # names that a message can list
 _NOT_FOR_THE_CALLER = {"self", "kwargs", "args", *_REMEDIES}
 _PRECISIONS = (None, 32, "32", "32-true", 16, "16", "16-mixed", "bf16", "bf16-mixed")
 
@@ -59,10 +61,10 @@ def refuse_unknown(
         near = difflib.get_close_matches(str(name), allowed, n=1)
         if remedies and name in remedies:
             hint = remedies[name]
-        elif near:
-            hint = f"did you mean {near[0]!r}?"
+        elif len(allowed) <= _FEW:
+            hint = f"choices: {', '.join(map(repr, allowed))}"
         else:
-            hint = f"choices: {', '.join(map(repr, allowed))}" if len(allowed) <= 10 else "see its documentation"
+            hint = f"did you mean {near[0]!r}?" if near else "see its documentation"
         raise TypeError(f"{where} takes no {name!r}; {hint}")
 
 
@@ -81,7 +83,7 @@ def check_trainer_arguments(arguments: Mapping[str, Any], stages: Iterable[str],
     Raises
     ------
     TypeError
-        If an argument is unknown.
+        If an argument is unknown, or a callback or logger is none.
     ValueError
         If weights would be kept in half or double precision, checkpoints be written, or no known loss be monitored.
     """
@@ -91,18 +93,28 @@ def check_trainer_arguments(arguments: Mapping[str, Any], stages: Iterable[str],
         for name in inspect.signature(trainer.__init__).parameters
     }
     refuse_unknown(arguments, (known | set(named)) - _NOT_FOR_THE_CALLER, "train()", _REMEDIES)
+    callbacks = listed(arguments.get("callbacks"))
+    for one in callbacks:
+        if not isinstance(one, lightning.Callback):
+            raise TypeError(f"callbacks must be callbacks of Lightning, got {type(one).__name__}")
+    for one in listed(arguments.get("logger")):
+        if not isinstance(one, Logger | bool):
+            raise TypeError(f"logger must be a logger of Lightning, True or False, got {type(one).__name__}")
+    every = arguments.get("check_val_every_n_epoch")
+    if every is not None and (not isinstance(every, int) or every < 1):
+        raise ValueError(f"check_val_every_n_epoch must be a whole number of at least 1, got {every!r}")
     if arguments.get("precision") not in _PRECISIONS:
         raise ValueError(
             f"precision must be '32-true', '16-mixed' or 'bf16-mixed', got {arguments['precision']!r}: counts and weights "
             "are kept in single precision"
         )
-    if arguments.get("enable_checkpointing") or any(isinstance(one, Checkpoint) for one in _listed(arguments)):
+    if arguments.get("enable_checkpointing") or any(isinstance(one, Checkpoint) for one in callbacks):
         raise ValueError(
             "checkpoints within a stage lack what later steps fit; leave out enable_checkpointing and checkpoint callbacks: "
             "train() keeps the weights with the lowest validation loss by itself, and model.save(...) keeps the whole model"
         )
     monitor, losses = arguments.get("early_stopping_monitor"), loss_names(stages)
-    if monitor is not None and monitor not in losses and not _listed(arguments):
+    if monitor is not None and monitor not in losses and not callbacks:
         raise ValueError(f"early_stopping_monitor must be one of {', '.join(map(repr, losses))}, got {monitor!r}")
 
 
@@ -115,7 +127,8 @@ def loss_names(stages: Iterable[str]) -> list[str]:
     ]
 
 
-def _listed(arguments: Mapping[str, Any]) -> list[Any]:
-    """Callbacks as a list, however they were passed."""
-    callbacks = arguments.get("callbacks") or []
-    return [callbacks] if isinstance(callbacks, lightning.Callback) else list(callbacks)
+def listed(given: Any) -> list[Any]:
+    """Callbacks or loggers as a list, however they were passed."""
+    if given is None:
+        return []
+    return list(given) if isinstance(given, list | tuple) else [given]

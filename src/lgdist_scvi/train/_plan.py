@@ -46,9 +46,9 @@ class StagePlan(lightning.LightningModule):
 
     def __init__(self, module: torch.nn.Module, network: torch.nn.Module, stage: str, lr: float, weight_decay: float):
         super().__init__()
-        if not 0 < lr < float("inf"):
+        if not isinstance(lr, int | float) or not 0 < lr < float("inf"):
             raise ValueError(f"lr must be a positive number, got {lr!r}")
-        if not 0 <= weight_decay < float("inf"):
+        if not isinstance(weight_decay, int | float) or not 0 <= weight_decay < float("inf"):
             raise ValueError(f"weight_decay must be a number of at least 0, got {weight_decay!r}")
         self.module = module
         self.network = network

@@ -5,20 +5,18 @@ from __future__ import annotations
 import copy
 import signal
 import threading
-import time
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import pandas as pd
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from scvi import settings
 from scvi.dataloaders import DataSplitter
 from scvi.model.base import BaseModelClass
 from scvi.train import TrainRunner
 
-from lgdist_scvi.train._arguments import loss_names
+from lgdist_scvi.train._arguments import listed, loss_names
 from lgdist_scvi.train._callbacks import Curves, KeepBest
 from lgdist_scvi.train._plan import StagePlan
 from lgdist_scvi.train._quiet import quietly
@@ -29,7 +27,7 @@ _PATIENCE = 6  # validations without improvement
 
 
 def copies_for_stages(
-    callbacks: Callback | Iterable[Callback] | None, stages: Sequence[str], shared: Iterable[Any] = ()
+    callbacks: Callback | Sequence[Callback] | None, stages: Sequence[str], shared: Iterable[Any] = ()
 ) -> list[list[Callback]]:
     """Copy the caller's callbacks once for each stage, since what one stage left in them would mislead the next.
 
@@ -51,8 +49,7 @@ def copies_for_stages(
     TypeError
         If a callback cannot be copied.
     """
-    given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
-    copies = []
+    given, copies = listed(callbacks), []
     for stage in stages:
         memo = {id(one): one for one in shared}
         copies.append(
@@ -131,7 +128,7 @@ def run_stage(
     model.is_trained_ = False
     handler = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
     frozen = [parameter for parameter in plan.module.parameters() if not parameter.requires_grad]
-    completed, start = True, time.perf_counter()
+    completed = True
     try:
         with quietly():
             plan.prepare(splitter.train_dataloader())
@@ -165,8 +162,7 @@ def run_stage(
             parameter.requires_grad_(False)
         plan.module.eval()
         model.is_trained_ = was_trained or plan.global_step > 0
-        frames = {**curves.frames(), "seconds": pd.DataFrame({"seconds": [time.perf_counter() - start]})}
-        model.history_ = {**previous, **{f"{plan.stage}/{name}": frame for name, frame in frames.items()}}
+        model.history_ = {**previous, **{f"{plan.stage}/{name}": frame for name, frame in curves.frames().items()}}
     if not completed:
         _warn_of_interruption(plan.stage)
     if plan.global_step > 0:

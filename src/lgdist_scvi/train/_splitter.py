@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,15 +39,13 @@ class EntrySplitter(DataSplitter):
         Rows of the spots that are set aside whole.
     validation_spots
         Rows of the spots that are not trained on; ``None`` if all are.
-    external_indexing
-        Rows that train, rows that validate, and rows that do neither: one to three arrays, instead of `validation_spots`. Without
-        rows that validate, those that train do.
     seed
         Of the choice of validation spots.
     batch_size
         Spots per step.
-    **kwargs
-        For :class:`torch.utils.data.DataLoader`.
+    datasplitter_kwargs
+        For :class:`torch.utils.data.DataLoader`; and `external_indexing`, one to three arrays instead of `validation_spots`: rows
+        that train, rows that validate (if none, those that train), and rows that do neither.
 
     Raises
     ------
@@ -62,13 +60,14 @@ class EntrySplitter(DataSplitter):
         adata_manager: AnnDataManager,
         set_aside: np.ndarray,
         validation_spots: np.ndarray | None = None,
-        external_indexing: Sequence[Any] | None = None,
         seed: int = 0,
         batch_size: int = 128,
-        **kwargs: Any,
+        datasplitter_kwargs: Mapping[str, Any] | None = None,
     ):
+        kwargs = dict(datasplitter_kwargs or {})
         allowed = {"external_indexing", *inspect.signature(DataLoader).parameters} - _OF_THE_LOADER
         refuse_unknown(kwargs, allowed, "datasplitter_kwargs", _REMEDIES)
+        external_indexing = kwargs.pop("external_indexing", None)
         n_obs = adata_manager.adata.n_obs
         spots = np.setdiff1d(np.arange(n_obs), set_aside)
         if external_indexing is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -21,12 +20,12 @@ def named_step(model: BaseModelClass, name: str, show: bool = False) -> Iterator
     Parameters
     ----------
     model
-        Its `history_` receives a frame of one row for ``"{name}/seconds"``, and for everything that the step reports. A step that
-        fails leaves none.
+        Its `history_` receives a frame of one row for everything that the step reports, under ``"{name}/..."``. A step that fails
+        leaves none.
     name
         Name of the step.
     show
-        Whether to show a progress line; never above ``scvi.settings.verbosity = logging.INFO``.
+        Whether to show a progress line, with the time it took; never above ``scvi.settings.verbosity = logging.INFO``.
 
     Yields
     ------
@@ -35,7 +34,6 @@ def named_step(model: BaseModelClass, name: str, show: bool = False) -> Iterator
     report: dict[str, Any] = {}
     show = show and settings.verbosity <= logging.INFO
     bar = track(None, total=1, description=name.replace("_", " "), style="tqdm") if show else None
-    start = time.perf_counter()
     try:
         yield report
         if bar is not None:
@@ -43,7 +41,6 @@ def named_step(model: BaseModelClass, name: str, show: bool = False) -> Iterator
     finally:
         if bar is not None:
             bar.close()
-    report = {"seconds": time.perf_counter() - start, **report}
     model.history_ = {**(model.history_ or {}), **{f"{name}/{key}": _row(key, told) for key, told in report.items()}}
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lgdist_scvi._checks import check_positive_int
 from lgdist_scvi.metrics.baselines._data import read, read_graph
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ def baseline(
 
     def decorate(method: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
         parameters = inspect.signature(method).parameters
+        own = {name: p for name, p in parameters.items() if name not in ("data", "graph", "seed")}
 
         def run(
             adata: AnnData,
@@ -84,6 +87,9 @@ def baseline(
             refusal = without_mask if mask_layer is None else with_mask
             if refusal is not None:
                 raise ValueError(refusal.format(name=method.__name__))
+            for name, value in {**dict(zip(own, args, strict=False)), **kwargs}.items():
+                if name in own and value is not None:
+                    _check(name, value, own[name].annotation)
             data = read(adata, layer, mask_layer, size_factor_key, genes)
             given = {"data": data, "seed": seed}
             if "graph" in parameters:
@@ -93,11 +99,18 @@ def baseline(
 
         signature = inspect.signature(run)
         shared = [p for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-        own = [p for name, p in parameters.items() if name not in ("data", "graph", "seed")]
         summary, _, described = inspect.cleandoc(method.__doc__ or "").partition(_HEADING)
         functools.update_wrapper(run, method)
-        run.__signature__ = signature.replace(parameters=[*shared, *own])
+        run.__signature__ = signature.replace(parameters=[*shared, *own.values()])
         run.__doc__ = f"{summary.rstrip()}\n\n{_HEADING}{_PARAMETERS}{described}".rstrip() + _RETURNS
         return run
 
     return decorate
+
+
+def _check(name: str, value: Any, annotation: str) -> None:
+    """Refuse a hyper-parameter that is no whole number of at least 1, or where it need not be whole, no number of at least 0."""
+    if "int" in annotation:
+        check_positive_int(value, name)
+    elif not (isinstance(value, Real) and 0 <= value < np.inf):
+        raise ValueError(f"{name} must be a number of at least 0, got {value!r}")

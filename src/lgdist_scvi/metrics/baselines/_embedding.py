@@ -17,12 +17,12 @@ def truncated_svd(matrix: np.ndarray, rank: int, seed: int) -> tuple[np.ndarray,
 
 
 def spot_features(data: LogData) -> tuple[np.ndarray, np.ndarray]:
-    """What is known of a spot: its values and which entries were observed.
+    """Describe spots by their values and by which entries were observed.
 
     Returns
     -------
     Residuals, and centred detection, both float32 (n_obs, n_vars). A spot without any observed entry is all zero, that
-    is average: why it has none says nothing about its expression.
+    is average: that it has none is no evidence about its expression.
     """
     detected = data.mask - data.mask.mean(axis=0, dtype=np.float32)
     detected[~data.mask.any(axis=1)] = 0

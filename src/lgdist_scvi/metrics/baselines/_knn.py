@@ -40,6 +40,8 @@ def knn(
         Dimensions of the PCA space.
     """
     n_obs = len(data.has_content)
+    if n_neighbors is not None and n_neighbors >= n_obs:
+        raise ValueError(f"n_neighbors must be below the number of spots, {n_obs:,}; got {n_neighbors}")
     numbers = grid(n_neighbors, [k for k in _NEIGHBORS if k < n_obs] or [n_obs - 1])
     strengths = grid(shrinkage, _ENTRIES if isinstance(data, LogData) else MOLECULES)
     chosen = (numbers[0], strengths[0])

@@ -12,6 +12,7 @@ from lgdist_scvi.metrics.baselines._baseline import baseline
 from lgdist_scvi.metrics.baselines._data import CountData, LogData, best, grid, last
 
 _ENTRIES = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0)  # shrinkage, in observed entries
+_SMALLEST = 1e-9  # shrinkage: where nothing is pooled, the gene mean is the answer
 _MAX_RINGS = 3
 _NEAREST = (1, 12, 24, 48)  # spots in the surroundings
 _MAX_REACH = 30  # rings
@@ -85,6 +86,7 @@ def _surroundings(data: LogData | CountData, graph: sparse.csr_matrix, n_nearest
 
 def smooth(graph: sparse.csr_matrix, data: LogData | CountData, shrinkage: float) -> np.ndarray:
     """Pool over a graph and shrink toward the gene mean: values or rates, (n_obs, columns)."""
+    shrinkage = max(shrinkage, _SMALLEST)
     if isinstance(data, LogData):
         total = graph @ data.residuals[:, data.columns]
         number = graph @ data.mask[:, data.columns].astype(np.float32)

@@ -37,6 +37,8 @@ def poisson_nmf(
     shrinkage
         Weight of the gene's mean rate, between 0 and 1; ``None``: chosen likewise.
     """
+    if shrinkage is not None and shrinkage > 1:
+        raise ValueError(f"shrinkage must be between 0 and 1, got {shrinkage}")
     ranks = [min(r, *data.counts.shape) for r in grid(rank, _RANKS)]
     checkpoints, shrinkages = grid(n_steps, _STEPS), grid(shrinkage, _SHRINKAGES)
     chosen = (ranks[0], checkpoints[0], shrinkages[0])

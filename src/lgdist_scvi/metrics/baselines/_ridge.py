@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from scipy import sparse
 
 _PENALTIES = (50.0, 100.0, 200.0, 400.0, 800.0, 1600.0, 3200.0)
+_SMALLEST = np.float32(1e-6)  # penalty of inputs that are constant
 _OWN_GENE_SCALE = np.float32(10)  # the gene's own neighbour mean is hardly penalised
 
 
@@ -57,7 +58,7 @@ def _fit_genes(
     u, s, vt = truncated_svd(np.hstack([values, detected]), n_components, seed)
     scores = u * s
     n_neighbors = np.maximum(graph.getnnz(axis=1), 1).astype(np.float32)
-    around = (graph @ scores) / n_neighbors[:, None]
+    neighborhood = (graph @ scores) / n_neighbors[:, None]
     own_gene = (graph @ values[:, data.columns]) / (graph @ data.mask[:, data.columns].astype(np.float32) + 1)
 
     predictions = np.empty((len(penalties), n_obs, len(data.columns)), dtype=np.float32)
@@ -68,7 +69,7 @@ def _fit_genes(
             continue
         # a spot's scores are a sum over genes: taking this gene's terms out hides its own value from the input
         own = scores - np.outer(values[:, gene], vt[:, gene]) - np.outer(detected[:, gene], vt[:, n_vars + gene])
-        inputs = np.hstack([own, around, _OWN_GENE_SCALE * own_gene[:, [place]]])
+        inputs = np.hstack([own, neighborhood, _OWN_GENE_SCALE * own_gene[:, [place]]])
         predictions[:, :, place] = data.mean[gene] + _ridge(inputs, observed, values[observed, gene], penalties)
     return predictions
 
@@ -78,6 +79,7 @@ def _ridge(inputs: np.ndarray, observed: np.ndarray, target: np.ndarray, penalti
     centred = inputs - inputs[observed].mean(axis=0)
     intercept = target.mean()
     eigenvalues, vectors = np.linalg.eigh(centred[observed].T @ centred[observed])
-    weights = 1 / (np.maximum(eigenvalues, 0) + np.asarray(penalties, dtype=np.float32)[:, None])
+    penalised = np.maximum(eigenvalues, 0) + np.asarray(penalties, dtype=np.float32)[:, None]
+    weights = 1 / np.maximum(penalised, np.finfo(np.float32).eps * eigenvalues[-1] + _SMALLEST)
     rotated = centred @ vectors
     return intercept + (weights * (rotated[observed].T @ (target - intercept))) @ rotated.T

@@ -56,7 +56,8 @@ class CompletionMixin:
         Parameters
         ----------
         adata
-            Data like those registered; ``None``: the registered data. `X` and all other layers stay as they are.
+            Data like those registered; ``None``: the registered data. `X` and all other layers stay as they are. Of data that are
+            backed by a file the new layers live in memory; ``adata.write_h5ad`` keeps them, in another file.
         layer_added
             Name of the layer.
         level
@@ -92,7 +93,7 @@ class CompletionMixin:
         Raises
         ------
         ValueError
-            If the model is not trained, an argument is out of range, the data are backed by a file, or a layer that no
+            If the model is not trained, an argument is out of range, the data are a view of a file, or a layer that no
             completion wrote has one of the names.
         KeyError
             If a gene is not registered.
@@ -101,7 +102,7 @@ class CompletionMixin:
         if level is not None:
             check_interval(level, n_samples)
         target = anndata_of(self, asked_about(self, adata))
-        refuse_backed(target)
+        _refuse_backed_view(target)
         _check_target(target, layer_added)
         skill = skill_per_gene(self, estimand)
         query = Query(
@@ -191,10 +192,12 @@ def _among_all_genes(query: Query, layers: dict[str, np.ndarray]) -> dict[str, n
     return layers
 
 
-def refuse_backed(adata: AnnData) -> None:
-    """Refuse data that layers cannot be added to."""
-    if adata.isbacked:
-        raise ValueError("layers cannot be added to an AnnData that is backed by a file; call adata.to_memory() first")
+def _refuse_backed_view(adata: AnnData) -> None:
+    """Refuse data that layers cannot be added to. A backed AnnData keeps them in memory until it is written."""
+    if adata.isbacked and adata.is_view:
+        raise ValueError(
+            "layers cannot be added to a part of an AnnData that is backed by a file; call to_memory() on it first"
+        )
 
 
 def _check_target(adata: AnnData, layer_added: str) -> None:

@@ -16,6 +16,7 @@ from lgdist_scvi.model.base._query import (
     check_interval,
     check_library_size,
     check_question,
+    refuse_unsupported,
     samples_for_spread,
 )
 from lgdist_scvi.module.likelihood import Estimand
@@ -49,6 +50,7 @@ class ExpressionMixin:
         batch_size: int | None = None,
         return_numpy: bool | None = None,
         silent: bool = True,
+        **unsupported: Any,
     ) -> pd.DataFrame | np.ndarray | tuple:
         """Complete expression, in log1p(CP10K).
 
@@ -101,6 +103,7 @@ class ExpressionMixin:
         KeyError
             If genes are not registered.
         """
+        refuse_unsupported("get_completed_expression", unsupported)
         check_question(n_samples, observed, fill)
         averaged, by_sample = n_samples > 1 and return_mean, n_samples > 1 and not return_mean
         query = Query(
@@ -142,6 +145,7 @@ class ExpressionMixin:
         batch_size: int | None = None,
         return_numpy: bool | None = None,
         silent: bool = True,
+        **unsupported: Any,
     ) -> pd.DataFrame | np.ndarray:
         """Expected rate of every entry, as scvi-tools means it.
 
@@ -162,6 +166,7 @@ class ExpressionMixin:
         ValueError
             If the model is not trained, or an argument is out of range.
         """
+        refuse_unsupported("get_normalized_expression", unsupported)
         check_library_size(library_size)
         query = Query(
             self, adata, indices, gene_list, "rate", seed, batch_size, silent, n_samples=n_samples
@@ -184,31 +189,46 @@ class ExpressionMixin:
         adata: AnnData | None = None,
         indices: Sequence[int] | None = None,
         give_mean: bool = True,
+        return_dist: bool = False,
         seed: int | None = None,
         batch_size: int | None = None,
         silent: bool = True,
-    ) -> np.ndarray:
+        **unsupported: Any,
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Latent of each spot given all that is observed in its neighbourhood.
 
         Parameters
         ----------
         give_mean
             Whether to give the posterior mean; else one sample.
+        return_dist
+            Whether to give the mean and the variance over 25 samples of the posterior instead.
         adata, indices, seed, batch_size, silent
             As in :meth:`get_completed_expression`.
 
         Returns
         -------
-        (n_obs, n_latent)
+        (n_obs, n_latent); with `return_dist` a pair of them.
         """
+        refuse_unsupported("get_latent_representation", unsupported)
         query = Query(
-            self, adata, indices, seed=seed, batch_size=batch_size, silent=silent, n_samples=1, region_effects=False
+            self,
+            adata,
+            indices,
+            seed=seed,
+            batch_size=batch_size,
+            silent=silent,
+            n_samples=N_SAMPLES if return_dist else 1,
+            region_effects=False,
         )
-        latent = np.empty((len(query.rows), self.module.config.n_latent), dtype=np.float32)
+        latent, variance = np.empty((2, len(query.rows), self.module.config.n_latent), dtype=np.float32)
         for place, prediction in query.predictions():
-            block = prediction.latent_mean() if give_mean else prediction.latents()[:, 0]
+            if return_dist:
+                variance[place] = prediction.latents().var(1).cpu().numpy()
+            mean = give_mean or return_dist
+            block = prediction.latent_mean() if mean else prediction.latents()[:, 0]
             latent[place] = block.cpu().numpy()
-        return latent
+        return (latent, variance) if return_dist else latent
 
     @torch.inference_mode()
     def get_prediction_interval(
@@ -226,6 +246,7 @@ class ExpressionMixin:
         batch_size: int | None = None,
         return_numpy: bool | None = None,
         silent: bool = True,
+        **unsupported: Any,
     ) -> tuple[Any, Any]:
         """Give an interval that holds the measured value of an entry with probability `level`.
 
@@ -266,6 +287,7 @@ class ExpressionMixin:
         ValueError
             If the level is out of range, or the model is not trained.
         """
+        refuse_unsupported("get_prediction_interval", unsupported)
         check_interval(level, n_samples)
         check_question(n_samples, observed, fill)
         query = Query(
@@ -290,6 +312,7 @@ class ExpressionMixin:
         n_steps: int | None = None,
         batch_size: int | None = None,
         silent: bool = True,
+        **unsupported: Any,
     ) -> GCXS:
         """Draw the counts that a second measurement as deep as the first would show.
 
@@ -320,6 +343,7 @@ class ExpressionMixin:
         """
         from sparse import GCXS
 
+        refuse_unsupported("posterior_predictive_sample", unsupported)
         query = Query(
             self, adata, indices, gene_list, None, seed, batch_size, silent, n_samples=n_samples, n_steps=n_steps
         )
@@ -328,3 +352,16 @@ class ExpressionMixin:
             drawn = prediction.measurements().cpu().numpy()  # (batch, n_samples, n_genes)
             counts[place] = drawn[:, :, query.positions].transpose(0, 2, 1)
         return GCXS.from_numpy(counts if n_samples > 1 else counts[:, :, 0])
+
+    def differential_expression(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: completed values are no measurements, and tests on them find what the model put there.
+
+        Raises
+        ------
+        NotImplementedError
+            Always.
+        """
+        raise NotImplementedError(
+            "completed values are no measurements: test the raw counts, for example with sc.tl.rank_genes_groups on normalised "
+            "counts or on pseudobulks"
+        )

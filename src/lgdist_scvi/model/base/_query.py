@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from lgdist_scvi._checks import check_choice, check_positive_int, list_names
 from lgdist_scvi.inference import LEVELS, N_SAMPLES, Prediction, measured, provenance
 from lgdist_scvi.model.base._calibration import calibration_of, resolve_estimand
 from lgdist_scvi.model.base._predictor import predictor_of
-from lgdist_scvi.module.likelihood import choose_likelihood
+from lgdist_scvi.module.likelihood import choose_likelihood, name_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -79,7 +79,7 @@ class Query:
         self.adata = self.dataset.adata
         if registered is not model.adata and self.dataset.mask is not None:
             shown = self.dataset.shows_zeros(), self.dataset.hides_every_zero()
-            choose_likelihood(model.gene_likelihood_, *shown)
+            choose_likelihood(name_of(model.module.likelihood), *shown)
         self.rows = spots_at(self.adata, indices)
         self.positions, self.genes = self._genes(gene_list)
         self._batches = {"batch_size": batch_size, "silent": silent}
@@ -209,3 +209,26 @@ def check_library_size(library_size: float | str) -> None:
 def samples_for_spread(n_samples: int) -> int:
     """Number of samples to draw where their spread is asked for: one has none."""
     return n_samples if n_samples > 1 else N_SAMPLES
+
+
+_UNSUPPORTED = {
+    "transform_batch": "there is no batch correction",
+    "weights": "latents are not weighted; pass n_samples",
+    "n_samples_overall": "pass n_samples, and indices for some spots",
+    "dataloader": "pass adata, whose graph tells the neighbours",
+    "mc_samples": "the posterior mean takes no samples; return_dist=True gives the variance over 25",
+    "library_key": "slides are named at setup_anndata",
+}
+
+
+def refuse_unsupported(method: str, given: Mapping[str, Any]) -> None:
+    """Refuse keywords of scvi-tools that a question does not have, and unknown ones.
+
+    Raises
+    ------
+    TypeError
+        If there are any.
+    """
+    for name in given:
+        remedy = _UNSUPPORTED.get(name, "see its documentation for those that it has")
+        raise TypeError(f"{method}() takes no {name!r}; {remedy}")

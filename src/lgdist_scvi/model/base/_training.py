@@ -23,6 +23,7 @@ from lgdist_scvi.train import (
     StagePlan,
     check_trainer_arguments,
     copies_for_stages,
+    listed,
     refuse_unknown,
     run_stage,
 )
@@ -58,8 +59,8 @@ class TrainingMixin:
 
         Stopping early follows the loss on set-aside entries. Interrupting (Ctrl-C) leaves a model that can be used. Losses are in
         ``history_["vae/train_loss"]``, ``"vae/validation_loss"``, ``"diffusion/..."``; :func:`lgdist_scvi.pl.training_history`
-        draws them. Steps after the stages (experts, region_effects, noise, intervals, skill) leave rows such as
-        ``history_["experts/seconds"]``.
+        draws them. Steps after the stages (experts, region_effects, noise, intervals, skill) leave one row of what they chose, such
+        as ``history_["experts/weights_hidden"]`` or ``history_["intervals/coverage_rate"]``.
 
         Every stage trains with its own copies of `callbacks`; those of the last one are in ``model.trainer.callbacks`` afterwards.
         Callbacks, `early_stopping_monitor` and ``scvi.autotune`` find the losses of every stage as ``"train_loss"`` and
@@ -117,12 +118,12 @@ class TrainingMixin:
             validation_spots=self._validation_spots(validation_samples),
             seed=settings.seed or 0,
             batch_size=batch_size,
-            **(datasplitter_kwargs or {}),
+            datasplitter_kwargs=datasplitter_kwargs,
         )
         plans = [
             self._stages[name](self.module, at, **(plan_kwargs or {})) for name, at in zip(names, stages, strict=True)
         ]
-        shared = (self, self.module, self.adata, self.adata_manager, trainer_kwargs.get("logger"))
+        shared = (self, self.module, self.adata, self.adata_manager, *listed(trainer_kwargs.get("logger")))
         callbacks = copies_for_stages(trainer_kwargs.pop("callbacks", None), stages, shared)
         if self.is_trained_ and not (stage == "diffusion" and not self.module.diffusion.trained):
             warnings.warn(
@@ -158,7 +159,9 @@ class TrainingMixin:
                 call["interrupted"] = False
         if self.is_trained_:
             # Ctrl-C may come here as well: what is missing then is calibrated when first asked for
-            self.calibration_ = self.calibration_ or calibrate(self, data, show=trainer_kwargs.get("enable_progress_bar", True))
+            self.calibration_ = self.calibration_ or calibrate(
+                self, data, show=trainer_kwargs.get("enable_progress_bar", True)
+            )
             predictor_of(self, data)  # the first question finds region effects at hand
 
     def _check_call(

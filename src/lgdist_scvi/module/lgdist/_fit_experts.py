@@ -9,7 +9,8 @@ import torch
 from lgdist_scvi import _keys as keys
 from lgdist_scvi.module._spots import Inputs, Spots
 from lgdist_scvi.module.experts import HeldOutBatch, TrainingSpots, best_weights
-from lgdist_scvi.module.lgdist._module import Hide, LGDiSTModule
+from lgdist_scvi.module.lgdist._hiding import Hide
+from lgdist_scvi.module.lgdist._module import LGDiSTModule
 
 _N_PROFILE_SPOTS = 4096  # that profiles are learnt from, fewer of whole transcriptomes
 _N_PROFILE_ENTRIES = 8_000_000

@@ -1,10 +1,29 @@
-"""Which entries a training step hides."""
+"""What is hidden of a batch, and what is scored."""
 
 from __future__ import annotations
 
+from typing import Literal, NamedTuple
+
 import torch
 
+Hide = Literal["random", "set_aside", "split", "nothing"]
+
 _N_GROUPS = 8
+
+
+class Split(NamedTuple):
+    """What is visible of the centres of a batch, and what is scored; see :class:`~lgdist_scvi.module._spots.Inputs`.
+
+    `looked_at` is the share of the library that the counts looked at are a part of: a number, or (batch, 1).
+    """
+
+    counts: torch.Tensor
+    visible: torch.Tensor
+    looked_at: torch.Tensor | float
+    known: torch.Tensor
+    target: torch.Tensor
+    share: torch.Tensor | float
+    score: torch.Tensor
 
 
 def draw_hidden(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from copy import deepcopy
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from torch.distributions import Normal, kl_divergence
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi.module._spots import Condition, Inputs, Neighborhood, Spots
@@ -16,28 +17,11 @@ from lgdist_scvi.module.diffusion import ResidualDiffusion
 from lgdist_scvi.module.experts import EXPERTS, ExpertAverage, correction
 from lgdist_scvi.module.lgdist._autoencoder import NeighborhoodAutoencoder
 from lgdist_scvi.module.lgdist._config import LGDiSTConfig
-from lgdist_scvi.module.lgdist._hiding import draw_hidden
+from lgdist_scvi.module.lgdist._hiding import Hide, Split, draw_hidden
 from lgdist_scvi.module.likelihood import LIKELIHOODS, Likelihood, split_counts
-
-Hide = Literal["random", "set_aside", "split", "nothing"]
 
 # what a latent may be is widest, and least Gaussian, where nothing of a spot is visible
 _WHOLE_SPOTS_IN_DIFFUSION = 0.3
-
-
-class _Split(NamedTuple):
-    """What is visible of the centres of a batch, and what is scored; see :class:`~lgdist_scvi.module._spots.Inputs`.
-
-    `looked_at` is the share of the library that the counts looked at are a part of: a number, or (batch, 1).
-    """
-
-    counts: torch.Tensor
-    visible: torch.Tensor
-    looked_at: torch.Tensor | float
-    known: torch.Tensor
-    target: torch.Tensor
-    share: torch.Tensor | float
-    score: torch.Tensor
 
 
 class LGDiSTModule(BaseModuleClass):
@@ -194,7 +178,7 @@ class LGDiSTModule(BaseModuleClass):
         generator: torch.Generator | None,
         autoencode: bool,
         own_entries: bool,
-    ) -> _Split:
+    ) -> Split:
         """Split the centres of a batch into what is visible and what is scored; arguments as in :meth:`inputs`."""
         counts, observed = batch[keys.COUNTS], batch[keys.MASK].bool()
         aside = torch.zeros_like(observed) if hide == "nothing" else self.set_aside(batch[keys.SPOT])
@@ -215,7 +199,7 @@ class LGDiSTModule(BaseModuleClass):
             counts, target, share = split_counts(counts, looked_at, visible, generator)
         elif hide == "set_aside" and not autoencode:
             visible = known & ~self._hide(known, whole_spots, generator)
-        return _Split(counts, visible & sees_itself, looked_at, known, target, share, score)
+        return Split(counts, visible & sees_itself, looked_at, known, target, share, score)
 
     def _hide(self, known: torch.Tensor, whole_spots: float, generator: torch.Generator | None = None) -> torch.Tensor:
         return draw_hidden(known.shape, self.config.hide_up_to, whole_spots, known.device, generator)
@@ -348,7 +332,9 @@ class LGDiSTModule(BaseModuleClass):
         condition, inputs = inference_outputs["condition"], inference_outputs["inputs"]
         entries = self._reconstruction(tensors, generative_outputs["px"], inputs)
         reconstruction = (entries * inputs.score).sum() / inputs.score.sum().clamp(min=1.0)
-        divergence = 0.5 * (condition.mean**2 + condition.log_variance.exp() - 1.0 - condition.log_variance).sum(-1)
+        posterior = Normal(condition.mean, condition.spread, validate_args=False)
+        prior = Normal(torch.zeros_like(condition.mean), 1.0, validate_args=False)
+        divergence = kl_divergence(posterior, prior).sum(-1)
         loss = reconstruction + self.config.kl_weight * divergence.mean() / n_genes
         return LossOutput(
             loss=loss, reconstruction_loss=reconstruction * n_obs, kl_local=divergence / n_genes, n_obs_minibatch=n_obs

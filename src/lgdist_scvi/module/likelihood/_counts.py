@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+from scvi.distributions import NegativeBinomial
 from torch import nn
 
 from lgdist_scvi._units import counts_per_cp10k, cp10k_per_count, to_cp10k
@@ -257,14 +258,7 @@ class NegativeBinomialLikelihood(PoissonLikelihood):
         return -torch.expm1(-theta * torch.log1p(mean / theta))
 
     def dispersion_loss(self, counts: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-        theta = self.theta
-        log_total = torch.log(theta + mean)
-        return (
-            torch.lgamma(theta)
-            - torch.lgamma(counts + theta)
-            - theta * (self.log_theta.clamp(*_LOG_THETA_RANGE) - log_total)
-            - counts * (torch.log(mean) - log_total)
-        )
+        return -NegativeBinomial(mu=mean, theta=self.theta, validate_args=False).log_prob(counts)
 
     @torch.no_grad()
     def scale_noise(self, square: torch.Tensor, sampling: torch.Tensor, expected: torch.Tensor) -> None:

@@ -1,0 +1,163 @@
+"""What train() cannot heed is refused in one sentence, before anything is trained."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from scvi.train import SaveCheckpoint
+
+from lgdist_scvi import LGDiST
+
+QUICK = {"accelerator": "cpu", "enable_progress_bar": False, "max_epochs": 1}
+
+
+class Locked(Callback):
+    """Cannot be copied."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+
+def rows(*parts) -> dict:
+    return {"datasplitter_kwargs": {"external_indexing": list(parts)}}
+
+
+REFUSED = [
+    ({"train_size": 0.9}, TypeError, "no 'train_size'.*external_indexing"),
+    ({"validation_size": 0.1}, TypeError, "no 'validation_size'.*external_indexing"),
+    ({"shuffle_set_split": False}, TypeError, "no 'shuffle_set_split'.*external_indexing"),
+    ({"load_sparse_tensor": True}, TypeError, "no 'load_sparse_tensor'; batches are dense"),
+    ({"plan_config": {"lr": 1e-3}}, TypeError, "no 'plan_config'; pass plan_kwargs"),
+    ({"trainer_config": {}}, TypeError, "no 'trainer_config'; pass its entries"),
+    ({"datamodule": object()}, TypeError, "no 'datamodule'.*registered AnnData"),
+    ({"lr": 1e-3}, TypeError, "no 'lr'; pass plan_kwargs"),
+    ({"use_gpu": True}, TypeError, "no 'use_gpu'; pass accelerator"),
+    ({"max_epoch": 3}, TypeError, "no 'max_epoch'; did you mean 'max_epochs'"),
+    ({"check_val_every_n_epochs": 3}, TypeError, "did you mean 'check_val_every_n_epoch'"),
+    ({"nothing_like_it": 3}, TypeError, "no 'nothing_like_it'"),
+    ({"plan_kwargs": {"learning_rate": 1}}, TypeError, "no 'learning_rate'; choices: 'lr', 'weight_decay'"),
+    ({"plan_kwargs": {"lr": -1.0}}, ValueError, "lr must be a positive number, got -1"),
+    ({"plan_kwargs": {"weight_decay": "a"}}, ValueError, "weight_decay must be a number"),
+    ({"precision": "16-true"}, ValueError, "precision must be '32-true', '16-mixed' or 'bf16-mixed', got '16-true'"),
+    ({"precision": "bf16-true"}, ValueError, "got 'bf16-true'"),
+    ({"precision": "64-true"}, ValueError, "got '64-true'"),
+    ({"precision": 64}, ValueError, "got 64"),
+    ({"enable_checkpointing": True}, ValueError, "checkpoints within a stage.*model.save"),
+    ({"callbacks": [ModelCheckpoint()]}, ValueError, "checkpoints within a stage.*model.save"),
+    ({"callbacks": [Locked()]}, TypeError, "callback Locked cannot be copied .*__deepcopy__"),
+    ({"callbacks": [3]}, TypeError, "callbacks of Lightning, got int"),
+    ({"logger": "csv"}, TypeError, "logger of Lightning, True or False, got str"),
+    ({"early_stopping_monitor": "elbo_validation"}, ValueError, "one of 'train_loss'.*got 'elbo_validation'"),
+    ({"check_val_every_n_epoch": 0}, ValueError, "check_val_every_n_epoch must be a whole number"),
+    ({"batch_size": 0}, ValueError, "batch_size must be a whole number"),
+    ({"ema_decay": 2}, ValueError, "ema_decay must lie between 0 and 1"),
+    ({"datasplitter_kwargs": {"train_size": 0.9}}, TypeError, "no 'train_size'.*external_indexing"),
+    ({"datasplitter_kwargs": {"shuffle_set_split": False}}, TypeError, "not split at random"),
+    ({"datasplitter_kwargs": {"batch_size": 3}}, TypeError, r"pass train\(batch_size"),
+    ({"datasplitter_kwargs": {"num_worker": 0}}, TypeError, "did you mean 'num_workers'"),
+    (
+        {"datasplitter_kwargs": {"drop_last": True}, "batch_size": 1000},
+        ValueError,
+        "spots are left to train on, too few",
+    ),
+    (rows(np.arange(50), np.arange(45, 60)), ValueError, "5 rows both train and validate"),
+    (rows(np.arange(50), [], [3]), ValueError, "1 rows both train and are left out"),
+    (rows(np.array([1, 1])), ValueError, "1 rows are named more than once"),
+    (rows(np.arange(151)), ValueError, "row numbers from 0 to 149"),
+    (rows([-1]), ValueError, "row numbers from 0 to 149"),
+    (rows([0.5]), ValueError, "row numbers from 0 to 149"),
+    (rows(None, np.arange(9)), ValueError, "names no rows to train on"),
+    (rows(), ValueError, "must be a list of rows"),
+    ({"datasplitter_kwargs": {"external_indexing": np.arange(9)}}, ValueError, "must be a list of rows"),
+]
+
+
+def test_refused_before_training(untrained):
+    model = untrained()
+    before = {key: value.clone() for key, value in model.module.state_dict().items()}
+    for kwargs, error, message in REFUSED:
+        with pytest.raises(error, match=message):
+            model.train(**{**QUICK, **kwargs})
+        assert not model.is_trained_ and model.history_ is None, kwargs
+    for key, value in model.module.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_the_checkpoint_of_scvi_tools_cannot_switch_off_experts(untrained):
+    """Restored within a stage it would put back a model whose experts are not fitted."""
+    model = untrained()
+    model.train(**QUICK)
+    with pytest.raises(ValueError, match="checkpoints within a stage"):
+        model.train(callbacks=[SaveCheckpoint(monitor="validation_loss", load_best_on_end=True)], **QUICK)
+    assert model.module.vae.has_experts and model.module.has_diffusion
+
+
+@pytest.mark.parametrize("precision", ["32-true", 32, "bf16-mixed"])
+def test_precisions_that_train(untrained, precision):
+    model = untrained()
+    model.train(precision=precision, stage="vae", **QUICK)
+    assert np.isfinite(model.get_completed_expression(observed="model", return_numpy=True)).all()
+
+
+class Watch(Callback):
+    def __init__(self) -> None:
+        self.trained, self.validated = set(), set()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.trained.update(batch["spot"].numpy().ravel().tolist())
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        self.validated.update(batch["spot"].numpy().ravel().tolist())
+
+
+def in_mask(spots: range) -> np.ndarray:
+    return np.isin(np.arange(150), spots)
+
+
+@pytest.mark.parametrize("form", [np.array, list, in_mask])
+def test_named_rows_train_and_validate(untrained, form):
+    model = untrained()
+    rest = set(range(150)) - set(model.module.spots_set_aside(150))
+    parts = [form(range(80)), form(range(80, 110)), form(range(110, 150))]
+    model.train(callbacks=[Watch()], datasplitter_kwargs={"external_indexing": parts}, stage="vae", **QUICK)
+    (watch,) = (one for one in model.trainer.callbacks if isinstance(one, Watch))
+    assert watch.trained == set(range(80)) & rest
+    assert watch.validated == set(range(80, 110)) & rest
+
+
+def test_without_rows_that_validate_those_that_train_do(untrained):
+    model = untrained()
+    model.train(callbacks=Watch(), datasplitter_kwargs={"external_indexing": [np.arange(80)]}, stage="vae", **QUICK)
+    (watch,) = (one for one in model.trainer.callbacks if isinstance(one, Watch))
+    assert watch.trained == watch.validated == set(range(80)) - set(model.module.spots_set_aside(150))
+
+
+def test_rows_and_slides_are_named_twice(untrained):
+    with pytest.raises(ValueError, match="named twice"):
+        untrained(n_samples=2).train(validation_samples=["slide_2"], **rows(np.arange(9)), **QUICK)
+
+
+def test_trained_again(untrained):
+    """It is said; another stage of the same training is not trained again."""
+    model = untrained()
+    model.train(stage="vae", **QUICK)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The model is trained already")
+        model.train(stage="diffusion", **QUICK)
+    with pytest.warns(UserWarning, match="trained already: training continues from its weights.*replaced"):
+        model.train(stage="vae", **QUICK)
+    assert not any(key.startswith("diffusion") for key in model.history_)
+
+
+def test_a_model_without_data_is_not_trained(untrained, tmp_path):
+    model = untrained()
+    model.train(stage="vae", **QUICK)
+    model.save(tmp_path / "model")
+    loaded = LGDiST.load(tmp_path / "model", adata=False, accelerator="cpu")
+    with pytest.raises(ValueError, match="loaded without data; load it with the data to train on"):
+        loaded.train(**QUICK)
