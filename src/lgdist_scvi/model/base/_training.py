@@ -14,7 +14,7 @@ from scvi import settings
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi._checks import check_choice, check_positive_int, list_names
-from lgdist_scvi.data import NeighborhoodDataset
+from lgdist_scvi.data import NeighborhoodDataset, registered_anndata
 from lgdist_scvi.model.base._calibration import calibrate
 from lgdist_scvi.model.base._predictor import predictor_of, with_prefill
 from lgdist_scvi.model.base._record import remember_training, training_call
@@ -228,7 +228,11 @@ class TrainingMixin:
             raise ValueError("validation_samples needs slides; pass sample_key=... to setup_anndata")
         chosen = [validation_samples] if np.ndim(validation_samples) == 0 else list(validation_samples)
         chosen = set(map(str, chosen))
-        labels = self.adata.obs[self.adata_manager.data_registry[keys.SAMPLE].attr_key].astype(str)
+        labels = (
+            registered_anndata(self.adata_manager)
+            .obs[self.adata_manager.data_registry[keys.SAMPLE].attr_key]
+            .astype(str)
+        )
         unknown = sorted(chosen - set(labels))
         if unknown:
             raise ValueError(f"unknown slides {list_names(unknown)}; available: {list_names(sorted(set(labels)), 20)}")
