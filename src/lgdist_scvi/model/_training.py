@@ -106,7 +106,8 @@ class TrainingMixin:
         self._check_call(stage, n_rounds, max_epochs, batch_size, ema_decay)
         names = [name for name in _STAGES if stage in ("all", name)] * n_rounds
         stages = [name if place < len(_STAGES) else f"{name}_round2" for place, name in enumerate(names)]
-        check_trainer_arguments(trainer_kwargs, stages, inspect.signature(self.train).parameters)
+        arguments = {**trainer_kwargs, "early_stopping": early_stopping}
+        check_trainer_arguments(arguments, stages, inspect.signature(self.train).parameters)
         refuse_unknown(plan_kwargs or {}, ("lr", "weight_decay"), "plan_kwargs")
         splitter = self._splitter(batch_size, validation_samples, datasplitter_kwargs)
         plans = [_STAGES[name](self.module, at, **(plan_kwargs or {})) for name, at in zip(names, stages, strict=True)]
