@@ -109,7 +109,8 @@ class TrainingMixin:
         self._check_call(stage, n_rounds, max_epochs, batch_size, ema_decay)
         names = [name for name in self._stages if stage in ("all", name)] * n_rounds
         stages = [name if place < len(self._stages) else f"{name}_round2" for place, name in enumerate(names)]
-        check_trainer_arguments(trainer_kwargs, stages, inspect.signature(self.train).parameters)
+        arguments = {**trainer_kwargs, "early_stopping": early_stopping}
+        check_trainer_arguments(arguments, stages, inspect.signature(self.train).parameters)
         refuse_unknown(plan_kwargs or {}, ("lr", "weight_decay"), "plan_kwargs")
         data = self.adata_manager.create_torch_dataset()
         splitter = EntrySplitter(
