@@ -5,12 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import scvi
-import torch
 from anndata import AnnData
 
 from lgdist_scvi import LGDiST, datasets, pp
-
-torch.set_num_threads(1)  # the networks of the tests are too small for more
 
 SIZES = {
     "n_profiles": 10,
