@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 matplotlib.use("agg")
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the networks of the tests are too small for more
 scvi.settings.verbosity = logging.ERROR
 # Time limits per example fail on a busy machine, and random examples make a failure hard to repeat elsewhere.
 hypothesis.settings.register_profile("lgdist", deadline=None, derandomize=True, max_examples=25)

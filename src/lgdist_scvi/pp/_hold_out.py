@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import sparse
 
 from lgdist_scvi._anndata import get_coordinates, get_counts, get_genes, get_samples, in_memory
-from lgdist_scvi._checks import check_positive_int, check_unique_names, require_key
+from lgdist_scvi._checks import check_has_spots, check_positive_int, check_unique_names, require_key
 from lgdist_scvi._units import library_size
 from lgdist_scvi.pp._neighbors import build_distances
 
@@ -93,6 +93,7 @@ def hold_out(
         raise ValueError(f"fraction must lie between 0 and 1 (both excluded), got {fraction!r}")
     if scheme not in SCHEMES:
         raise ValueError(f"unknown scheme {scheme!r}; available: {', '.join(map(repr, SCHEMES))}")
+    check_has_spots(adata)
     check_unique_names(adata)
     chosen = get_genes(adata, genes)
     counts = get_counts(adata, layer)

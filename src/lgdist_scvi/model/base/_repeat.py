@@ -15,7 +15,8 @@ from scvi import settings
 from lgdist_scvi import _keys as keys
 from lgdist_scvi._anndata import in_memory
 from lgdist_scvi._checks import list_names
-from lgdist_scvi.data import NeighborhoodDataset
+from lgdist_scvi.data import NeighborhoodDataset, registered_anndata
+from lgdist_scvi.model.base._completion import check_target
 from lgdist_scvi.model.base._query import Query
 from lgdist_scvi.model.base._record import Recorded, versions, weights_fingerprint
 
@@ -67,6 +68,7 @@ class RecordMixin(Recorded):
         # copies: torch crashes on a state whose memory is not aligned as its own
         states = [torch.tensor(state, dtype=torch.uint8) for state in record["random_state"]]
         _check_recipe(recipe, layer)
+        check_target(adata, layer_added)
         source, before = adata if trained_on is None else trained_on, settings.seed
         with torch.random.fork_rng(devices=[]):
             try:
@@ -126,9 +128,10 @@ class RecordMixin(Recorded):
         if self.adata is None:
             raise ValueError("the model has no data; load it with them: LGDiST.load(folder, adata=adata)")
         parts: dict[str, Any] = {name: {} for name in ("layers", "obsm", "obsp")}
-        parts |= {name: pd.DataFrame(index=getattr(self.adata, name).index) for name in ("obs", "var")}
+        adata = registered_anndata(self.adata_manager)
+        parts |= {name: pd.DataFrame(index=getattr(adata, name).index) for name in ("obs", "var")}
         for field in self.adata_manager.data_registry.values():
-            values = getattr(self.adata, field.attr_name)
+            values = getattr(adata, field.attr_name)
             if field.attr_key is None:
                 parts[field.attr_name] = in_memory(values)
             else:
@@ -139,7 +142,8 @@ class RecordMixin(Recorded):
 
 def _rebuild(cls: type, adata: AnnData, recipe: Mapping[str, Any]) -> Any:
     """Register data and make a model of them as another was made."""
-    cls.setup_anndata(adata, **recipe["setup"])
+    # of a MuData, the modality is an AnnData of its own
+    cls.setup_anndata(adata, **{name: value for name, value in recipe["setup"].items() if name != "modality"})
     return cls(adata, **recipe["model"])
 
 
