@@ -35,7 +35,7 @@ def fit_experts(module: LGDiSTModule, batches: Iterable[Batch], generator: torch
     average, likelihood = module.experts, module.likelihood
     average.in_use.fill_(False)
     if not module.own_entries:
-        return  # experts correct predictions of spots of which something is visible
+        return  # experts correct predictions of spots with visible entries
     chosen, parts, n_spots = [], [], 0
     n_enough = min(_N_PROFILE_SPOTS, _N_PROFILE_ENTRIES // len(likelihood.gene_rate))
     for batch in batches:
@@ -64,7 +64,7 @@ def fit_experts(module: LGDiSTModule, batches: Iterable[Batch], generator: torch
 
 
 def _for_profiles(module: LGDiSTModule, batch: Batch) -> tuple[torch.Tensor, ...]:
-    """Counts, which of them may be looked at, library, rows of the spots and of their neighbours, and which of these exist."""
+    """Counts, which of them are visible, library, rows of the spots and of their neighbours, and which of these exist."""
     centre = module.inputs(batch, "set_aside").centre
     neighbor = batch[keys.NEIGHBOR_SPOT].flatten().long()[batch[keys.NEIGHBOR_INDEX].long()]
     library = module.likelihood.visible_library(centre)

@@ -1,4 +1,4 @@
-"""The LGDiST module: what is hidden, what is scored, and what is asked at inference."""
+"""The LGDiST module: inputs of a pass, encoding and decoding, and the losses of both stages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WHOLE_SPOTS_IN_DIFFUSION = 0.3
 class LGDiSTModule(BaseModuleClass):
     """Neighbourhood autoencoder, experts beside it, and latent diffusion over it.
 
-    Everything that is hidden is hidden before anything is encoded: a token only ever sees `counts * visible`.
+    Entries are hidden before anything is encoded: a token only ever sees `counts * visible`.
 
     Parameters
     ----------
@@ -74,18 +74,18 @@ class LGDiSTModule(BaseModuleClass):
         # of region effects of slides and surroundings; infinite: none
         self.register_buffer("region_shrinkage", torch.full((2,), torch.inf))
         self.register_buffer("set_aside_patterns", set_aside_patterns)
-        # to be asked without its own entries, a spot must often be seen without them
+        # predictions without a spot's own entries must be trained often
         self.hide_spot = config.hide_spot if own_entries else max(config.hide_spot, 0.5)
         # of a second round of training: what completed the data that it was trained on
         self.first_round: LGDiSTModule | None = None
 
     @property
     def likelihood(self) -> Likelihood:
-        """What is known of measured values given expected ones."""
+        """The likelihood of measured values."""
         return self.autoencoder.likelihood
 
     def initialise(self, statistics: Any) -> None:
-        """Start from what is known of the data: a :class:`~lgdist_scvi.data.GeneStatistics`."""
+        """Start from statistics of the data: a :class:`~lgdist_scvi.data.GeneStatistics`."""
         names = ("rate", "value_mean", "value_scale", "loadings", "signal")
         rate, mean, scale, loadings, signal = (torch.from_numpy(getattr(statistics, name)) for name in names)
         self.likelihood.set_statistics(rate, mean, scale, statistics.typical_library)
@@ -236,7 +236,7 @@ class LGDiSTModule(BaseModuleClass):
         return neighborhood
 
     def encode(self, centre: Spots, neighborhood: Neighborhood) -> Condition:
-        """Posterior of the centre's latent given what is visible, and what else decoding needs."""
+        """Posterior of the centre's latent given its visible entries and its neighbourhood, and what else decoding needs."""
         library = self.likelihood.visible_library(centre)
         condition = self.autoencoder.encode(centre, library, neighborhood)
         if neighborhood.experts is not None:
@@ -254,12 +254,12 @@ class LGDiSTModule(BaseModuleClass):
         return condition
 
     def condition_of(self, inputs: Inputs) -> Condition:
-        """What the visible entries of a batch tell about its spots."""
+        """Condition of the spots of a batch given their visible entries."""
         return self.encode(inputs.centre, self.neighborhood(inputs))
 
     @auto_move_data
     def condition(self, batch: dict[str, torch.Tensor], hide: Hide = "nothing", own_entries: bool = True) -> Condition:
-        """What all observed entries, or those that are not hidden, tell about each spot of the batch; see :meth:`inputs`."""
+        """Condition of the spots of a batch given all observed entries, or those that `hide` leaves; see :meth:`inputs`."""
         return self.condition_of(self.inputs(batch, hide, own_entries=own_entries))
 
     def shared(self, latent: torch.Tensor, condition: Condition) -> torch.Tensor:
@@ -280,7 +280,7 @@ class LGDiSTModule(BaseModuleClass):
         latent
             (..., batch, n_latent)
         condition
-            What is known of the batch.
+            Of the batch, (batch, ...).
 
         Returns
         -------
