@@ -235,7 +235,7 @@ class NeighborhoodDataset(AnnTorchDataset):
         return np.argsort(rank[spots], kind="stable")
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Rows of all spots, as many at a time as are well held dense."""
+        """Rows of all spots, in blocks that fit in memory dense."""
         for start in range(0, len(self), _BLOCK):
             yield np.arange(start, min(start + _BLOCK, len(self)))
 

@@ -70,7 +70,7 @@ class RegionEffects:
         return effects
 
     def blocks(self) -> Iterator[slice]:
-        """Go through the genes, as many at a time as are well held."""
+        """Go through the genes in blocks that fit in memory."""
         for start in range(0, self.found.shape[1], _GENES_AT_A_TIME):
             yield slice(start, start + _GENES_AT_A_TIME)
 

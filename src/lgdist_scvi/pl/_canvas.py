@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap, Normalize
 
-_MARGIN = 1.5  # beside the tissue, in pitches
+_MARGIN = 1.5  # outside the tissue, in pitches
 _DIAMETER = {"hexagonal": 0.95, "square": 0.95, "irregular": 1.3}  # of spots, in pitches
 _SMALLER = 0.85  # spots over an image, so that tissue shows between them
 

@@ -43,7 +43,7 @@ def predictor_of(
 
 
 def forget_region_effects(model: BaseModelClass) -> None:
-    """Estimate region effects anew: the model has changed."""
+    """Forget the region effects of the last data: the model has changed."""
     model._remembered_effects = None
 
 

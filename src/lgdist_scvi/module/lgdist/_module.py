@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,7 @@ class LGDiSTModule(BaseModuleClass):
         self.likelihood.set_statistics(rate, mean, scale, statistics.typical_library)
         self.autoencoder.initialise(loadings, signal)
         for expert in self.experts.experts:
-            expert.initialise(self.likelihood, *statistics.sample)
+            expert.initialise(self.likelihood, *statistics.some_spots)
 
     def begin_second_round(self) -> None:
         """Keep the networks as they are for completing what the second round looks at."""
@@ -377,7 +378,7 @@ class LGDiSTModule(BaseModuleClass):
         # the denoiser learns from the network alone: the experts leave the spread of samples as it is
         neighborhood = self.neighborhood(inputs, with_experts=False)
         known = inputs.known if hide == "random" else torch.maximum(inputs.known, inputs.score)
-        everything = Spots(inputs.counts, known, inputs.centre.library)
+        everything = replace(inputs.centre, counts=inputs.counts, visible=known)
         return self.encode(inputs.centre, neighborhood), self.encode(everything, neighborhood)
 
     @torch.no_grad()
