@@ -26,9 +26,9 @@ help: ## list the targets
 demo: $(VENV)/.installed ## complete a simulated tissue, or your own file with INPUT=path.h5ad, into demo/; ARGS="--help" lists options
 	@$(BIN)/python -m lgdist_scvi.demo --output "$(OUTPUT)" $(if $(INPUT),--input "$(INPUT)") $(ARGS)
 
-test: $(VENV)/.installed ## run the tests; ARGS="-k pattern" is handed to pytest
-	@# the tests' small matrix products gain nothing from more threads
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} MPLBACKEND=agg $(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.installed ## run the tests, in two processes; ARGS="-k pattern" is handed to pytest, ARGS="-n 0" keeps to one
+	@# one thread each: the tests' small matrix products gain nothing from more; files stay whole, for their fixtures
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} MPLBACKEND=agg $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-dev ## check style and format
 	$(BIN)/ruff check

@@ -65,7 +65,7 @@ class TestCounts:
     @pytest.mark.parametrize(
         ("value", "message"),
         [
-            (np.nan, "2 of 360 entries of adata.X are NaN; .*pp.observed_mask"),
+            (np.nan, "2 of 360 entries of adata.X are NaN; replace them by 0, .*mask_layer"),
             (np.inf, "2 of 360 entries of adata.X are infinite; .*layer="),
             (-1, "2 of 360 entries of adata.X are negative; .*layer="),
             (0.5, "2 of 360 entries of adata.X are not whole numbers; .*normalised.*layer="),
@@ -84,7 +84,7 @@ class TestCounts:
         with pytest.raises(KeyError, match="'raw' not found in adata.layers; available: 'counts'; pass the layer"):
             reading.get_counts(adata, "raw")
         adata.X = None
-        with pytest.raises(ValueError, match=r"adata.X is empty; .*\(layer=...; available: 'counts'\)"):
+        with pytest.raises(ValueError, match=r"adata.X is empty; .*\(layer=...; whole numbers are in 'counts'\)"):
             reading.get_counts(adata)
 
 

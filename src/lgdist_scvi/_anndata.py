@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,20 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from lgdist_scvi._checks import check_counts, check_mask, list_names, require_key
+from lgdist_scvi._checks import check_counts, check_has_spots, check_mask, did_you_mean, list_names, require_key
+from lgdist_scvi._lattice import array_rows, numbers_sections
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+_COORDINATE_COLUMNS = (
+    ("pxl_col_in_fullres", "pxl_row_in_fullres"),
+    ("x_centroid", "y_centroid"),
+    ("center_x", "center_y"),
+    ("imagecol", "imagerow"),
+    ("x", "y"),
+    ("array_col", "array_row"),
+)
 
 
 def in_memory(x: Any) -> Any:
@@ -42,7 +53,7 @@ def as_csr(x: sparse.spmatrix | sparse.sparray) -> sparse.csr_matrix:
     return csr
 
 
-def get_counts(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix | np.ndarray:
+def get_counts(adata: AnnData, layer: str | None = None, argument: str = "layer") -> sparse.csr_matrix | np.ndarray:
     """Read raw counts from `X` or a layer, in memory and checked.
 
     Parameters
@@ -51,6 +62,8 @@ def get_counts(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix | 
         Annotated data, (n_obs, n_vars).
     layer
         Layer that holds raw counts; ``None`` reads `adata.X`.
+    argument
+        What the caller's user calls `layer`, for messages.
 
     Returns
     -------
@@ -62,19 +75,78 @@ def get_counts(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix | 
     KeyError
         If the layer is absent.
     ValueError
-        If there are no values, or they are not counts.
+        If there are no spots or values, or they are not counts; says where in `adata` there are counts.
     """
+    check_has_spots(adata)
     if layer is None:
         x, where = adata.X, "adata.X"
         if x is None:
-            layers = list_names((key for key in adata.layers if key is not None), 20) or "none"
-            raise ValueError(f"adata.X is empty; pass the layer that holds raw counts (layer=...; available: {layers})")
+            raise ValueError(f"adata.X is empty; {_where_counts_are(adata, layer, argument)}")
     else:
         require_key(adata.layers, layer, "adata.layers", "pass the layer that holds raw counts, or None for adata.X")
         x, where = adata.layers[layer], f"adata.layers[{layer!r}]"
     x = in_memory(x)
-    check_counts(x, where)
+    check_counts(x, where, lambda: _where_counts_are(adata, layer, argument))
     return as_csr(x) if sparse.issparse(x) else x
+
+
+def _where_counts_are(adata: AnnData, layer: str | None, argument: str) -> str:
+    """Say where in `adata` raw counts are, as the remedy in a message."""
+    layers = [key for key in adata.layers if key not in (None, layer)]
+    counts = [key for key in layers if _are_counts(adata.layers[key])]
+    if layer is not None and adata.X is not None and _are_counts(adata.X):
+        return f"adata.X holds counts: pass {argument}=None"
+    if counts:
+        return f"pass the layer that holds raw counts ({argument}=...; whole numbers are in {list_names(counts)})"
+    raw = getattr(adata, "raw", None)
+    if raw is not None and _are_counts(raw.X):
+        if adata.var_names.isin(raw.var_names).all():
+            line = 'adata.layers["counts"] = adata.raw[:, adata.var_names].X'
+            return f'adata.raw holds counts: write them into a layer, {line}, and pass {argument}="counts"'
+        return "adata.raw holds counts, of other genes: go on with adata.raw.to_adata()"
+    return f"pass the layer that holds raw counts ({argument}=...; available: {list_names(layers, 20) or 'none'})"
+
+
+def _are_counts(x: Any) -> bool:
+    x = in_memory(x)
+    if x.dtype.kind == "b":
+        return False
+    try:
+        check_counts(x, "")
+    except ValueError:
+        return False
+    return True
+
+
+def get_graph(adata: AnnData, graph_key: str) -> sparse.csr_matrix:
+    """Read a neighbourhood graph.
+
+    Parameters
+    ----------
+    adata
+        Annotated data, (n_obs, n_vars).
+    graph_key
+        Key of `adata.obsp` with the graph; row i holds the neighbours of spot i.
+
+    Returns
+    -------
+    Graph in memory, sorted, without stored zeros, (n_obs, n_obs). May share memory with `adata`: do not write into it.
+
+    Raises
+    ------
+    KeyError
+        If the key is absent.
+    ValueError
+        If the graph is dense or of another size.
+    """
+    rebuild = "build it with pp.spatial_neighbors(adata, sample_key=...)"
+    require_key(adata.obsp, graph_key, "adata.obsp", rebuild)
+    graph, where = in_memory(adata.obsp[graph_key]), f"adata.obsp[{graph_key!r}]"
+    if not sparse.issparse(graph):
+        raise ValueError(f"{where} is a dense array; {rebuild}")
+    if graph.shape != (adata.n_obs, adata.n_obs):
+        raise ValueError(f"{where} has shape {graph.shape}, adata has {adata.n_obs:,} spots; {rebuild}")
+    return as_csr(graph)
 
 
 def get_samples(adata: AnnData, sample_key: str | None) -> np.ndarray:
@@ -110,7 +182,9 @@ def get_samples(adata: AnnData, sample_key: str | None) -> np.ndarray:
     return codes
 
 
-def get_coordinates(adata: AnnData, spatial_key: str = "spatial", sample_key: str | None = None) -> np.ndarray:
+def get_coordinates(
+    adata: AnnData, spatial_key: str = "spatial", sample_key: str | None = None, *, check_places: bool = True
+) -> np.ndarray:
     """Read spot coordinates.
 
     Parameters
@@ -118,44 +192,71 @@ def get_coordinates(adata: AnnData, spatial_key: str = "spatial", sample_key: st
     adata
         Annotated data, (n_obs, n_vars).
     spatial_key
-        Key of `adata.obsm` with the coordinates.
+        Key of `adata.obsm` with the coordinates. Rows and columns of a Visium array, in either order, become places in
+        the plane: rows lie sqrt(3) times as far apart as columns.
     sample_key
         Column of `adata.obs` with the slide; two spots of one slide may not share a place, spots of different slides may.
+    check_places
+        Whether to refuse spots that share a place.
 
     Returns
     -------
-    Coordinates, float64, (n_obs, 2) or more columns.
+    Coordinates, float64, (n_obs, 2), or (n_obs, 3) in space.
 
     Raises
     ------
     KeyError
-        If the key is absent.
+        If the key is absent; says what may hold coordinates.
     ValueError
-        If the coordinates are not numbers in two columns or more, NaN, infinite, or duplicated within a slide.
+        If there are no spots; if the coordinates are not numbers in two or three columns, NaN, infinite, or duplicated within
+        a slide; or if the third column numbers sections.
     """
-    require_key(adata.obsm, spatial_key, "adata.obsm", "store the x and y of every spot there or pass spatial_key=...")
-    where = f"adata.obsm[{spatial_key!r}]"
+    check_has_spots(adata)
+    if spatial_key not in adata.obsm:
+        require_key(adata.obsm, spatial_key, "adata.obsm", _where_coordinates_are(adata))
+    where, table = f"adata.obsm[{spatial_key!r}]", in_memory(adata.obsm[spatial_key])
+    columns = adata.obsm[spatial_key].columns if hasattr(adata.obsm[spatial_key], "columns") else []
     try:
-        coordinates = np.asarray(adata.obsm[spatial_key], dtype=np.float64)
+        coordinates = np.asarray(table, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where} is not numeric; store the x and y of every spot as numbers") from error
-    if coordinates.ndim != 2 or coordinates.shape[1] < 2:
+    if coordinates.ndim != 2 or not 2 <= coordinates.shape[1] <= 3:
+        named = f" ({list_names(columns)})" if len(columns) else ""
         raise ValueError(
-            f"{where} has shape {coordinates.shape}; expected ({adata.n_obs}, 2) with the x and y of spots"
+            f"{where} has shape {coordinates.shape}{named}; expected ({adata.n_obs}, 2) with the x and y of spots: keep these two"
         )
     if n_bad := int((~np.isfinite(coordinates)).any(axis=1).sum()):
         raise ValueError(
             f"{n_bad:,} of {adata.n_obs:,} spots have NaN or infinite coordinates in {where}; drop those spots first"
         )
-    samples = get_samples(adata, sample_key)
-    places = pd.DataFrame(coordinates).assign(sample=samples)
-    if n_shared := int(places.duplicated(keep=False).sum()):
-        hint = "" if sample_key is not None else "pass sample_key=... if adata holds several slides, else "
+    if coordinates.shape[1] == 3 and numbers_sections(coordinates):
         raise ValueError(
-            f"{n_shared:,} of {adata.n_obs:,} spots share their coordinates in {where} with another spot of the same "
-            f"slide; {hint}keep one spot per place"
+            f"the third column of {where} numbers sections, but would count as a distance; keep x and y, and name the sections: "
+            f'adata.obs["section"] = adata.obsm[{spatial_key!r}][:, 2].astype(int).astype(str), then sample_key="section"'
         )
+    if check_places:
+        places = pd.DataFrame(coordinates).assign(sample=get_samples(adata, sample_key))
+        if n_shared := int(places.duplicated(keep=False).sum()):
+            hint = "" if sample_key is not None else "pass sample_key=... if adata holds several slides, else "
+            raise ValueError(
+                f"{n_shared:,} of {adata.n_obs:,} spots share their coordinates in {where} with another spot of the same "
+                f"slide; {hint}keep one spot per place"
+            )
+    if (rows := array_rows(coordinates, adata.obs)) is not None:
+        coordinates = coordinates.copy()
+        coordinates[:, rows] *= np.sqrt(3)
     return coordinates
+
+
+def _where_coordinates_are(adata: AnnData) -> str:
+    """Say what may hold the coordinates, as the remedy in a message."""
+    for key in adata.obsm:
+        if re.search("spatial|coord|centroid|pixel|xy", key, re.IGNORECASE):
+            return f"pass spatial_key={key!r}, if that holds the x and y of every spot"
+    for x, y in _COORDINATE_COLUMNS:
+        if x in adata.obs and y in adata.obs:
+            return f"adata.obs has them: adata.obsm['spatial'] = adata.obs[['{x}', '{y}']].to_numpy(), or pass spatial_key=..."
+    return "store the x and y of every spot there or pass spatial_key=..."
 
 
 def get_mask(adata: AnnData, mask_layer: str) -> np.ndarray:
@@ -179,7 +280,11 @@ def get_mask(adata: AnnData, mask_layer: str) -> np.ndarray:
     ValueError
         If the layer holds anything but True/False or 1/0, or has another shape than `adata`.
     """
-    remedy = "write a mask with pp.observed_mask(adata) or hide entries with pp.hold_out(adata)"
+    remedy = "write a mask with pp.observed_mask(adata)"
+    if mask_layer == "held_out":
+        remedy = "hide entries with pp.hold_out(adata)"
+    elif "held_out" in adata.layers:
+        remedy = "pp.hold_out hides entries, pp.observed_mask(adata, method='held_out') writes the mask"
     require_key(adata.layers, mask_layer, "adata.layers", remedy)
     where = f"adata.layers[{mask_layer!r}]"
     mask = in_memory(adata.layers[mask_layer])
@@ -266,6 +371,6 @@ def get_genes(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarray:
     if len(unknown):
         raise KeyError(
             f"{len(unknown):,} of {len(names):,} genes are not in adata.var_names: {list_names(unknown)}; "
-            "pass names from adata.var_names"
+            f"{did_you_mean(unknown, adata.var_names)}pass names from adata.var_names"
         )
     return adata.var_names.isin(names)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import difflib
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,18 @@ def list_names(names: Iterable[Any], limit: int = 5) -> str:
     names = list(names)
     listed = ", ".join(repr(str(name)) for name in names[:limit])
     return listed if len(names) <= limit else f"{listed} and {len(names) - limit:,} more"
+
+
+def did_you_mean(unknown: Iterable[Any], available: Iterable[Any]) -> str:
+    """Suggest the available name that the first unknown one resembles, as a clause to put before a remedy.
+
+    Another case comes before another spelling. Empty if nothing resembles it.
+    """
+    lower = {str(name).lower(): str(name) for name in available}
+    for name in unknown:
+        if close := difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.8):
+            return f"did you mean {lower[close[0]]!r}? "
+    return ""
 
 
 def require_key(container: Any, key: str | None, where: str, remedy: str = "") -> None:
@@ -54,6 +67,39 @@ def require_key(container: Any, key: str | None, where: str, remedy: str = "") -
     raise KeyError(f"{message}; {remedy}" if remedy else message)
 
 
+def check_new_key(name: Any, argument: str) -> None:
+    """Refuse a name for a new layer or matrix under which a file could not be read again.
+
+    Parameters
+    ----------
+    name
+        The name to write.
+    argument
+        What the user calls it, for the message.
+
+    Raises
+    ------
+    ValueError
+        If `name` is no string, empty, or holds a slash (HDF5 and zarr take it for a folder).
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"{argument} must be the name to write, got {name!r}")
+    if not name.strip(". ") or "/" in name or "\0" in name:
+        raise ValueError(f"{argument}={name!r} is no name that an .h5ad or zarr file can hold; give one without '/'")
+
+
+def check_has_spots(adata: AnnData) -> None:
+    """Refuse data without spots.
+
+    Raises
+    ------
+    ValueError
+        If `adata.n_obs` is 0.
+    """
+    if not adata.n_obs:
+        raise ValueError("adata has 0 spots; was it filtered too strictly (sc.pp.filter_cells)?")
+
+
 def check_positive_int(value: Any, name: str) -> None:
     """Refuse anything but a whole number of at least 1.
 
@@ -75,7 +121,9 @@ def _blocks(values: np.ndarray) -> Iterable[np.ndarray]:
         yield values[start : start + step]
 
 
-def check_counts(x: np.ndarray | sparse.spmatrix | sparse.sparray, where: str) -> None:
+def check_counts(
+    x: np.ndarray | sparse.spmatrix | sparse.sparray, where: str, remedy: Callable[[], str] | None = None
+) -> None:
     """Refuse what cannot be raw counts.
 
     Parameters
@@ -84,6 +132,8 @@ def check_counts(x: np.ndarray | sparse.spmatrix | sparse.sparray, where: str) -
         Dense or sparse matrix in memory. Floats are fine if their values are whole numbers.
     where
         Name of the matrix for the message, for example ``"adata.X"``.
+    remedy
+        Says which counts to pass instead.
 
     Raises
     ------
@@ -106,16 +156,17 @@ def check_counts(x: np.ndarray | sparse.spmatrix | sparse.sparray, where: str) -
                 block = block[finite]
             n_bad["not whole numbers"] += int(np.count_nonzero(block != np.rint(block)))
         n_bad["negative"] += int(np.count_nonzero(block < 0))
-    remedies = {
-        "NaN": "replace them by 0 and name missing entries in a mask layer instead (pp.observed_mask)",
-        "infinite": "pass the layer that holds raw counts (layer=...)",
-        "negative": "scaled or corrected values are not counts: pass the layer that holds raw counts (layer=...)",
-        "not whole numbers": "the values look normalised: pass the layer that holds raw counts (layer=...)",
-    }
     for kind, n in n_bad.items():
         if n:
+            instead = "pass raw counts" if remedy is None else remedy()
+            means = {
+                "NaN": "replace them by 0, and if they are missing values write a bool layer that is False there (mask_layer=...)",
+                "infinite": instead,
+                "negative": f"scaled or corrected values are not counts: {instead}",
+                "not whole numbers": f"the values look normalised or corrected: {instead}",
+            }
             total = int(np.prod(x.shape))
-            raise ValueError(f"{n:,} of {total:,} entries of {where} are {kind}; {remedies[kind]}")
+            raise ValueError(f"{n:,} of {total:,} entries of {where} are {kind}; {means[kind]}")
 
 
 def check_mask(mask: np.ndarray, shape: tuple[int, int], where: str) -> None:

@@ -49,7 +49,7 @@ def names(folder: Path) -> set[str]:
 
 
 @pytest.mark.usefixtures("small")
-def test_demo(beads, tmp_path, capsys, monkeypatch):
+def test_demo(beads, tmp_path, capsys):
     folder = tmp_path / "results"
     assert demo.main(["--input", str(beads), "--output", str(folder), *QUICK]) == 0
     assert names(folder) == RESULTS | FIGURES
@@ -64,29 +64,34 @@ def test_demo(beads, tmp_path, capsys, monkeypatch):
     assert report in out and report.splitlines()[0].startswith("| method")
     assert "Done in" in out and "completion.png" in out
 
-    # a figure that fails costs a line; nothing is left of the run before
+
+@pytest.mark.usefixtures("small")
+def test_results_are_there_before_any_figure_and_whatever_it_does(beads, tmp_path, monkeypatch, capsys):
+    folder, seen = tmp_path / "results", []
+    folder.mkdir()
+    for name in ("completion.png", "scores.csv", "notes.txt"):  # of an earlier run, and of somebody else
+        (folder / name).write_text("earlier")
+
     def broken(*_, **__):
+        seen.append(names(folder))
         raise RuntimeError("no such colour\nand more")
 
     monkeypatch.setattr(pl, "completion", broken)
-    (folder / "notes.txt").write_text("mine")
     assert demo.main(["--input", str(beads), "--output", str(folder), *QUICK]) == 0
+    assert seen == [RESULTS | {"notes.txt"}]
     assert names(folder) == RESULTS | FIGURES - {"completion.png"} | {"notes.txt"}
+    assert ad.read_h5ad(folder / "completed.h5ad").n_obs == 80
     assert "Note: completion.png could not be drawn (RuntimeError: no such colour)." in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("small")
-def test_results_are_there_before_any_figure(beads, tmp_path, monkeypatch):
-    folder, seen = tmp_path / "results", []
-
+def test_interrupted(beads, tmp_path, monkeypatch, capsys):
     def interrupted(*_, **__):
-        seen.append(names(folder))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pl, "completion", interrupted)
-    assert demo.main(["--input", str(beads), "--output", str(folder), *QUICK]) == 130
-    assert seen == [RESULTS]
-    assert ad.read_h5ad(folder / "completed.h5ad").n_obs == 80
+    monkeypatch.setattr(LGDiST, "train", interrupted)
+    assert main(["complete", str(beads), str(tmp_path / "out.h5ad")]) == 130
+    assert names(tmp_path) == {"beads.h5ad"} and "Interrupted" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("small")

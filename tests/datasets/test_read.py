@@ -252,6 +252,15 @@ def test_objects(slide):
         datasets.read(slide.obs)
 
 
+@pytest.mark.parametrize(
+    ("option", "of"),
+    [({"table": "a"}, "SpatialData"), ({"modality": "rna"}, "MuData"), ({"bin_size": 8}, "Space Ranger")],
+)
+def test_options_of_other_formats_are_refused(slide, option, of):
+    with pytest.raises(ValueError, match=f"is for {of}, but this is AnnData"):
+        datasets.read(slide, **option)
+
+
 def test_counts_in_raw(slide, tmp_path):
     normalised = slide[:, 5:40].copy()
     normalised.raw = slide

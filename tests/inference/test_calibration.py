@@ -1,15 +1,15 @@
-"""What is learnt from entries that training set aside, beyond how far intervals reach."""
+"""What held-out entries teach beyond how far intervals reach."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from lgdist_scvi.model._calibration import CalibrationMixin, _Case, _per_count, _std_factor
 
 from lgdist_scvi import _keys as keys
+from lgdist_scvi.inference._calibration import _moments, _signal, _std_factor
+from lgdist_scvi.inference._cases import _per_count
+from lgdist_scvi.module.likelihood import PoissonLikelihood, counts_in_library
 
 
 def squares(ratio: float, n: int, noise: float) -> np.ndarray:
@@ -45,9 +45,7 @@ def test_a_hidden_spot_is_compared_in_the_library_it_is_predicted_in():
     library, shown = column(100.0, 400.0, 50.0, 0.0), column(0.0, 0.0, 30.0, 0.0)
     per_count = _per_count({keys.LIBRARY: library}, {keys.LIBRARY: shown}, torch.tensor(200.0))
     assert per_count.flatten().tolist() == [2.0, 0.5, 1.0, 1.0]
-    counts = torch.tensor([[1.0, 0.0, 3.0]]).expand(4, -1)
-    nothing = {"place": None, "shown": None, "hidden": None, "condition": None, "latents": None, "spread": None}
-    there = _Case(counts=counts, per_count=per_count, **nothing).counts_there
+    there = counts_in_library(torch.tensor([[1.0, 0.0, 3.0]]).expand(4, -1), per_count)
     # whole counts, and positive where they were
     assert there.tolist() == [[2.0, 0.0, 6.0], [1.0, 0.0, 2.0], [1.0, 0.0, 3.0], [1.0, 0.0, 3.0]]
 
@@ -58,9 +56,17 @@ def test_sampling_noise_is_taken_off_sparse_counts_with_little_chance(per_count)
     rate = torch.full((2000, 500), 0.03)
     mean = 1.6 * rate * per_count
     counts = torch.poisson(rate, generator=torch.Generator().manual_seed(0))
-    model = SimpleNamespace(module=SimpleNamespace(vae=SimpleNamespace(counts_are_modelled=True)))
-    case = SimpleNamespace(counts=counts, per_count=per_count)
-    square, sampling = CalibrationMixin._errors(model, case, mean)
+    likelihood = PoissonLikelihood(500, n_latent=2, compositional=True)
+    square, sampling = likelihood.squared_error(counts, torch.tensor(per_count), mean, torch.ones(2000, 1))
     chance = np.sqrt(2.0) * 0.03 / np.sqrt(counts.numel()) * per_count**2
     error = ((mean - rate * per_count) ** 2).mean()
     assert (square - sampling).double().mean() == pytest.approx(float(error), abs=4 * chance)
+
+
+def test_signal_is_what_predictions_differ_by():
+    """Relative to the predictive variance, whatever the batches."""
+    rng = np.random.default_rng(0)
+    mean = rng.normal(size=(500, 3)) * np.array([0.0, 1.0, 3.0]) + 5.0
+    parts = [_moments(part, np.full(part.shape, 4.0)) for part in (mean[:100], mean[100:])]
+    np.testing.assert_allclose(_signal(parts, 3), mean.var(axis=0) / 4.0, atol=1e-9)
+    np.testing.assert_array_equal(_signal([], 3), np.zeros(3))

@@ -1,27 +1,29 @@
-"""What genes stray by over slides and around spots."""
+"""Region effects: residuals of each gene over slides and over the surroundings of spots."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from lgdist_scvi.model._regions import Asked, Strays, choose_shrinkage
 from scipy import sparse
 
 from lgdist_scvi import LGDiST, datasets, metrics, pp
 from lgdist_scvi.data import surroundings
+from lgdist_scvi.inference import HeldOutEntries, RegionEffects, choose_shrinkage, estimate_region_effects
+from lgdist_scvi.module.likelihood import CapturedLikelihood, PoissonLikelihood
 
 N, GENES = 400, 30
+FACTOR, SUMMAND = PoissonLikelihood.region_effect, CapturedLikelihood.region_effect
 
 
-def strays_of(found, expected, rates=True):
+def effects_of(found, expected, kind=FACTOR):
     """Two slides of 200 spots each on a line, of neighbours that follow each other."""
     steps = np.delete(np.arange(N - 1), N // 2 - 1)
     graph = sparse.csr_matrix((np.ones(len(steps)), (steps, steps + 1)), shape=(N, N))
     coordinates = np.column_stack([np.arange(N) % (N // 2), np.zeros(N)]).astype(float)
     slide = sparse.csr_matrix((np.ones(N, np.float32), (np.arange(N) // (N // 2), np.arange(N))))
-    around = surroundings(graph + graph.T, coordinates, 20)
-    return Strays(found.astype(np.float32), expected.astype(np.float32), around, slide, rates)
+    nearby = surroundings(graph + graph.T, coordinates, 20)
+    return RegionEffects(found.astype(np.float32), expected.astype(np.float32), nearby, slide, kind)
 
 
 def poisson_loss(target, rows, genes):
@@ -40,12 +42,12 @@ def entries():
 def chosen_for(factor, rng):
     """Shrinkage chosen on second counts, for rates that differ from those expected by a factor, and the factors found."""
     expected = rng.gamma(2.0, 1.0, (N, GENES))
-    strays = strays_of(rng.poisson(expected * factor), expected)
+    effects = effects_of(rng.poisson(expected * factor), expected)
     rows, genes = entries()
     again = rng.poisson(expected * factor)
-    asked = Asked(rows, genes, expected[rows, genes], poisson_loss(again, rows, genes))
-    shrinkage = choose_shrinkage(strays, asked)
-    return shrinkage, strays.field(shrinkage)
+    held_out = HeldOutEntries(rows, genes, expected[rows, genes], poisson_loss(again, rows, genes))
+    shrinkage = choose_shrinkage(effects, held_out)
+    return shrinkage, effects.estimate(shrinkage)
 
 
 def test_factors_of_slides_and_regions_are_found():
@@ -53,44 +55,45 @@ def test_factors_of_slides_and_regions_are_found():
     of_slide = np.repeat(rng.lognormal(0.0, 0.4, (2, GENES)), N // 2, axis=0)
     wave = np.sin(np.arange(N) / 25.0)[:, None] * rng.normal(0.0, 0.5, GENES)
     truth = of_slide * np.exp(wave)
-    shrinkage, field = chosen_for(truth, rng)
+    shrinkage, found = chosen_for(truth, rng)
     assert np.isfinite(shrinkage).all()
-    error = np.abs(np.log(field / truth)).mean()
+    error = np.abs(np.log(found / truth)).mean()
     assert error < 0.5 * np.abs(np.log(truth)).mean()
     assert error < 0.7 * np.abs(np.log(of_slide / truth)).mean()
 
 
-def test_where_nothing_strays_next_to_nothing_is_found():
-    _, field = chosen_for(np.ones((N, GENES)), np.random.default_rng(1))
-    assert np.abs(np.log(field)).max() < 0.05
+def test_where_there_are_no_effects_next_to_none_are_found():
+    _, found = chosen_for(np.ones((N, GENES)), np.random.default_rng(1))
+    assert np.abs(np.log(found)).max() < 0.05
 
 
-@pytest.mark.parametrize("rates", [True, False])
-def test_a_spot_does_not_count_for_itself_and_slides_not_for_each_other(rates):
+@pytest.mark.parametrize("kind", [FACTOR, SUMMAND], ids=["factor", "summand"])
+def test_a_spot_does_not_count_for_itself_and_slides_not_for_each_other(kind):
     rng = np.random.default_rng(2)
-    expected = rng.gamma(2.0, 1.0, (N, GENES)) if rates else np.ones((N, GENES))
-    found = rng.poisson(expected) * 1.0 if rates else rng.normal(0.0, 1.0, (N, GENES))
+    expected = rng.gamma(2.0, 1.0, (N, GENES)) if kind is FACTOR else np.ones((N, GENES))
+    found = rng.poisson(expected) * 1.0 if kind is FACTOR else rng.normal(0.0, 1.0, (N, GENES))
     other = found.copy()
     other[50, 3] += 100.0
-    first, second = (strays_of(part, expected, rates).field(np.array([4.0, 4.0])) for part in (found, other))
+    first, second = (effects_of(part, expected, kind).estimate(np.array([4.0, 4.0])) for part in (found, other))
     assert first[50, 3] == pytest.approx(second[50, 3], rel=1e-4)
     changed = ~np.isclose(first, second, rtol=1e-3)
     assert changed[:200, 3].sum() == 199
     assert changed.sum() == 199
 
 
-@pytest.mark.parametrize("rates", [True, False])
-def test_some_spots_alone(rates):
+@pytest.mark.parametrize("kind", [FACTOR, SUMMAND], ids=["factor", "summand"])
+def test_some_spots_alone(kind):
     rng = np.random.default_rng(5)
-    strays, some = strays_of(rng.poisson(2.0, (N, GENES)), np.full((N, GENES), 2.0), rates), np.array([3, 250, 251])
-    field = strays.field(np.array([16.0, 4.0]), some)
-    np.testing.assert_allclose(field[some], strays.field(np.array([16.0, 4.0]))[some], rtol=1e-6)
+    effects, some = effects_of(rng.poisson(2.0, (N, GENES)), np.full((N, GENES), 2.0), kind), np.array([3, 250, 251])
+    found = effects.estimate(np.array([16.0, 4.0]), some)
+    np.testing.assert_allclose(found[some], effects.estimate(np.array([16.0, 4.0]))[some], rtol=1e-6)
     others = np.setdiff1d(np.arange(N), some)
-    assert (strays.applied(1.0, field[others]) == strays.applied(1.0, 1.0 if rates else 0.0)).all()
+    assert (found[others] == (1.0 if kind is FACTOR else 0.0)).all()
+    assert (kind.apply(1.0, found[others]) == 1.0).all()
 
 
-@pytest.mark.parametrize("rates", [True, False])
-def test_spots_that_are_left_out(rates):
+@pytest.mark.parametrize("kind", [FACTOR, SUMMAND], ids=["factor", "summand"])
+def test_spots_that_are_left_out(kind):
     rng = np.random.default_rng(3)
     expected = rng.gamma(2.0, 1.0, (N, GENES))
     found = rng.poisson(expected) * 1.0
@@ -98,22 +101,22 @@ def test_spots_that_are_left_out(rates):
     left = np.ones((N, 1))
     left[out] = 0.0
     others, shrinkage = np.delete(np.arange(N), out), np.array([16.0, 4.0])
-    strays = strays_of(found, expected, rates)
-    field = strays.without(out).field(shrinkage, others)[others]
-    blank = strays_of(found * left, expected * left, rates)
-    np.testing.assert_allclose(field, blank.field(shrinkage)[others], rtol=1e-5, atol=1e-6)
-    assert not np.allclose(field, strays.field(shrinkage)[others], rtol=1e-3, atol=1e-3)
+    effects = effects_of(found, expected, kind)
+    without = effects.without(out).estimate(shrinkage, others)[others]
+    blank = effects_of(found * left, expected * left, kind)
+    np.testing.assert_allclose(without, blank.estimate(shrinkage)[others], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(without, effects.estimate(shrinkage)[others], rtol=1e-3, atol=1e-3)
 
 
-def test_values_stray_by_shrunk_means():
+def test_summands_are_shrunk_means():
     rng = np.random.default_rng(4)
     above = rng.normal(0.3, 1.0, (N, GENES))
     visible = rng.random((N, GENES)) < 0.5
-    field = strays_of(above * visible, visible, rates=False).field(np.array([5.0, np.inf]))
+    found = effects_of(above * visible, visible, SUMMAND).estimate(np.array([5.0, np.inf]))
     others = np.arange(N // 2) != 10
     seen = visible[: N // 2][others]
     expected = (above[: N // 2][others] * seen).sum(0) / (seen.sum(0) + 5.0)
-    np.testing.assert_allclose(field[10], expected, rtol=1e-4)
+    np.testing.assert_allclose(found[10], expected, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -134,33 +137,38 @@ def two_slides():
 def test_what_a_slide_catches_less_of_is_expected_less(fit, two_slides):
     adata, rest = two_slides
     model = fit(adata.copy(), 4, {"sample_key": "sample"})
-    assert torch.isfinite(model.module.vae.regional_shrinkage[0])
+    assert torch.isfinite(model.module.region_shrinkage[0])
     library = adata.X.toarray().sum(1)
     with_regions = np.expm1(model.get_completed_expression(observed="model", return_numpy=True)) / 1e4
-    model.module.vae.regional_shrinkage.fill_(np.inf)
+    model.module.region_shrinkage.fill_(np.inf)
     without = np.expm1(model.get_completed_expression(observed="model", return_numpy=True)) / 1e4
     scores = [metrics.poisson_deviance_explained(rest, rate, library) for rate in (with_regions, without)]
     assert scores[0] > scores[1] + 0.005
 
 
-def test_answers_are_kept_for_the_same_counts_only(fit, two_slides):
+def test_effects_are_kept_for_the_same_counts_only(fit, two_slides, monkeypatch):
     adata = two_slides[0].copy()
     model = fit(adata, 2, {"sample_key": "sample"})
-    kept = model._regional  # training leaves them
-    first = model.get_completed_expression(observed="model", return_numpy=True)
-    assert kept is not None
-    assert model._regional is kept
+    estimated = []
+
+    def counted(*args):
+        estimated.append(args)
+        return estimate_region_effects(*args)
+
+    monkeypatch.setattr("lgdist_scvi.model.base._predictor.estimate_region_effects", counted)
+    first = model.get_completed_expression(observed="model", return_numpy=True)  # training leaves them
     model.get_completed_expression(observed="model", return_numpy=True)
-    assert model._regional is kept
-    adata.X = adata.X[::-1].copy()
-    second = model.get_completed_expression(observed="model", return_numpy=True)
-    assert model._regional is not kept
+    assert not estimated
+    other = adata.copy()
+    other.X = other.X[::-1].copy()
+    second = model.get_completed_expression(other, observed="model", return_numpy=True)
+    assert len(estimated) == 1
     assert not np.allclose(first, second)
 
 
 def test_saved_and_loaded(fit, two_slides, tmp_path):
     model = fit(two_slides[0].copy(), 2, {"sample_key": "sample"})
-    assert torch.isfinite(model.module.vae.regional_shrinkage).any()
+    assert torch.isfinite(model.module.region_shrinkage).any()
     model.save(tmp_path / "model")
     loaded = LGDiST.load(tmp_path / "model", adata=two_slides[0].copy())
     np.testing.assert_array_equal(

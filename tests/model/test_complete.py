@@ -9,6 +9,7 @@ import scvi
 from scipy import sparse
 
 from lgdist_scvi import LGDiST, datasets
+from lgdist_scvi.data import NeighborhoodDataset
 from lgdist_scvi.inference import Prediction
 
 LAYERS = [f"completed{suffix}" for suffix in ("", "_std", "_lower", "_upper", "_provenance")]
@@ -249,3 +250,34 @@ def test_a_new_slide(trained):
     adata.layers["known"] = np.random.default_rng(0).random(adata.shape) < 0.9
     trained.complete(adata, n_samples=2, silent=True)
     assert np.isfinite(adata.layers["completed"]).all()
+
+
+@pytest.fixture(scope="module")
+def own(fit, tissue) -> LGDiST:
+    """A model whose data may be completed."""
+    return fit(tissue.copy(), 1, {"mask_layer": "known"})
+
+
+@pytest.mark.parametrize(
+    ("question", "kwargs"),
+    [
+        ("complete", {"n_samples": 2}),
+        ("get_completed_expression", {}),
+        ("get_normalized_expression", {}),
+        ("get_prediction_interval", {"n_samples": 2}),
+        ("get_latent_representation", {}),
+        ("posterior_predictive_sample", {}),
+    ],
+)
+@pytest.mark.parametrize("registered", [True, False])
+def test_data_are_read_and_checked_once_per_question(own, monkeypatch, question, kwargs, registered):
+    adata = None if registered else own.adata.copy()
+    built, build = [], NeighborhoodDataset.__init__
+
+    def count(self, *args, **kwargs):
+        built.append(self)
+        build(self, *args, **kwargs)
+
+    monkeypatch.setattr(NeighborhoodDataset, "__init__", count)
+    getattr(own, question)(adata=adata, silent=True, **kwargs)
+    assert len(built) == 1

@@ -107,7 +107,7 @@ def no_counts_at_all(adata):
 
 CASES = {
     # name: (change, arguments of setup_anndata, error, parts of the message)
-    "NaN counts": (counts(np.nan), {}, ValueError, ["2 of 720 entries of adata.X", "NaN", "pp.observed_mask"]),
+    "NaN counts": (counts(np.nan), {}, ValueError, ["2 of 720 entries of adata.X", "NaN", "mask_layer=..."]),
     "infinite counts": (counts(np.inf), {}, ValueError, ["2 of 720", "adata.X", "infinite", "layer=..."]),
     "negative counts": (counts(-1), {}, ValueError, ["2 of 720", "adata.X", "negative", "layer=..."]),
     "fractions": (counts(0.5), {}, ValueError, ["2 of 720", "adata.X", "not whole numbers", "layer=..."]),
@@ -149,7 +149,7 @@ CASES = {
         delete("obsm", "spatial"),
         {},
         KeyError,
-        ["'spatial' not found in adata.obsm", "spatial_key=..."],
+        ["'spatial' not found in adata.obsm", "adata.obs[['array_col', 'array_row']]", "spatial_key=..."],
     ),
     "no such coordinates": (
         None,

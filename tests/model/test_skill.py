@@ -9,10 +9,6 @@ import pytest
 import torch
 
 from lgdist_scvi import LGDiST, metrics
-from lgdist_scvi.inference import measure_skill
-from lgdist_scvi.inference._skill import _entries, _lines
-from lgdist_scvi.model.base._predictor import predictor_of
-from lgdist_scvi.model.base._query import Query
 
 
 @pytest.fixture
@@ -45,70 +41,12 @@ def test_table(trained, aside):
     np.testing.assert_array_equal(loose["skilled"], loose["skill"] > loose["skill_se"])
 
 
-def test_gene_mean_from_scratch(trained, visible, cp10k):
-    """Least squares on the visible entries: value against the logarithm of the library."""
-    known, values = np.asarray(trained.adata.layers["known"]), cp10k(trained.adata)
-    depth = np.log((trained.adata.X.toarray() * known).sum(axis=1).clip(1))
-    dataset = trained.adata_manager.create_torch_dataset()
-    intercept, slope = _lines(trained.module, dataset)["rate"]
-    for gene in (0, 5, 11):
-        seen = visible[:, gene]
-        expected = np.polyfit(depth[seen], values[seen, gene], 1)
-        # slightly shrunk
-        assert slope[gene] == pytest.approx(expected[0] * seen.sum() / (seen.sum() + 10), rel=0.1, abs=0.02)
-        fitted = intercept[gene] + slope[gene] * depth[seen].mean()
-        assert float(fitted) == pytest.approx(values[seen, gene].mean(), rel=1e-4)
-
-
 def test_baselines_are_no_worse_than_constant_means(trained, aside, visible, cp10k):
     values = cp10k(trained.adata)
     mean = (values * visible).sum(axis=0) / visible.sum(axis=0)
     constant = np.where(aside, (values - mean) ** 2, 0).sum()
     table = trained.skill_table()
     assert (table["n"] * table["mse: gene mean"]).sum() < 1.01 * constant
-
-
-def _pooled(table) -> float:
-    return 1 - (table["n"] * table["mse_model"]).sum() / (table["n"] * table["mse: gene mean"]).sum()
-
-
-def test_bias_is_not_rewarded(trained, monkeypatch):
-    """Gene means have no skill, and no factor on them has any."""
-    rate = trained.module.likelihood.gene_rate
-    predictor = predictor_of(trained, trained.adata_manager.create_torch_dataset(), "set_aside")
-    scores = {}
-    for factor in (0.4, 1.0, 2.5):
-        constant = lambda z, condition, factor=factor: (factor * rate).expand(len(z), -1).clone()  # noqa: E731
-        monkeypatch.setattr(trained.module, "decode", constant)
-        scores[factor] = _pooled(measure_skill(predictor)["rate"])
-    assert scores[1.0] < 0.02
-    assert scores[0.4] < scores[1.0]
-    assert scores[2.5] < scores[1.0]
-
-
-def test_predictions_never_see_what_is_scored(trained, aside):
-    """Other counts in the set-aside entries, the same prediction for them."""
-
-    def rates(adata) -> torch.Tensor:
-        predictor = predictor_of(trained, Query(trained, adata, region_effects=False).dataset, "set_aside")
-        assert predictor.region_effects is not None
-        ((_, batch),) = predictor.batches(batch_size=adata.n_obs)
-        with torch.inference_mode():
-            entries = _entries(trained.module, batch, lines, own_entries=True)
-        return entries["predicted"] / entries["exposure"], entries
-
-    zeros = torch.zeros(trained.adata.n_vars)
-    lines = {"rate": (zeros, zeros), "captured": (zeros, zeros)}
-
-    other = trained.adata.copy()
-    counts = other.X.toarray()
-    counts[aside] = 7 - np.minimum(counts[aside], 7)
-    other.X = counts
-    (before, seen), (after, seen_after) = rates(trained.adata), rates(other)
-    torch.testing.assert_close(before, after)
-    for name in ("rate/deviation", "rate/number", "molecules"):
-        if name != "rate/deviation":  # values are relative to the library, which holds all counts
-            torch.testing.assert_close(seen[name], seen_after[name])
 
 
 def test_neighbors_alone_use_nothing_of_the_spot(trained):

@@ -248,6 +248,8 @@ def test_the_image_can_be_chosen(completed):
 def test_completion_names_what_is_missing(completed):
     with pytest.raises(KeyError, match="1 of 2 genes are not in adata.var_names: 'nothing'"):
         pl.completion(completed, [completed.var_names[0], "nothing"])
+    with pytest.raises(ValueError, match="genes is empty; pass names, or None"):
+        pl.completion(completed, [])
     with pytest.raises(KeyError, match=r"'other' not found in adata.layers; .*model.complete"):
         pl.completion(completed, completed.var_names[0], layer="other")
     with pytest.raises(KeyError, match="no spot .* is 'nowhere'; available: '"):

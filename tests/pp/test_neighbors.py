@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from lgdist_scvi import pp
-from lgdist_scvi.pp._neighbors import lattice
+from lgdist_scvi._lattice import lattice
 
 
 def hexagonal(n: int = 12, pitch: float = 137.0) -> np.ndarray:

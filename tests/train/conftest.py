@@ -5,11 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import scvi
-import torch
 
 from lgdist_scvi import LGDiST, datasets
-
-torch.set_num_threads(1)  # the networks of the tests are too small for more
 
 SIZES = {
     "n_profiles": 10,

@@ -54,6 +54,8 @@ REFUSED = [
     ({"logger": "csv"}, TypeError, "logger of Lightning, True or False, got str"),
     ({"early_stopping_monitor": "elbo_validation"}, ValueError, "one of 'train_loss'.*got 'elbo_validation'"),
     ({"check_val_every_n_epoch": 0}, ValueError, "check_val_every_n_epoch must be a whole number"),
+    ({"limit_train_batches": 0}, ValueError, "nothing to train on"),
+    ({"limit_val_batches": 0}, ValueError, "no loss to stop by; pass early_stopping=False"),
     ({"batch_size": 0}, ValueError, "batch_size must be a whole number"),
     ({"ema_decay": 2}, ValueError, "ema_decay must lie between 0 and 1"),
     ({"datasplitter_kwargs": {"train_size": 0.9}}, TypeError, "no 'train_size'.*external_indexing"),
@@ -95,6 +97,15 @@ def test_the_checkpoint_of_scvi_tools_cannot_switch_off_experts(untrained):
     with pytest.raises(ValueError, match="checkpoints within a stage"):
         model.train(callbacks=[SaveCheckpoint(monitor="validation_loss", load_best_on_end=True)], **QUICK)
     assert model.module.vae.has_experts and model.module.has_diffusion
+
+
+def test_other_arguments_of_the_trainer(untrained):
+    """A check of validation before training is none of the losses; without validation the last weights stay."""
+    model = untrained()
+    model.train(stage="vae", num_sanity_val_steps=2, **QUICK)
+    assert len(model.history_["vae/validation_loss"]) == 1
+    model.train(stage="vae", limit_val_batches=0, early_stopping=False, gradient_clip_val=1.0, **QUICK)
+    assert "vae/validation_loss" not in model.history_ and len(model.history_["vae/train_loss"]) == 1
 
 
 @pytest.mark.parametrize("precision", ["32-true", 32, "bf16-mixed"])

@@ -6,9 +6,10 @@ from lgdist_scvi.data._fields import (
     CountsField,
     LibraryField,
     MaskField,
+    ModalityField,
     ObspField,
+    PrefillField,
     SampleField,
-    find_sample_key,
 )
 from lgdist_scvi.data._graph import reach_further, surroundings
 from lgdist_scvi.data._statistics import GeneStatistics, gene_statistics, set_aside_patterns
@@ -19,11 +20,12 @@ __all__ = [
     "GeneStatistics",
     "LibraryField",
     "MaskField",
+    "ModalityField",
     "NeighborhoodDataset",
     "NeighborhoodManager",
     "ObspField",
+    "PrefillField",
     "SampleField",
-    "find_sample_key",
     "gene_statistics",
     "reach_further",
     "registered_anndata",

@@ -16,10 +16,9 @@ from scvi.data import AnnDataManager, AnnTorchDataset
 from torch.utils.data import Subset
 
 from lgdist_scvi import _keys as keys
-from lgdist_scvi._anndata import as_csr, get_coordinates, get_counts, get_mask, get_samples
+from lgdist_scvi._anndata import as_csr, get_coordinates, get_counts, get_graph, get_mask, get_samples
 from lgdist_scvi._checks import list_names
 from lgdist_scvi._units import library_size
-from lgdist_scvi.data._fields import find_sample_key
 from lgdist_scvi.data._graph import nearest, reach_further, spot_pitch
 
 if TYPE_CHECKING:
@@ -185,12 +184,12 @@ class NeighborhoodDataset(AnnTorchDataset):
     @property
     def graph(self) -> sparse.csr_matrix:
         """The registered graph, (n_obs, n_obs)."""
-        return as_csr(self.adata.obsp[self.adata_manager.data_registry[keys.GRAPH].attr_key])
+        return get_graph(self.adata, self.adata_manager.data_registry[keys.GRAPH].attr_key)
 
     def _set_neighbors(self) -> None:
         registry, graph = self.adata_manager.data_registry, self.graph
         # a model of one slide may be asked about several
-        sample_key = find_sample_key(self.adata, registry[keys.SAMPLE].attr_key if keys.SAMPLE in registry else None)
+        sample_key = self.adata_manager.get_state_registry(keys.COORDINATES)["sample_key"]
         self.samples = samples = get_samples(self.adata, sample_key)
         self.coordinates = coordinates = get_coordinates(self.adata, registry[keys.COORDINATES].attr_key, sample_key)
         rows = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))

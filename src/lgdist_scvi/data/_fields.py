@@ -10,31 +10,12 @@ import rich.pretty  # noqa: F401  (view_anndata_setup of scvi-tools uses it and 
 import rich.table
 from anndata import AnnData
 from scipy import sparse
-from scvi.data.fields import BaseAnnDataField
+from scvi.data.fields import BaseAnnDataField, BaseMuDataWrapperClass
 
 from lgdist_scvi import _keys as keys
-from lgdist_scvi._anndata import as_csr, get_coordinates, get_counts, get_library, get_mask, get_samples
-from lgdist_scvi._checks import check_unique_names, list_names, require_key
-
-_SAMPLE_COLUMNS = ("sample", "library_id")
-
-
-def find_sample_key(adata: AnnData, sample_key: str | None) -> str | None:
-    """Column of `adata.obs` that names the slides: `sample_key`, else the customary column if there are several slides."""
-    if sample_key is not None:
-        return sample_key
-    for column in _SAMPLE_COLUMNS:
-        if column not in adata.obs:
-            continue
-        try:
-            n_slides = get_samples(adata, column).max(initial=-1) + 1
-        except ValueError as error:
-            raise ValueError(
-                f"{error} (it is taken for the slides because of its name; rename it if it is not)"
-            ) from error
-        if 1 < n_slides < adata.n_obs:  # where every spot has its own, these are names of spots
-            return column
-    return None
+from lgdist_scvi._anndata import get_coordinates, get_counts, get_graph, get_library, get_mask, get_samples, in_memory
+from lgdist_scvi._checks import check_has_spots, check_unique_names, list_names, require_key
+from lgdist_scvi._slides import find_sample_key
 
 
 class _Field(BaseAnnDataField):
@@ -78,8 +59,9 @@ class CountsField(_Field):
         super().__init__(keys.COUNTS, "X" if layer is None else "layers", layer)
 
     def validate_field(self, adata: AnnData) -> None:
-        if not (adata.n_obs and adata.n_vars):
-            raise ValueError(f"adata has {adata.n_obs:,} spots and {adata.n_vars:,} genes; it needs some of both")
+        check_has_spots(adata)
+        if not adata.n_vars:
+            raise ValueError("adata has 0 genes; none is left to complete")
         check_unique_names(adata)
         get_counts(adata, self.attr_key)
 
@@ -110,7 +92,7 @@ class CountsField(_Field):
 
 
 class MaskField(_Field):
-    """A layer that is True where an entry is known."""
+    """A layer that is True where an entry is observed."""
 
     def __init__(self, mask_layer: str):
         super().__init__(keys.MASK, "layers", mask_layer)
@@ -134,26 +116,62 @@ class MaskField(_Field):
         return {}
 
 
-class ObspField(_Field):
-    """A neighbourhood graph in `obsp`; row i holds the neighbours of spot i."""
+class _OnSlides(_Field):
+    """A field that must be right on each slide.
 
-    def __init__(self, graph_key: str, sample_key: str | None):
-        super().__init__(keys.GRAPH, "obsp", graph_key)
-        self.sample_key = sample_key
+    The slide column is part of the registered state: `sample_key` of the registration, and for other data, of which nothing was
+    named, what :func:`~lgdist_scvi._slides.find_sample_key` is sure of.
+    """
+
+    def __init__(self, registry_key: str, attr_name: str, attr_key: str, sample_key: str | None, spatial_key: str):
+        super().__init__(registry_key, attr_name, attr_key)
+        self.sample_key, self.spatial_key = sample_key, spatial_key
+
+    def validate_slides(self, adata: AnnData, sample_key: str | None) -> None:
+        raise NotImplementedError
 
     def validate_field(self, adata: AnnData) -> None:
-        rebuild = "build it with pp.spatial_neighbors(adata, sample_key=...)"
-        require_key(adata.obsp, self.attr_key, "adata.obsp", rebuild)
-        graph = adata.obsp[self.attr_key]
-        where = f"adata.obsp[{self.attr_key!r}]"
-        if not sparse.issparse(graph):
-            raise ValueError(f"{where} is a dense array; {rebuild}")
-        if graph.shape != (adata.n_obs, adata.n_obs):
-            raise ValueError(f"{where} has shape {graph.shape}, adata has {adata.n_obs:,} spots; {rebuild}")
-        graph = as_csr(graph).tocoo()
+        self.validate_slides(adata, self.sample_key)
+
+    def register_field(self, adata: AnnData) -> dict:
+        return super().register_field(adata) | {"sample_key": self.sample_key}
+
+    def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: Any) -> dict:
+        sample_key = find_sample_key(adata_target, self.sample_key, self.spatial_key)
+        self.validate_slides(adata_target, sample_key)
+        return {"sample_key": sample_key}
+
+
+class PrefillField(_Field):
+    """A layer of log1p(CP10K) values that stand in for missing entries of neighbours."""
+
+    def __init__(self, prefill_layer: str):
+        super().__init__(keys.PREFILL, "layers", prefill_layer)
+
+    def validate_field(self, adata: AnnData) -> None:
+        remedy = "prefill_layer names completed values, as model.complete() writes them"
+        require_key(adata.layers, self.attr_key, "adata.layers", remedy)
+        values = in_memory(adata.layers[self.attr_key])
+        values = values.data if sparse.issparse(values) else values
+        if values.dtype.kind not in "fiu" or not np.isfinite(values).all() or (values < 0).any():
+            raise ValueError(
+                f"adata.layers[{self.attr_key!r}] must hold finite log1p(CP10K) values of at least 0; {remedy}"
+            )
+
+
+class ObspField(_OnSlides):
+    """A neighbourhood graph in `obsp`; row i holds the neighbours of spot i."""
+
+    def __init__(self, graph_key: str, sample_key: str | None, spatial_key: str = "spatial"):
+        super().__init__(keys.GRAPH, "obsp", graph_key, sample_key, spatial_key)
+
+    def validate_slides(self, adata: AnnData, sample_key: str | None) -> None:
+        graph, where = get_graph(adata, self.attr_key).tocoo(), f"adata.obsp[{self.attr_key!r}]"
         if n_loops := int((graph.row == graph.col).sum()):
-            raise ValueError(f"{n_loops:,} spots are their own neighbours in {where} (self loops); {rebuild}")
-        sample_key = find_sample_key(adata, self.sample_key)
+            raise ValueError(
+                f"{n_loops:,} spots are their own neighbours in {where} (self loops); "
+                "build it with pp.spatial_neighbors(adata, sample_key=...)"
+            )
         samples = get_samples(adata, sample_key)
         if n_crossing := int((samples[graph.row] != samples[graph.col]).sum()):
             raise ValueError(
@@ -162,24 +180,28 @@ class ObspField(_Field):
             )
 
     def register_field(self, adata: AnnData) -> dict:
-        super().register_field(adata)
+        return super().register_field(adata) | self._size(adata)
+
+    def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: Any) -> dict:
+        return super().transfer_field(state_registry, adata_target) | self._size(adata_target)
+
+    def _size(self, adata: AnnData) -> dict:
         built = adata.uns.get(f"{self.attr_key.removesuffix('_connectivities')}_neighbors", {})
         n_neighbors = built.get("params", {}).get("n_neighbors") if isinstance(built, Mapping) else None
-        return {"n_edges": int(adata.obsp[self.attr_key].nnz), "n_neighbors": n_neighbors}
+        return {"n_edges": int(get_graph(adata, self.attr_key).nnz), "n_neighbors": n_neighbors}
 
     def get_summary_stats(self, state_registry: dict) -> dict:
         return {"n_edges": state_registry["n_edges"]}
 
 
-class CoordinatesField(_Field):
+class CoordinatesField(_OnSlides):
     """Spot coordinates in `obsm`."""
 
     def __init__(self, spatial_key: str, sample_key: str | None):
-        super().__init__(keys.COORDINATES, "obsm", spatial_key)
-        self.sample_key = sample_key
+        super().__init__(keys.COORDINATES, "obsm", spatial_key, sample_key, spatial_key)
 
-    def validate_field(self, adata: AnnData) -> None:
-        get_coordinates(adata, self.attr_key, find_sample_key(adata, self.sample_key))
+    def validate_slides(self, adata: AnnData, sample_key: str | None) -> None:
+        get_coordinates(adata, self.attr_key, sample_key)
 
 
 class SampleField(_Field):
@@ -207,3 +229,11 @@ class LibraryField(_Field):
 
     def validate_field(self, adata: AnnData) -> None:
         get_library(adata, self.attr_key)
+
+
+class ModalityField(BaseMuDataWrapperClass):
+    """A field of one modality of a MuData."""
+
+    def __init__(self, field: BaseAnnDataField, modality: str):
+        super().__init__(mod_key=modality)
+        self._adata_field = field

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 _SLIDES = ("sample", "library_id")  # customary columns of obs
+_OPTIONS = {"AnnData": None, "MuData": "modality", "SpatialData": "table", "Space Ranger": "bin_size"}
+_SUFFIXES = {".h5ad": "AnnData", ".h5mu": "MuData", ".h5": "Space Ranger"}
 _ZARR_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
 
 
@@ -72,14 +74,14 @@ def read(
     KeyError
         If the layer, the coordinates, the table or the modality are absent, or one must be named.
     ValueError
-        If the format is not known, the values are not counts, or the coordinates are not usable.
+        If the format is not known or does not have the option given, the values are not counts, or the coordinates are not usable.
 
     Examples
     --------
     >>> adata = datasets.read("slide.h5ad")  # doctest: +SKIP
     >>> adata = datasets.read("visium_hd/outs", bin_size=16)  # doctest: +SKIP
     """
-    adata = _read(path, spatial_key, table, modality, bin_size)
+    adata = _read(path, spatial_key, table=table, modality=modality, bin_size=bin_size)
     if layer is None:
         _take_raw_counts(adata)
     if not adata.var_names.is_unique:
@@ -97,46 +99,60 @@ def read(
     return adata
 
 
-def _read(path: Any, spatial_key: str, table: str | None, modality: str | None, bin_size: int | None) -> AnnData:
-    import anndata
-
-    kind = type(path).__name__
-    if isinstance(path, anndata.AnnData):
-        return path.to_memory() if path.isbacked else path.copy()
-    if kind == "MuData":
-        return from_mudata(path, kind, spatial_key, modality).copy()
-    if kind == "SpatialData":
-        return from_spatialdata(path, kind, spatial_key, table).copy()
+def _kind(path: Any) -> str:
+    """Name what is to be read."""
     if not isinstance(path, str | PathLike):
-        raise ValueError(f"cannot read a {kind}; expected a path, an AnnData, a MuData or a SpatialData")
-
+        kind = next((base.__name__ for base in type(path).__mro__ if base.__name__ in _OPTIONS), None)
+        if kind is None:
+            raise ValueError(
+                f"cannot read a {type(path).__name__}; expected a path, an AnnData, a MuData or a SpatialData"
+            )
+        return kind
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {str(path)!r}")
-    if path.suffix == ".h5ad":
-        return anndata.read_h5ad(path)
-    if path.suffix == ".h5mu":
-        import mudata
-
-        return from_mudata(mudata.read_h5mu(path), path.name, spatial_key, modality)
-    if path.suffix == ".h5":
-        return read_space_ranger(path.parent, path.name, bin_size)
+    if path.suffix in _SUFFIXES:
+        return _SUFFIXES[path.suffix]
     if path.is_dir() and any((path / name).exists() for name in _ZARR_FILES):
         import zarr
 
         encoding = str(zarr.open_group(str(path), mode="r").attrs.get("encoding-type", "")).lower()
-        if encoding == "anndata":
-            return anndata.read_zarr(path)
-        if encoding == "mudata":
-            import mudata
-
-            return from_mudata(mudata.read_zarr(path), path.name, spatial_key, modality)
-        return from_spatialdata(read_spatialdata(path), path.name, spatial_key, table)
+        return {"anndata": "AnnData", "mudata": "MuData"}.get(encoding, "SpatialData")
     if path.is_dir() and path.suffix != ".zarr":
-        return read_space_ranger(path, None, bin_size)
+        return "Space Ranger"
     raise ValueError(
         f"cannot read {path.name!r}; expected an .h5ad or .h5mu file, a Space Ranger folder or its .h5 file, or a .zarr store"
     )
+
+
+def _read(path: Any, spatial_key: str, **options: Any) -> AnnData:
+    kind = _kind(path)
+    for name, value in options.items():
+        if value is not None and name != _OPTIONS[kind]:
+            of = next(other for other, option in _OPTIONS.items() if option == name)
+            raise ValueError(f"{name}={value!r} is for {of}, but this is {kind}; leave {name}=... out")
+    chosen = options.get(_OPTIONS[kind])
+    if not isinstance(path, str | PathLike):
+        if kind == "AnnData":
+            return path.to_memory() if path.isbacked else path.copy()
+        return (from_mudata if kind == "MuData" else from_spatialdata)(path, kind, spatial_key, chosen).copy()
+    path = Path(path)
+    if kind == "Space Ranger":
+        return (
+            read_space_ranger(path.parent, path.name, chosen)
+            if path.is_file()
+            else read_space_ranger(path, None, chosen)
+        )
+    if kind == "SpatialData":
+        return from_spatialdata(read_spatialdata(path), path.name, spatial_key, chosen)
+    if kind == "MuData":
+        import mudata
+
+        mdata = mudata.read_h5mu(path) if path.is_file() else mudata.read_zarr(path)
+        return from_mudata(mdata, path.name, spatial_key, chosen)
+    import anndata
+
+    return anndata.read_h5ad(path) if path.is_file() else anndata.read_zarr(path)
 
 
 def _take_raw_counts(adata: AnnData) -> None:

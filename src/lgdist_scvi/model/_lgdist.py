@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from anndata import AnnData
+from mudata import MuData
+from scvi.data.fields import BaseAnnDataField
 from scvi.model.base import BaseModelClass
 
 from lgdist_scvi import _keys as keys
@@ -16,13 +20,26 @@ from lgdist_scvi.data import (
     CountsField,
     LibraryField,
     MaskField,
+    ModalityField,
     NeighborhoodManager,
     ObspField,
+    PrefillField,
     SampleField,
     gene_statistics,
     set_aside_patterns,
 )
-from lgdist_scvi.model._setup import DEFAULT_GRAPH, choose_sample_key, warn_of_masked_library, with_graph
+from lgdist_scvi.model._setup import (
+    DEFAULT_GRAPH,
+    check_anndata,
+    check_keywords,
+    choose_sample_key,
+    modality_of,
+    same_key,
+    warn_of_equal_totals,
+    warn_of_masked_library,
+    warn_of_spots,
+    with_graph,
+)
 from lgdist_scvi.model._stages import DiffusionStage, VAEStage
 from lgdist_scvi.model.base import (
     CompletionMixin,
@@ -208,6 +225,8 @@ class LGDiST(TrainingMixin, ExpressionMixin, SkillMixin, CompletionMixin, Record
         sample_key: str | None = None,
         size_factor_key: str | None = None,
         spatial_key: str = "spatial",
+        library_key: str | None = None,
+        prefill_layer: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Register the fields of an AnnData.
@@ -219,50 +238,116 @@ class LGDiST(TrainingMixin, ExpressionMixin, SkillMixin, CompletionMixin, Record
         layer
             Layer with raw counts; ``None`` reads `adata.X`.
         mask_layer
-            Bool layer, True where an entry is known (see :func:`lgdist_scvi.pp.observed_mask`). ``None``: every entry is
+            Bool layer, True where an entry is observed (see :func:`lgdist_scvi.pp.observed_mask`). ``None``: every entry is
             data, zeros included.
         graph_key
             Key of `adata.obsp` with the neighbourhood graph. If the default is absent, the graph is built with
             :func:`lgdist_scvi.pp.spatial_neighbors`.
         sample_key
-            Column of `adata.obs` that names the slide of each spot. If ``None`` and there is a column "sample" or
-            "library_id" with several slides, that one is used, with a warning.
+            Column of `adata.obs` that names the slide of each spot. If ``None``, a column that clearly names several slides is
+            used, with a warning: "sample" or "library_id", the regions of a SpatialData table, names of images in `uns["spatial"]`,
+            or a column whose groups are lattices that lie on each other. Where this is not clear, a warning names candidates.
         size_factor_key
             Column of `adata.obs` with library sizes in counts. ``None``: the sum over the registered genes. Leave out counts of
-            masked entries. For a spot with no known entry it is the depth to predict for.
+            masked entries. For a spot with no observed entry it is the depth to predict for.
         spatial_key
             Key of `adata.obsm` with the coordinates, (n_obs, 2).
+        library_key
+            squidpy's word for `sample_key`.
+        prefill_layer
+            Layer of log1p(CP10K) values that stand in for missing entries of neighbours, such as an earlier completion: the paper's
+            second round of training. Needs `mask_layer`.
         **kwargs
             For scvi-tools' registration.
 
+        Warns
+        -----
+        UserWarning
+            If slides were found that no argument names, or may be mixed; if spots lie beside the tissue, held-out entries are not
+            masked, spots have very many neighbours, or values look normalised.
+
         Raises
         ------
+        TypeError
+            If `adata` is no AnnData, or a keyword argument is unknown.
         KeyError
             If a key is absent; the message lists those that are there.
         ValueError
             If counts, mask, coordinates, graph or library sizes are not what they should be.
         """
-        if not isinstance(adata, AnnData):
-            raise TypeError(f"setup_anndata needs an AnnData (of a MuData, one modality), got {type(adata).__name__}")
+        check_anndata(adata)
+        check_keywords(kwargs, list(inspect.signature(cls.setup_anndata).parameters)[1:-1])
         # resolved first: whoever reads the registry must know which spots are of one slide
-        sample_key = choose_sample_key(adata, sample_key)
-        setup_method_args = cls._get_setup_method_args(**locals())
+        sample_key, library_key = choose_sample_key(adata, same_key(sample_key, library_key), spatial_key), None
+        cls._register(adata, adata, cls._get_setup_method_args(**locals()), kwargs)
+
+    @classmethod
+    def setup_mudata(
+        cls,
+        mdata: MuData,
+        modality: str = "rna",
+        layer: str | None = None,
+        mask_layer: str | None = None,
+        graph_key: str = DEFAULT_GRAPH,
+        sample_key: str | None = None,
+        size_factor_key: str | None = None,
+        spatial_key: str = "spatial",
+        library_key: str | None = None,
+        prefill_layer: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Register the fields of one modality of a MuData; completed layers are written back to it.
+
+        Parameters
+        ----------
+        mdata
+            Multimodal data.
+        modality
+            The modality that holds counts, coordinates and graph.
+        layer, mask_layer, graph_key, sample_key, size_factor_key, spatial_key, library_key, prefill_layer, **kwargs
+            As in :meth:`setup_anndata`, of the modality.
+        """
+        adata = modality_of(mdata, modality)
+        check_keywords(kwargs, list(inspect.signature(cls.setup_mudata).parameters)[1:-1])
+        sample_key, library_key = choose_sample_key(adata, same_key(sample_key, library_key), spatial_key), None
+        arguments = {name: value for name, value in locals().items() if name != "adata"}
+        cls._register(mdata, adata, cls._get_setup_method_args(**arguments), kwargs)
+
+    @classmethod
+    def _fields(cls, setup: Mapping[str, Any]) -> list[BaseAnnDataField]:
+        """Fields to register; `setup` holds the arguments of :meth:`setup_anndata`. A further field reaches the module by itself."""
+        sample_key, graph_key = setup["sample_key"], setup["graph_key"]
         fields = [
-            CountsField(layer),
-            CoordinatesField(spatial_key, sample_key),
-            ObspField(graph_key, sample_key),
+            CountsField(setup["layer"]),
+            CoordinatesField(setup["spatial_key"], sample_key),
+            ObspField(graph_key, sample_key, setup["spatial_key"]),
         ]
-        if sample_key is not None:
-            fields.append(SampleField(sample_key))
-        if mask_layer is not None:
-            fields.append(MaskField(mask_layer))
-        if size_factor_key is not None:
-            fields.append(LibraryField(size_factor_key))
+        optional = (
+            (SampleField, sample_key),
+            (MaskField, setup["mask_layer"]),
+            (LibraryField, setup["size_factor_key"]),
+            (PrefillField, setup["prefill_layer"]),
+        )
+        return fields + [field(key) for field, key in optional if key is not None]
+
+    @classmethod
+    def _register(
+        cls, container: AnnData | MuData, adata: AnnData, setup_method_args: dict[str, Any], kwargs: dict[str, Any]
+    ) -> None:
+        """Register the fields of `adata`, which is the container or a modality of it."""
+        setup = setup_method_args["setup_args"]
+        if setup["prefill_layer"] is not None and setup["mask_layer"] is None:
+            raise ValueError("prefill_layer stands in for missing entries: register the mask_layer that names them")
+        fields = cls._fields(setup)
+        if container is not adata:
+            fields = [ModalityField(field, setup["modality"]) for field in fields]
         adata_manager = NeighborhoodManager(fields=fields, setup_method_args=setup_method_args)
-        with with_graph(adata, graph_key, sample_key, spatial_key):
-            adata_manager.register_fields(adata, **kwargs)
+        with with_graph(adata, setup["graph_key"], setup["sample_key"], setup["spatial_key"]):
+            adata_manager.register_fields(container, **kwargs)
             dataset = adata_manager.register_now()
-        warn_of_masked_library(dataset, size_factor_key)
+        warn_of_spots(adata, setup["graph_key"], setup["mask_layer"])
+        warn_of_equal_totals(dataset)
+        warn_of_masked_library(dataset, setup["size_factor_key"])
         cls.register_manager(adata_manager)
 
     @classmethod
@@ -273,14 +358,23 @@ class LGDiST(TrainingMixin, ExpressionMixin, SkillMixin, CompletionMixin, Record
             warnings.filterwarnings("ignore", message=".*var_names.* does not match")
             return super().load(*args, **kwargs)
 
-    def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
-        if adata is not None and adata is not self.adata:
-            setup = self.registry_["setup_args"]
-            sample_key = choose_sample_key(adata, setup["sample_key"])
-            built_with = self.get_state_registry(keys.GRAPH)["n_neighbors"]
-            with with_graph(adata, setup["graph_key"], sample_key, setup["spatial_key"], built_with):
-                return super()._validate_anndata(adata, copy_if_view)
-        return super()._validate_anndata(adata, copy_if_view)
+    def _validate_anndata(self, adata: AnnData | MuData | None = None, copy_if_view: bool = True) -> AnnData | MuData:
+        if adata is None or adata is self.adata:
+            return super()._validate_anndata(adata, copy_if_view)
+        setup, manager = self.registry_["setup_args"], self.get_anndata_manager(adata)
+        if (modality := setup.get("modality")) is None:
+            check_anndata(adata, "a question")
+        holder = adata if modality is None else modality_of(adata, modality, "a question")
+        if manager is None:
+            sample_key = choose_sample_key(holder, setup["sample_key"], setup["spatial_key"])
+        else:
+            sample_key = manager.get_state_registry(keys.COORDINATES)["sample_key"]
+        built_with = self.get_state_registry(keys.GRAPH)["n_neighbors"]
+        with with_graph(holder, setup["graph_key"], sample_key, setup["spatial_key"], built_with):
+            validated = super()._validate_anndata(adata, copy_if_view)
+        if manager is None:
+            warn_of_spots(holder, setup["graph_key"], setup["mask_layer"])
+        return validated
 
     def __repr__(self) -> str:
         stats = self.summary_stats

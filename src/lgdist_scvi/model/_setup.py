@@ -2,36 +2,110 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
+from mudata import MuData
 from scvi import settings
 
 from lgdist_scvi import pp
+from lgdist_scvi._anndata import get_graph, get_mask
 from lgdist_scvi._checks import require_key
+from lgdist_scvi._slides import choose_sample_key
 from lgdist_scvi._units import library_size
-from lgdist_scvi.data import NeighborhoodDataset, find_sample_key
+from lgdist_scvi.data import NeighborhoodDataset
+
+__all__ = [
+    "DEFAULT_GRAPH",
+    "check_anndata",
+    "check_keywords",
+    "choose_sample_key",
+    "modality_of",
+    "same_key",
+    "warn_of_equal_totals",
+    "warn_of_masked_library",
+    "warn_of_spots",
+    "with_graph",
+]
 
 DEFAULT_GRAPH = "spatial_connectivities"
+_MANY_NEIGHBORS = 50
+_CORRECTION = ("batch_key", "labels_key", "categorical_covariate_keys", "continuous_covariate_keys")
 
 
-def choose_sample_key(adata: AnnData, sample_key: str | None) -> str | None:
-    """Use the customary slide column of several slides if none was named: spots of other slides are no neighbours."""
-    if sample_key is not None:
-        require_key(adata.obs, sample_key, "adata.obs", "sample_key names the slide of each spot")
-        return sample_key
-    column = find_sample_key(adata, None)
-    if column is not None:
-        warnings.warn(
-            f"adata.obs[{column!r}] names {adata.obs[column].nunique()} slides and is used to keep them apart; pass "
-            f"sample_key={column!r} to say so, or another sample_key",
-            UserWarning,
-            stacklevel=settings.warnings_stacklevel,
+def check_anndata(adata: Any, method: str = "setup_anndata") -> None:
+    """Refuse other containers than AnnData, and say which part of them is one.
+
+    Raises
+    ------
+    TypeError
+        If `adata` is no AnnData.
+    """
+    if isinstance(adata, AnnData):
+        return
+    kind = type(adata).__name__
+    part = {
+        "MuData": "use setup_mudata(mdata, modality=...), or pass one modality, such as mdata['rna']",
+        "SpatialData": "pass one of its tables, as lgdist_scvi.datasets.read(path, table=...) reads it with coordinates in obsm",
+    }.get(kind, "read the file with lgdist_scvi.datasets.read(path)" if isinstance(adata, str) else "pass an AnnData")
+    raise TypeError(f"{method} needs an AnnData, got {kind}; {part}")
+
+
+def modality_of(mdata: Any, modality: str, method: str = "setup_mudata") -> AnnData:
+    """The AnnData of one modality.
+
+    Raises
+    ------
+    TypeError
+        If `mdata` is no MuData.
+    KeyError
+        If it has no such modality.
+    """
+    if not isinstance(mdata, MuData):
+        raise TypeError(f"{method} needs a MuData with the modality {modality!r}, got {type(mdata).__name__}")
+    require_key(mdata.mod, modality, "mdata.mod", "name the modality that holds the counts")
+    return mdata.mod[modality]
+
+
+def check_keywords(given: Mapping[str, Any], arguments: list[str]) -> None:
+    """Refuse keyword arguments that registration does not know, unless scvi-tools transfers a registry with them.
+
+    Raises
+    ------
+    TypeError
+        If there are any; says what they may have meant.
+    """
+    if "source_registry" in given or not given:
+        return
+    name = next(iter(given))
+    if name in _CORRECTION:
+        raise TypeError(
+            f"setup_anndata knows no {name}: no batch, label or covariate is corrected for; sample_key tells slides apart"
         )
-    return column
+    close = difflib.get_close_matches(name, arguments, n=1, cutoff=0.0)
+    raise TypeError(f"setup_anndata knows no {name!r}; did you mean {close[0]!r}? (arguments: {', '.join(arguments)})")
+
+
+def same_key(sample_key: str | None, library_key: str | None) -> str | None:
+    """The slide column, which `library_key` is another word for.
+
+    Raises
+    ------
+    ValueError
+        If both are given and differ.
+    """
+    if None not in (sample_key, library_key) and sample_key != library_key:
+        raise ValueError(
+            f"sample_key={sample_key!r} and library_key={library_key!r} are two words for the column that names the slides; "
+            "pass one of them"
+        )
+    return library_key if sample_key is None else sample_key
 
 
 @contextmanager
@@ -65,6 +139,55 @@ def with_graph(
                 adata.obsp.pop(key, None)
             adata.uns.pop("spatial_neighbors", None)
         raise
+
+
+def warn_of_spots(adata: AnnData, graph_key: str, mask_layer: str | None) -> None:
+    """Warn of spots beside the tissue, of entries that a hold-out hides and no mask does, and of costly graphs."""
+    messages = []
+    if "in_tissue" in adata.obs:
+        in_tissue = adata.obs["in_tissue"]
+        numbers = in_tissue if pd.api.types.is_numeric_dtype(in_tissue) else pd.to_numeric(in_tissue, errors="coerce")
+        if n_off := int((numbers == 0).sum()):
+            cast = "" if numbers is in_tissue else ".astype(int)"
+            messages.append(
+                f"{n_off:,} of {adata.n_obs:,} spots lie beside the tissue (adata.obs['in_tissue'] is 0) and would be filled with "
+                f"expression; leave them out: adata = adata[adata.obs['in_tissue']{cast} == 1].copy()"
+            )
+    record = adata.uns.get("hold_out")
+    if "held_out" in adata.layers and not (isinstance(record, Mapping) and record.get("scheme") == "thinning"):
+        shown = get_mask(adata, "held_out")
+        if mask_layer is not None:
+            shown = shown & get_mask(adata, mask_layer)
+        if n_shown := int(shown.sum()):
+            messages.append(
+                f"{n_shown:,} entries that adata.layers['held_out'] hides would be read as measured zeros; call "
+                "pp.observed_mask(adata, method='held_out') and pass mask_layer='observed'"
+            )
+    most = int(np.diff(get_graph(adata, graph_key).indptr).max(initial=0))
+    if most > _MANY_NEIGHBORS:
+        messages.append(
+            f"spots have up to {most:,} neighbours in adata.obsp[{graph_key!r}]: training takes time and memory for as many of "
+            "every spot, with 60 about twice and with 240 about six times as long as with 6; pp.spatial_neighbors(adata) takes "
+            "the 6 nearest, with max_distance=... none farther away"
+        )
+    for message in messages:
+        warnings.warn(message, UserWarning, stacklevel=settings.warnings_stacklevel + 1)
+
+
+def warn_of_equal_totals(dataset: NeighborhoodDataset) -> None:
+    """Warn of counts that may be rounded after normalisation: all spots have the same total."""
+    total = library_size(dataset.counts)
+    total = total[total > 0]
+    if len(total) < 10:
+        return
+    low, middle, high = np.quantile(total, [0.05, 0.5, 0.95])
+    if high - low < 0.02 * middle:
+        warnings.warn(
+            f"all spots have nearly the same total, about {middle:,.0f}, as if values were normalised (to CP10K, say) and rounded; "
+            "pass raw counts (layer=...), unless counts were drawn to one depth",
+            UserWarning,
+            stacklevel=settings.warnings_stacklevel + 1,
+        )
 
 
 def warn_of_masked_library(dataset: NeighborhoodDataset, size_factor_key: str | None) -> None:

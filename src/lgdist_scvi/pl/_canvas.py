@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lgdist_scvi._checks import list_names
-from lgdist_scvi.pp._neighbors import lattice
+from lgdist_scvi._lattice import lattice
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -106,8 +106,8 @@ def completion(
     KeyError
         If a gene, a layer, a column of `obs`, a slide, the image named or the coordinates are absent.
     ValueError
-        If values are not counts, coordinates not finite, one argument is given under two names, or `ax` is given for more than
-        one panel.
+        If values are not counts, coordinates not finite, no gene is left to show, one argument is given under two names, or `ax`
+        is given for more than one panel.
 
     Examples
     --------
@@ -133,8 +133,9 @@ def completion(
         samples = get_samples(adata, given.sample_key)
         genes = telling_genes(adata, layer, given, coordinates, samples, n_genes)
     names = [genes] if isinstance(genes, str) else list(genes)
-    unknown = [name for name in names if name not in adata.var_names]
-    if unknown or not names:
+    if not names:
+        raise ValueError("genes is empty; pass names, or None to have some chosen")
+    if unknown := [name for name in names if name not in adata.var_names]:
         raise KeyError(f"{len(unknown):,} of {len(names):,} genes are not in adata.var_names: {list_names(unknown)}")
     if adata.var_names.isin(names).sum() > len(set(names)):
         raise ValueError(

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from lgdist_scvi._anndata import get_counts, get_mask
+from lgdist_scvi._checks import check_has_spots, check_new_key
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -38,7 +39,7 @@ def observed_mask(
         - ``"held_out"``: everything but the hidden entries; zeros are data. ``layers["held_out"]`` must exist.
         - ``"all"``: everything, zeros are data (but for hidden entries, if there are any).
     key_added
-        Layer to write.
+        Layer to write; a name without "/".
 
     Returns
     -------
@@ -49,10 +50,12 @@ def observed_mask(
     KeyError
         If the layer, or ``layers["held_out"]`` for ``"held_out"``, is absent.
     ValueError
-        If the method is unknown, or the values are not counts.
+        If the method is unknown, there are no spots, the values are not counts, or a file cannot hold `key_added`.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; available: {', '.join(map(repr, METHODS))}")
+    check_new_key(key_added, "key_added")
+    check_has_spots(adata)
     if method == "nonzero":
         counts = get_counts(adata, layer)
         observed = np.zeros(adata.shape, dtype=bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,15 +10,13 @@ import pandas as pd
 from scipy import sparse
 
 from lgdist_scvi._anndata import get_coordinates, get_samples
-from lgdist_scvi._checks import check_positive_int
+from lgdist_scvi._checks import check_new_key, check_positive_int
+from lgdist_scvi._lattice import array_rows, lattice
+from lgdist_scvi._slides import choose_sample_key
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-_SHELL_TOLERANCE = 0.12  # relative; printed arrays (100 um Spatial Transcriptomics) scatter by about 5 %
-_SHELL_TOLERANCE_SMALL = 0.03  # few distances fall near a shell by chance
-_SMALL = 50  # spots
-_MIN_DISTANCES = 10
 _MIN_SCALE = 6  # neighbours that tell how far apart spots are; a single nearest one is too random
 _FAR = 10.0  # 10 times the usual distance means 100 times fewer spots per area: no tissue in between
 
@@ -55,11 +54,13 @@ def spatial_neighbors(
     n_neighbors
         Largest number of neighbours of a spot.
     sample_key
-        Column of `adata.obs` with the slide; there is never an edge between slides. ``None``: one slide.
+        Column of `adata.obs` with the slide; there is never an edge between slides. ``None``: a column that clearly names
+        several slides, with a warning, as in :meth:`lgdist_scvi.LGDiST.setup_anndata`; else one slide.
     spatial_key
-        Key of `adata.obsm` with the coordinates, (n_obs, 2) or more columns.
+        Key of `adata.obsm` with the coordinates, (n_obs, 2) or (n_obs, 3). Rows and columns of a Visium array are taken for
+        places on a hexagonal lattice, with a warning; distances are then in half the distance of two spots.
     key_added
-        Prefix of the keys written.
+        Prefix of the keys written; no "/".
     max_distance
         Longest edge, in the units of the coordinates, instead of the cuts described above.
 
@@ -71,17 +72,33 @@ def spatial_neighbors(
     - `obsp[key_added + "_distances"]`: CSR, float32, Euclidean distances in the units of the coordinates;
     - `uns[key_added + "_neighbors"]`: the parameters, as squidpy does, and each slide's geometry.
 
+    Warns
+    -----
+    UserWarning
+        If slides were found, or may be mixed; if coordinates are rows and columns of an array.
+
     Raises
     ------
     KeyError
         If `spatial_key` or `sample_key` is absent.
     ValueError
-        If `n_neighbors` or `max_distance` is not positive; if coordinates are NaN, infinite or duplicated on a slide.
+        If there are no spots; if `n_neighbors` or `max_distance` is not positive, or `key_added` cannot stand in a file; if
+        coordinates are NaN, infinite or duplicated on a slide, of more than 3 dimensions, or count sections.
     """
     check_positive_int(n_neighbors, "n_neighbors")
+    check_new_key(key_added, "key_added")
     if max_distance is not None and not max_distance > 0:
         raise ValueError(f"max_distance must be positive, got {max_distance!r}")
+    sample_key = choose_sample_key(adata, sample_key, spatial_key)
     coordinates = get_coordinates(adata, spatial_key, sample_key)
+    rows = array_rows(np.asarray(adata.obsm[spatial_key], dtype=np.float64), adata.obs)
+    if rows is not None:
+        warnings.warn(
+            f"adata.obsm[{spatial_key!r}] holds rows and columns of the array, no pixels: column {rows} is taken for the rows, which "
+            "lie sqrt(3) times as far apart; figures over an image need pixels there",
+            UserWarning,
+            stacklevel=2,
+        )
     samples = get_samples(adata, sample_key)
     distances, geometry = build_distances(coordinates, samples, int(n_neighbors), max_distance)
     connectivities = distances.copy()
@@ -181,41 +198,6 @@ def _nearest(coordinates: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, n
     # the builder behind sq.gr.spatial_neighbors_knn, which would log two lines for every slide
     edges = KNNBuilder(n_neighs=k).build(coordinates)[1].tocoo()
     return edges.row, edges.col, edges.data
-
-
-def lattice(coordinates: np.ndarray) -> tuple[str, float]:
-    """Recognise a regular lattice by the distances between neighbours.
-
-    On a lattice they fall into shells: 1 and sqrt(3) times the pitch on a hexagonal one, 1 and sqrt(2) on a square one,
-    and next to nothing in between.
-
-    Parameters
-    ----------
-    coordinates
-        Of one slide, (n_spots, 2) or more columns.
-
-    Returns
-    -------
-    ``"hexagonal"``, ``"square"`` or ``"irregular"``, and the pitch in the units of the coordinates (NaN if irregular).
-    """
-    n_spots = len(coordinates)
-    if n_spots < 3 or (np.ptp(coordinates, axis=0) > 0).sum() > 2:
-        return "irregular", np.nan
-    rows, _, lengths = _nearest(coordinates, min(8, n_spots - 1))
-    nearest = np.full(n_spots, np.inf)
-    np.minimum.at(nearest, rows, lengths)
-    pitch = np.median(nearest)
-    pitch = np.median(lengths[lengths < 1.2 * pitch])
-    if np.mean(np.abs(nearest / pitch - 1) < 0.2) < 0.5:
-        return "irregular", np.nan
-    tolerance = _SHELL_TOLERANCE if n_spots >= _SMALL else _SHELL_TOLERANCE_SMALL
-    # a square lattice fails as a hexagonal one by its diagonals; a hexagonal one has nothing at sqrt(2) to fail with
-    for kind, second in (("hexagonal", np.sqrt(3)), ("square", np.sqrt(2))):
-        ratios = lengths[lengths < 1.15 * second * pitch] / pitch
-        off = np.minimum(np.abs(ratios - 1), np.abs(ratios / second - 1))
-        if len(ratios) >= _MIN_DISTANCES and np.mean(off < tolerance) >= 0.85:
-            return kind, float(pitch)
-    return "irregular", np.nan
 
 
 def _rings(kind: str, n_neighbors: int) -> tuple[int, float]:

@@ -100,6 +100,10 @@ def check_trainer_arguments(arguments: Mapping[str, Any], stages: Iterable[str],
     for one in listed(arguments.get("logger")):
         if not isinstance(one, Logger | bool):
             raise TypeError(f"logger must be a logger of Lightning, True or False, got {type(one).__name__}")
+    if arguments.get("limit_train_batches") == 0:
+        raise ValueError("limit_train_batches=0 leaves nothing to train on; leave it out")
+    if arguments.get("limit_val_batches") == 0 and arguments.get("early_stopping"):
+        raise ValueError("with limit_val_batches=0 there is no loss to stop by; pass early_stopping=False")
     every = arguments.get("check_val_every_n_epoch")
     if every is not None and (not isinstance(every, int) or every < 1):
         raise ValueError(f"check_val_every_n_epoch must be a whole number of at least 1, got {every!r}")

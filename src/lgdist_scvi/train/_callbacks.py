@@ -20,6 +20,8 @@ class KeepBest(Callback):
         self.loss, self.state = float("inf"), None
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: StagePlan) -> None:
+        if trainer.sanity_checking:
+            return
         loss = float(trainer.callback_metrics["validation_loss"])
         if loss < self.loss:
             self.loss = loss
@@ -39,6 +41,8 @@ class Curves(Callback):
         self._of_validation: set[str] = set()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: StagePlan) -> None:
+        if trainer.sanity_checking:
+            return
         # metrics of training come first at the end of an epoch, which is later
         names = set(trainer.callback_metrics) - (set(self.values) - self._of_validation)
         self._of_validation |= names

@@ -13,6 +13,7 @@ from scvi import settings
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi._anndata import get_counts
+from lgdist_scvi._checks import check_new_key
 from lgdist_scvi._units import log1p_cp10k
 from lgdist_scvi.inference import LEFT_MISSING, MEASURED, N_SAMPLES
 from lgdist_scvi.metrics._skill import MIN_ENTRIES, skill_per_gene
@@ -103,7 +104,7 @@ class CompletionMixin:
             check_interval(level, n_samples)
         target = anndata_of(self, asked_about(self, adata))
         _refuse_backed_view(target)
-        _check_target(target, layer_added)
+        check_target(target, layer_added)
         skill = skill_per_gene(self, estimand)
         query = Query(
             self, adata, estimand=estimand, seed=seed, batch_size=batch_size, silent=silent, n_steps=n_steps,
@@ -200,10 +201,9 @@ def _refuse_backed_view(adata: AnnData) -> None:
         )
 
 
-def _check_target(adata: AnnData, layer_added: str) -> None:
+def check_target(adata: AnnData, layer_added: str) -> None:
     """Refuse to write over anything but an earlier completion."""
-    if not isinstance(layer_added, str) or not layer_added:
-        raise ValueError(f"layer_added must be the name of a layer, got {layer_added!r}")
+    check_new_key(layer_added, "layer_added")
     record = adata.uns.get(layer_added)
     if isinstance(record, Mapping) and "provenance" in record:
         return

@@ -16,7 +16,7 @@ from lgdist_scvi._checks import check_choice, check_positive_int, list_names
 from lgdist_scvi.inference import LEVELS, N_SAMPLES, Prediction, measured, provenance
 from lgdist_scvi.model.base._calibration import calibration_of, resolve_estimand
 from lgdist_scvi.model.base._predictor import predictor_of
-from lgdist_scvi.module.likelihood import choose_likelihood
+from lgdist_scvi.module.likelihood import choose_likelihood, name_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -79,7 +79,7 @@ class Query:
         self.adata = self.dataset.adata
         if registered is not model.adata and self.dataset.mask is not None:
             shown = self.dataset.shows_zeros(), self.dataset.hides_every_zero()
-            choose_likelihood(model.gene_likelihood_, *shown)
+            choose_likelihood(name_of(model.module.likelihood), *shown)
         self.rows = spots_at(self.adata, indices)
         self.positions, self.genes = self._genes(gene_list)
         self._batches = {"batch_size": batch_size, "silent": silent}

@@ -27,6 +27,7 @@ __all__ = [
     "choose_likelihood",
     "counts_in_library",
     "expected_captured",
+    "name_of",
     "split_counts",
 ]
 
@@ -60,3 +61,8 @@ def choose_likelihood(name: str, shows_zeros: bool, hides_every_zero: bool) -> s
     if (why := LIKELIHOODS[name].refusal(shows_zeros, hides_every_zero)) is not None:
         raise ValueError(f'gene_likelihood="{name}" {why}')
     return name
+
+
+def name_of(likelihood: Likelihood) -> str:
+    """Name of a likelihood in `LIKELIHOODS`."""
+    return next(name for name, one in LIKELIHOODS.items() if type(likelihood) is one)
