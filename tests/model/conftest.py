@@ -7,22 +7,6 @@ import pytest
 import scvi
 from anndata import AnnData
 
-from lgdist_scvi import LGDiST, datasets, pp
-
-SIZES = {
-    "n_profiles": 10,
-    "n_mixtures": 2,
-    "n_latent": 8,
-    "n_hidden": 32,
-    "n_layers": 1,
-    "n_heads": 2,
-    "n_denoiser_hidden": 32,
-    "n_denoiser_layers": 1,
-    "n_denoiser_heads": 2,
-    "n_timesteps": 100,
-}
-QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
-
 
 @pytest.fixture(autouse=True)
 def _seed():
@@ -30,67 +14,6 @@ def _seed():
     scvi.settings.seed = 0
     yield
     scvi.settings.seed = None
-
-
-@pytest.fixture(scope="session")
-def fit() -> Callable:
-    """Function that registers and trains a small model: fit(adata, max_epochs, setup=..., **constructor arguments)."""
-
-    def fit(
-        adata: AnnData, max_epochs: int = 2, setup: dict | None = None, train: dict | None = None, **kwargs
-    ) -> LGDiST:
-        seed = scvi.settings.seed
-        scvi.settings.seed = 0
-        LGDiST.setup_anndata(adata, **(setup or {}))
-        model = LGDiST(adata, **{**SIZES, **kwargs})
-        model.train(max_epochs=max_epochs, **QUICK, **(train or {}))
-        scvi.settings.seed = seed
-        return model
-
-    return fit
-
-
-@pytest.fixture(scope="session")
-def tissue() -> AnnData:
-    """A simulated slide with a mask: 15 % of the entries, all of some spots, and one spot without a neighbour."""
-    adata = datasets.simulated_visium(n_spots=220, n_genes=40, seed=0)
-    adata = adata[:, np.asarray((adata.X > 0).sum(axis=0)).ravel() >= 20].copy()
-    adata.obsm["spatial"][0] = [1e5, 1e5]
-    mask = np.random.default_rng(1).random(adata.shape) > 0.15
-    mask[[17, 60, 61]] = False
-    adata.layers["known"] = mask
-    pp.spatial_neighbors(adata)
-    assert adata.obsp["spatial_connectivities"][0].nnz == 0
-    return adata
-
-
-@pytest.fixture(scope="session")
-def trained(fit, tissue) -> LGDiST:
-    """Counts model with a mask. Tests must not write into its data."""
-    return fit(tissue.copy(), 15, {"mask_layer": "known"})
-
-
-@pytest.fixture(scope="session")
-def captured(fit, tissue) -> LGDiST:
-    """Model of captured values: every zero is missing. Tests must not write into its data."""
-    adata = tissue.copy()
-    adata.layers["known"] &= adata.X.toarray() > 0
-    return fit(adata, 10, {"mask_layer": "known"})
-
-
-@pytest.fixture(scope="session")
-def cp10k() -> Callable:
-    """Function that computes log1p(CP10K) of the known counts from scratch, in float64, rounded once."""
-
-    def cp10k(adata: AnnData, mask_layer: str | None = "known") -> np.ndarray:
-        counts = np.asarray(adata.X.todense() if hasattr(adata.X, "todense") else adata.X, dtype=np.float64)
-        mask = np.ones(counts.shape, bool) if mask_layer is None else np.asarray(adata.layers[mask_layer])
-        library = (counts * mask).sum(axis=1, keepdims=True)
-        return np.log1p(np.divide(counts, library, out=np.zeros_like(counts), where=library > 0) * 1e4).astype(
-            np.float32
-        )
-
-    return cp10k
 
 
 @pytest.fixture(scope="session")
