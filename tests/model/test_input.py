@@ -249,6 +249,87 @@ def test_setup_refuses(adata, case):
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("keyword", "message"),
+    [
+        ("batch_key", "no batch, label or covariate is corrected for; sample_key tells slides apart"),
+        ("labels_key", "sample_key tells slides apart"),
+        ("categorical_covariate_keys", "sample_key tells slides apart"),
+        ("sampel_key", "did you mean 'sample_key'"),
+        ("mask", "did you mean 'mask_layer'"),
+        ("size_factor", "did you mean 'size_factor_key'"),
+    ],
+)
+def test_unknown_keywords(adata, keyword, message):
+    with pytest.raises(TypeError, match=f"setup_anndata knows no '?{keyword}'?.*{message}"):
+        LGDiST.setup_anndata(adata, **{keyword: "sample"})
+
+
+def test_other_containers(adata):
+    mudata = pytest.importorskip("mudata")
+    with pytest.raises(TypeError, match=r"needs an AnnData, got MuData; .*mdata\['rna'\]"):
+        LGDiST.setup_anndata(mudata.MuData({"rna": adata}))
+    named = type("SpatialData", (), {})()
+    with pytest.raises(TypeError, match="got SpatialData; pass one of its tables, .*datasets.read"):
+        LGDiST.setup_anndata(named)
+    with pytest.raises(TypeError, match="got str; read the file with lgdist_scvi.datasets.read"):
+        LGDiST.setup_anndata("slide.h5ad")
+
+
+# ---- what is done as asked, with a warning
+
+
+def beside_the_tissue(kind: Callable) -> Callable:
+    def change(adata):
+        adata.obs["in_tissue"] = [kind(int(i >= 7)) for i in range(N_SPOTS)]
+
+    return change
+
+
+def many_neighbors(adata):
+    pp.spatial_neighbors(adata, n_neighbors=55, max_distance=1e6)
+
+
+def held_out(adata):
+    adata.layers["held_out"] = np.arange(N_SPOTS * N_GENES).reshape(adata.shape) % 10 == 0
+
+
+def rounded(adata):
+    dense = adata.X.toarray()
+    adata.X = np.rint(dense / dense.sum(axis=1, keepdims=True) * 1e4).astype(np.float32)
+
+
+WARNED = {
+    "glass": (beside_the_tissue(int), {}, "7 of 60 spots lie beside the tissue .*in_tissue'] == 1].copy"),
+    "glass, bool": (beside_the_tissue(bool), {}, "7 of 60 spots lie beside the tissue"),
+    "glass, text": (beside_the_tissue(str), {}, "7 of 60 .*in_tissue'].astype.int. == 1].copy"),
+    "a wide graph": (many_neighbors, {}, "up to 55 neighbours in adata.obsp.*pp.spatial_neighbors.*max_distance"),
+    "a hold-out without a mask": (held_out, {}, "72 entries that .*held_out.*pp.observed_mask.*mask_layer='observed'"),
+    "a mask that shows what is held out": (held_out, {"mask_layer": "known"}, "72 entries .*read as measured zeros"),
+    "rounded CP10K": (rounded, {}, "nearly the same total, about 10,000, .*normalised"),
+}
+
+
+@pytest.mark.parametrize("case", WARNED)
+def test_setup_warns(adata, case):
+    change, arguments, message = WARNED[case]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        LGDiST.setup_anndata(adata, **arguments)
+    change(adata)
+    with pytest.warns(UserWarning, match=message):
+        LGDiST.setup_anndata(adata, **arguments)
+
+
+def test_the_mask_of_a_hold_out_is_taken_without_a_word(adata):
+    for scheme, arguments in (("entry", {"mask_layer": "observed"}), ("thinning", {})):
+        hidden = pp.hold_out(adata, scheme=scheme)
+        pp.observed_mask(hidden, method="held_out")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            LGDiST.setup_anndata(hidden, **arguments)
+
+
 @pytest.mark.parametrize("shape", [(N_SPOTS, N_GENES - 1), (N_SPOTS - 1, N_GENES)])
 def test_mask_of_the_wrong_shape(adata, shape):
     """AnnData refuses such a layer by itself; one that comes through is refused here."""
