@@ -80,8 +80,8 @@ class Calibration:
 
     @property
     def hidden(self) -> Intervals:
-        """Intervals of hidden entries."""
-        return self.kinds["hidden"].intervals
+        """Intervals of hidden entries, or of unseen slides: those that stand in for kinds without intervals of their own."""
+        return next(kind.intervals for kind in self.kinds.values() if kind.intervals is not None)
 
 
 def fit_noise(spots: HeldOutSpots) -> dict[str, float]:
@@ -112,7 +112,7 @@ def fit_noise(spots: HeldOutSpots) -> dict[str, float]:
 
 def fit_calibration(spots: HeldOutSpots) -> Calibration:
     """Calibrate intervals and standard deviations of all kinds of entries."""
-    hold_outs = spots.predictor.module.likelihood.hold_outs
+    hold_outs = spots.predictor.module.hold_outs
     return Calibration({kind.name: _fit_kind(kind, spots) for kind in ENTRY_KINDS if kind.hold_out in hold_outs})
 
 

@@ -105,7 +105,7 @@ class EntryKind(ABC):
     """
 
     name: ClassVar[str]
-    hold_out: ClassVar[HoldOut] = "set_aside"  # skipped where the likelihood does not have it
+    hold_out: ClassVar[HoldOut] = "set_aside"  # skipped where the module does not have it
     has_intervals: ClassVar[bool] = True  # else only its standard deviation is calibrated
 
     @abstractmethod
@@ -184,8 +184,14 @@ class Holes(HiddenSpots):
             yield from hidden_cases(in_hole, middles)
 
 
+class UnseenSlides(HiddenEntries):
+    """Entries of slides that had no part in training, predicted from something else than counts."""
+
+    name, hold_out = "unseen_slide", "unseen_slide"
+
+
 # a further kind is a further object here
-ENTRY_KINDS: list[EntryKind] = [HiddenEntries(), VisibleEntries(), HiddenSpots(), Holes()]
+ENTRY_KINDS: list[EntryKind] = [HiddenEntries(), VisibleEntries(), HiddenSpots(), Holes(), UnseenSlides()]
 
 
 def hidden_cases(

@@ -176,7 +176,7 @@ def fit_region_effects(predictor: Predictor) -> RegionEffects | None:
     """Choose the shrinkage of region effects on held-out entries; what they are estimated from in training, or ``None`` without."""
     module = predictor.module
     module.region_shrinkage.fill_(np.inf)
-    if not module.experts.in_use:
+    if not (module.own_entries and module.experts.in_use):  # they are told by a spot's own entries
         return None
     effects, held_out = collect(predictor, "set_aside")
     module.region_shrinkage.copy_(torch.from_numpy(choose_shrinkage(effects, held_out)))

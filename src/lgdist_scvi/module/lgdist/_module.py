@@ -19,7 +19,7 @@ from lgdist_scvi.module.experts import EXPERTS, ExpertAverage, correction
 from lgdist_scvi.module.lgdist._autoencoder import NeighborhoodAutoencoder
 from lgdist_scvi.module.lgdist._config import LGDiSTConfig
 from lgdist_scvi.module.lgdist._hiding import Hide, Split, draw_hidden
-from lgdist_scvi.module.likelihood import LIKELIHOODS, Likelihood, split_counts
+from lgdist_scvi.module.likelihood import LIKELIHOODS, HoldOut, Likelihood, split_counts
 
 # what a latent may be is widest, and least Gaussian, where nothing of a spot is visible
 _WHOLE_SPOTS_IN_DIFFUSION = 0.3
@@ -81,6 +81,11 @@ class LGDiSTModule(BaseModuleClass):
     def likelihood(self) -> Likelihood:
         """What is known of measured values given expected ones."""
         return self.autoencoder.likelihood
+
+    @property
+    def hold_outs(self) -> tuple[HoldOut, ...]:
+        """How entries can be held out to judge predictions."""
+        return self.likelihood.hold_outs
 
     def initialise(self, statistics: Any) -> None:
         """Start from what is known of the data: a :class:`~lgdist_scvi.data.GeneStatistics`."""

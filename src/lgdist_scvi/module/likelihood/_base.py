@@ -16,7 +16,7 @@ from lgdist_scvi.module.likelihood._effects import Effect
 from lgdist_scvi.module.likelihood._predictive import Predictive
 
 Estimand = Literal["rate", "captured"]
-HoldOut = Literal["set_aside", "split"]
+HoldOut = Literal["set_aside", "split", "unseen_slide"]
 Own = tuple[torch.Tensor, torch.Tensor]
 """Visible counts of each spot, and the library sizes that they are a part of, (batch, n_genes) each."""
 
