@@ -9,8 +9,6 @@ import torch
 from lgdist_scvi import LGDiST, datasets, pp
 from lgdist_scvi.module import fit_experts
 
-torch.set_num_threads(1)  # the networks of the tests are too small for more
-
 SIZES = {
     "n_latent": 8,
     "n_factors": 4,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ class Spots:
         Standardised value that stands in for a missing entry, 0 elsewhere, (n, n_genes); ``None`` without a prefill.
     region_effect
         Effect of the slide and of the surroundings of each spot, (n, n_genes); ``None`` without region effects.
+    fields
+        Whatever else is registered, (n, ...) each, by the name of the field.
     """
 
     counts: torch.Tensor
@@ -32,6 +34,7 @@ class Spots:
     library: torch.Tensor
     prefill: torch.Tensor | None = None
     region_effect: torch.Tensor | None = None
+    fields: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass

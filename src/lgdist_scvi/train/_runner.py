@@ -131,6 +131,7 @@ def run_stage(
     completed = True
     try:
         with quietly():
+            splitter.setup("fit")
             plan.prepare(splitter.train_dataloader())
             plan.module.requires_grad_(False)
             plan.network.requires_grad_(True)

@@ -84,8 +84,8 @@ class NeighborhoodAutoencoder(nn.Module):
         relative = torch.log(library / self.likelihood.typical_library)
         return torch.cat([relative, visible.mean(-1, keepdim=True)], dim=-1)
 
-    def _embed(self, spots: Spots, library: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
-        """One token per spot from value and visibility, entry by entry: (n, n_hidden)."""
+    def embed(self, spots: Spots, library: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
+        """One token per spot from value and visibility, entry by entry, (n, n_hidden); a subclass may add fields of the spots."""
         standardised = self.likelihood.standardised(spots, library)  # (n, n_genes)
         if spots.prefill is not None:
             standardised = standardised + spots.prefill
@@ -110,7 +110,7 @@ class NeighborhoodAutoencoder(nn.Module):
         index, distance, valid
             As in :class:`~lgdist_scvi.module._spots.Inputs`.
         """
-        tokens = self.neighbor(self._embed(neighbors, library, self._depth(library, neighbors.visible)) + self.role[1])
+        tokens = self.neighbor(self.embed(neighbors, library, self._depth(library, neighbors.visible)) + self.role[1])
         return Neighborhood(
             tokens=tokens[index] + self.embed_distance(distance),  # (batch, k, n_hidden)
             valid=valid,
@@ -121,7 +121,7 @@ class NeighborhoodAutoencoder(nn.Module):
     def encode(self, centre: Spots, library: torch.Tensor, neighborhood: Neighborhood) -> Condition:
         """Posterior of the centre's latent given what is visible; `library` is the visible one, (batch, 1)."""
         depth = self._depth(library, centre.visible)
-        own = self.centre(self._embed(centre, library, depth) + self.role[0])  # (batch, n_hidden)
+        own = self.centre(self.embed(centre, library, depth) + self.role[0])  # (batch, n_hidden)
         tokens = torch.cat([own[:, None], neighborhood.tokens], dim=1)  # (batch, 1 + k, n_hidden)
         valid = torch.cat([torch.ones_like(neighborhood.valid[:, :1]), neighborhood.valid], dim=1)
         summary = own

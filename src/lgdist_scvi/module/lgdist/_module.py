@@ -46,6 +46,8 @@ class LGDiSTModule(BaseModuleClass):
         Sizes and settings.
     """
 
+    _autoencoder_cls = NeighborhoodAutoencoder
+
     def __init__(
         self,
         likelihood: str,
@@ -57,7 +59,7 @@ class LGDiSTModule(BaseModuleClass):
         super().__init__()
         n_genes = set_aside_patterns.shape[1]
         self.config, self.own_entries = config, own_entries
-        self.autoencoder = NeighborhoodAutoencoder(n_genes, LIKELIHOODS[likelihood], compositional, config)
+        self.autoencoder = self._autoencoder_cls(n_genes, LIKELIHOODS[likelihood], compositional, config)
         self.diffusion = ResidualDiffusion(
             config.n_latent,
             config.n_hidden,
@@ -89,16 +91,8 @@ class LGDiSTModule(BaseModuleClass):
 
     def initialise(self, statistics: Any) -> None:
         """Start from what is known of the data: a :class:`~lgdist_scvi.data.GeneStatistics`."""
-        rate, mean, scale, loadings, signal = (
-            torch.from_numpy(part)
-            for part in (
-                statistics.rate,
-                statistics.value_mean,
-                statistics.value_scale,
-                statistics.loadings,
-                statistics.signal,
-            )
-        )
+        names = ("rate", "value_mean", "value_scale", "loadings", "signal")
+        rate, mean, scale, loadings, signal = (torch.from_numpy(getattr(statistics, name)) for name in names)
         self.likelihood.set_statistics(rate, mean, scale, statistics.typical_library)
         self.autoencoder.initialise(loadings, signal)
         for expert in self.experts.experts:
@@ -162,10 +156,16 @@ class LGDiSTModule(BaseModuleClass):
         # of counts, the library that those looked at would be a part of
         library = whole_library(batch[keys.LIBRARY], batch[keys.MASK]) * split.looked_at
         neighbor_library = whole_library(batch[keys.NEIGHBOR_LIBRARY], batch[keys.NEIGHBOR_MASK])
+        further = [name for name in batch if name != keys.SPOT and keys.NEIGHBOR + name in batch]
+        fields, neighbor_fields = ({name: batch[prefix + name] for name in further} for prefix in ("", keys.NEIGHBOR))
         return Inputs(
-            centre=Spots(split.counts, split.visible.float(), library, region_effect=batch.get(keys.REGION_EFFECT)),
+            centre=Spots(split.counts, split.visible.float(), library, None, batch.get(keys.REGION_EFFECT), fields),
             neighbors=Spots(
-                batch[keys.NEIGHBOR_COUNTS], neighbors_visible.float(), neighbor_library, self._prefill(batch)
+                batch[keys.NEIGHBOR_COUNTS],
+                neighbors_visible.float(),
+                neighbor_library,
+                self._prefill(batch),
+                fields=neighbor_fields,
             ),
             index=batch[keys.NEIGHBOR_INDEX].long(),
             distance=batch[keys.NEIGHBOR_DISTANCE],
