@@ -448,7 +448,7 @@ def test_setup_can_be_repeated(adata):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"gene_likelihood": "zinb"}, "gene_likelihood must be one of 'auto', 'nb', 'poisson', 'normal', got 'zinb'"),
+        ({"gene_likelihood": "zinb"}, "gene_likelihood must be one of 'auto', 'nb', 'normal', 'poisson', got 'zinb'"),
         ({"conditioning": "image"}, "conditioning must be one of"),
         ({"n_hidden": 30, "n_heads": 4}, "n_hidden=30 must be a multiple of n_heads=4"),
         ({"n_denoiser_hidden": 33, "n_denoiser_heads": 3}, "n_denoiser_hidden=33 must be even"),
@@ -586,7 +586,7 @@ def test_levels_are_numbers(trained, level):
 
 
 def test_completions_need_a_name_and_genes(trained):
-    with pytest.raises(ValueError, match="layer_added must be the name of a layer, got None"):
+    with pytest.raises(ValueError, match="layer_added must be the name to write, got None"):
         trained.complete(layer_added=None)
     with pytest.raises(ValueError, match="genes is empty"):
         trained.complete(trained.adata.copy(), genes=[])

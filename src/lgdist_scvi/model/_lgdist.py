@@ -340,19 +340,16 @@ class LGDiST(TrainingMixin, ExpressionMixin, SkillMixin, CompletionMixin, Record
     def _validate_anndata(self, adata: AnnData | MuData | None = None, copy_if_view: bool = True) -> AnnData | MuData:
         if adata is None or adata is self.adata:
             return super()._validate_anndata(adata, copy_if_view)
-        setup, manager = self.registry_["setup_args"], self.get_anndata_manager(adata)
+        setup = self.registry_["setup_args"]
         if (modality := setup.get("modality")) is None:
             check_anndata(adata, "a question")
         holder = adata if modality is None else modality_of(adata, modality, "a question")
-        if manager is None:
-            sample_key = choose_sample_key(holder, setup["sample_key"], setup["spatial_key"])
-        else:
-            sample_key = manager.get_state_registry(keys.COORDINATES)["sample_key"]
+        # before scvi-tools looks for a manager: it registers copies of known data while it looks, and they may lack the graph
+        sample_key = choose_sample_key(holder, setup["sample_key"], setup["spatial_key"])
         built_with = self.get_state_registry(keys.GRAPH)["n_neighbors"]
         with with_graph(holder, setup["graph_key"], sample_key, setup["spatial_key"], built_with):
             validated = super()._validate_anndata(adata, copy_if_view)
-        if manager is None:
-            warn_of_spots(holder, setup["graph_key"], setup["mask_layer"])
+        warn_of_spots(holder, setup["graph_key"], setup["mask_layer"])
         return validated
 
     def __repr__(self) -> str:
