@@ -21,6 +21,9 @@ class Watch(Callback):
     def __init__(self):
         self.stages: list[tuple[str, float, int]] = []
 
+    def __deepcopy__(self, memo: dict) -> Watch:
+        return self  # one for all stages, which otherwise train with copies
+
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self._began = time.perf_counter()
 

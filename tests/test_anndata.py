@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -65,7 +67,7 @@ class TestCounts:
     @pytest.mark.parametrize(
         ("value", "message"),
         [
-            (np.nan, "2 of 360 entries of adata.X are NaN; .*pp.observed_mask"),
+            (np.nan, "2 of 360 entries of adata.X are NaN; replace them by 0, .*mask_layer"),
             (np.inf, "2 of 360 entries of adata.X are infinite; .*layer="),
             (-1, "2 of 360 entries of adata.X are negative; .*layer="),
             (0.5, "2 of 360 entries of adata.X are not whole numbers; .*normalised.*layer="),
@@ -84,8 +86,50 @@ class TestCounts:
         with pytest.raises(KeyError, match="'raw' not found in adata.layers; available: 'counts'; pass the layer"):
             reading.get_counts(adata, "raw")
         adata.X = None
-        with pytest.raises(ValueError, match=r"adata.X is empty; .*\(layer=...; available: 'counts'\)"):
+        with pytest.raises(ValueError, match=r"adata.X is empty; .*\(layer=...; whole numbers are in 'counts'\)"):
             reading.get_counts(adata)
+
+    def test_says_where_counts_are(self):
+        adata = _adata()
+        adata.raw = adata.copy()
+        adata = adata[:, :5].copy()
+        adata.X = np.log1p(adata.X)
+        with pytest.raises(ValueError, match="adata.raw holds counts") as raised:
+            reading.get_counts(adata)
+        line = re.search(r'layers\["counts"\] = .*?\.X', str(raised.value))[0]
+        exec(f"adata.{line}", {"adata": adata})  # the remedy works as it is printed
+        np.testing.assert_array_equal(reading.get_counts(adata, "counts"), _counts()[:, :5])
+        adata.layers["fractions"] = adata.X
+        with pytest.raises(ValueError, match=r"\(counts_layer=...; whole numbers are in 'counts'\)"):
+            reading.get_counts(adata, "fractions", "counts_layer")
+        adata.X = _counts()[:, :5]
+        with pytest.raises(ValueError, match="adata.X holds counts: pass layer=None"):
+            reading.get_counts(adata, "fractions")
+
+    def test_no_spots(self):
+        with pytest.raises(ValueError, match="adata has 0 spots; .*sc.pp.filter_cells"):
+            reading.get_counts(_adata()[:0].copy())
+
+
+class TestGenes:
+    def test_another_case_or_spelling(self):
+        adata = _adata()
+        adata.var_names = ["Rpl7", "Malat1", *map(str, range(10))]
+        with pytest.raises(KeyError, match="1 of 2 genes .*: 'RPL7'; did you mean 'Rpl7'"):
+            reading.get_genes(adata, ["RPL7", "Malat1"])
+        with pytest.raises(KeyError, match="'Malat2'; did you mean 'Malat1'"):
+            reading.get_genes(adata, ["Malat2"])
+        with pytest.raises(KeyError, match="'Foo'; pass names"):
+            reading.get_genes(adata, ["Foo"])
+
+
+class TestGraph:
+    def test_lazy(self):
+        da = pytest.importorskip("dask.array")
+        adata = _adata()
+        graph = sparse.random(30, 30, 0.2, format="csr", rng=0)
+        adata.obsp["near"] = da.from_array(graph, chunks=(15, 30), asarray=False)
+        assert (reading.get_graph(adata, "near") != graph).nnz == 0
 
 
 class TestSamples:
@@ -135,6 +179,39 @@ class TestCoordinates:
         with pytest.raises(ValueError, match="not numeric"):
             reading.get_coordinates(adata)
 
+    def test_more_columns_than_a_place_has(self):
+        adata = _adata()
+        adata.obsm["spatial"] = pd.DataFrame(
+            np.random.default_rng(0).random((30, 5)),
+            index=adata.obs_names,
+            columns=["in_tissue", "array_row", "array_col", "pxl_row", "pxl_col"],
+        )
+        with pytest.raises(ValueError, match=r"shape \(30, 5\) \('in_tissue', .*\); expected \(30, 2\)"):
+            reading.get_coordinates(adata)
+
+    @pytest.mark.parametrize("first", [0, 1, 7])
+    def test_section_numbers_are_no_distance(self, first):
+        adata = _adata()
+        place, section = adata.obsm["spatial"] * 1000, np.repeat([first, first + 1, first + 3], 10)
+        adata.obsm["spatial"] = np.column_stack([place, section])
+        with pytest.raises(ValueError, match="third column .* numbers sections") as raised:
+            reading.get_coordinates(adata)
+        line = re.search(r'adata\.obs\["section"\] = .*astype\(str\)', str(raised.value))[0]
+        exec(line, {"adata": adata})
+        assert adata.obs["section"].nunique() == 3
+        adata.obsm["spatial"] = np.column_stack([place, 250.0 * section])  # in the units of x and y
+        assert reading.get_coordinates(adata).shape == (30, 3)
+
+    def test_says_where_coordinates_are(self):
+        adata = _adata()
+        adata.obsm["X_spatial"] = adata.obsm.pop("spatial")
+        with pytest.raises(KeyError, match="pass spatial_key='X_spatial'"):
+            reading.get_coordinates(adata)
+        del adata.obsm["X_spatial"]
+        adata.obs[["x_centroid", "y_centroid"]] = np.random.default_rng(0).random((30, 2))
+        with pytest.raises(KeyError, match=r"adata.obsm\['spatial'\] = adata.obs\[\['x_centroid', 'y_centroid'\]\]"):
+            reading.get_coordinates(adata)
+
     def test_duplicates_within_a_slide_only(self):
         adata = _adata()
         adata.obs["slide"] = np.repeat(["a", "b"], 15)
@@ -161,6 +238,12 @@ class TestMask:
     def test_missing_names_the_remedy(self):
         with pytest.raises(KeyError, match="'observed' not found in adata.layers; available: none; .*pp.observed_mask"):
             reading.get_mask(_adata(), "observed")
+
+    def test_a_hold_out_is_no_mask(self):
+        adata = _adata()
+        adata.layers["held_out"] = np.zeros(adata.shape, dtype=bool)
+        with pytest.raises(KeyError, match=r"pp.observed_mask\(adata, method='held_out'\) writes the mask"):
+            reading.get_mask(adata, "observed")
 
     def test_other_values(self):
         adata = _adata()

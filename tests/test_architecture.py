@@ -20,7 +20,7 @@ ROOT = PACKAGE.parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 GROUND = "ground"  # files at the top of the package whose names begin with _
-IN_MODULE = ("module._spots", "module.nn", "module.likelihood", "module.experts", "module.diffusion", "module.lgdist")
+IN_MODULE = ("module/_spots", "module/nn", "module/likelihood", "module/experts", "module/diffusion", "module/lgdist")
 MAY_IMPORT = {
     GROUND: (),
     # for any AnnData: neither model nor module
@@ -29,18 +29,18 @@ MAY_IMPORT = {
     "metrics": (GROUND,),
     "pl": (GROUND, "metrics", "pp"),
     # torch alone
-    "module._spots": (GROUND,),
-    "module.nn": (),
-    "module.likelihood": (GROUND, "module._spots"),
-    "module.experts": (GROUND, "module._spots", "module.likelihood"),
-    "module.diffusion": ("module.nn",),  # of any vector under any condition
-    "module.lgdist": (GROUND, "module._spots", "module.nn", "module.likelihood", "module.experts", "module.diffusion"),
+    "module/_spots": (GROUND,),
+    "module/nn": (),
+    "module/likelihood": (GROUND, "module/_spots"),
+    "module/experts": (GROUND, "module/_spots", "module/likelihood"),
+    "module/diffusion": ("module/nn",),  # of any vector under any condition
+    "module/lgdist": (GROUND, "module/_spots", "module/nn", "module/likelihood", "module/experts", "module/diffusion"),
     "module": IN_MODULE,
     "data": (GROUND,),
     "train": (),  # of any module
     "inference": (GROUND, *IN_MODULE, "module", "data", "metrics"),
-    "model.base": (GROUND, *IN_MODULE, "module", "data", "train", "inference", "metrics"),
-    "model": (GROUND, *IN_MODULE, "module", "data", "train", "inference", "pp", "model.base"),
+    "model/base": (GROUND, *IN_MODULE, "module", "data", "train", "inference", "metrics"),
+    "model": (GROUND, *IN_MODULE, "module", "data", "train", "inference", "pp", "model/base"),
     "lgdist_scvi": (GROUND, "datasets", "pp", "metrics", "pl", "model"),
     "cli": (GROUND, "datasets", "pp", "metrics", "pl", "lgdist_scvi"),
     "demo": ("cli",),
@@ -107,12 +107,12 @@ def dotted(file: Path) -> str:
 
 
 def room(file: Path) -> str:
-    name = dotted(file).removeprefix(f"{PACKAGE.name}.")
+    name = dotted(file).removeprefix(f"{PACKAGE.name}.").replace(".", "/")
     if name.startswith("_"):
         return GROUND
     while name not in MAY_IMPORT:
-        assert "." in name, f"{dotted(file)} is in no room: say in MAY_IMPORT what it may import"
-        name = name.rpartition(".")[0]
+        assert "/" in name, f"{dotted(file)} is in no room: say in MAY_IMPORT what it may import"
+        name = name.rpartition("/")[0]
     return name
 
 
@@ -239,7 +239,7 @@ def decisions(file: Path) -> Iterator[str]:
 
 
 def test_likelihoods_are_told_apart_in_their_own_room_alone():
-    elsewhere = [file for file in FILES if room(file) != "module.likelihood"]
+    elsewhere = [file for file in FILES if room(file) != "module/likelihood"]
     assert not [place for file in elsewhere for place in decisions(file)]
 
 

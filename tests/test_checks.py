@@ -37,3 +37,10 @@ def test_positive_int(value):
     checks.check_positive_int(np.int64(3), "k")
     with pytest.raises(ValueError, match="k must be a whole number of at least 1, got"):
         checks.check_positive_int(value, "k")
+
+
+@pytest.mark.parametrize("name", ["m/o", "/", "", " ", ".", "a\0b", None, 3, ["a"]])
+def test_names_that_no_file_can_hold(name):
+    checks.check_new_key("lgdist.rate 2", "key_added")
+    with pytest.raises(ValueError, match="^key_added"):
+        checks.check_new_key(name, "key_added")

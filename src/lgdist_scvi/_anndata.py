@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from scipy.spatial import cKDTree
 
 from lgdist_scvi._checks import check_counts, check_has_spots, check_mask, did_you_mean, list_names, require_key
+from lgdist_scvi._lattice import array_rows, numbers_sections
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -229,7 +229,7 @@ def get_coordinates(
         raise ValueError(
             f"{n_bad:,} of {adata.n_obs:,} spots have NaN or infinite coordinates in {where}; drop those spots first"
         )
-    if coordinates.shape[1] == 3 and _numbers_sections(coordinates):
+    if coordinates.shape[1] == 3 and numbers_sections(coordinates):
         raise ValueError(
             f"the third column of {where} numbers sections, but would count as a distance; keep x and y, and name the sections: "
             f'adata.obs["section"] = adata.obsm[{spatial_key!r}][:, 2].astype(int).astype(str), then sample_key="section"'
@@ -246,43 +246,6 @@ def get_coordinates(
         coordinates = coordinates.copy()
         coordinates[:, rows] *= np.sqrt(3)
     return coordinates
-
-
-def array_rows(coordinates: np.ndarray, obs: pd.DataFrame) -> int | None:
-    """Recognise rows and columns of a Visium array, where the next spot of a row is two columns away.
-
-    Parameters
-    ----------
-    coordinates
-        As stored, (n_obs, n_columns).
-    obs
-        Annotation of spots, which may hold ``"array_row"``.
-
-    Returns
-    -------
-    Which of the two columns holds the rows, or ``None`` if they are no array positions.
-    """
-    if coordinates.shape[1] != 2 or len(coordinates) < 10 or (coordinates % 1 != 0).any():
-        return None
-    if len(np.unique(coordinates.sum(axis=1) % 2)) > 1 or len(np.unique(coordinates[:, 0] % 2)) < 2:
-        return None
-    for column, name in enumerate(("array_row", "array_col")):
-        if name in obs:
-            same = [np.array_equal(coordinates[:, place], obs[name].to_numpy()) for place in (0, 1)]
-            if any(same):
-                return same.index(True) if column == 0 else 1 - same.index(True)
-    # the array is a square of 78 rows and 128 columns
-    return int(np.ptp(coordinates[:, 0]) > np.ptp(coordinates[:, 1]))
-
-
-def _numbers_sections(coordinates: np.ndarray) -> bool:
-    """Whether the third column is of few whole numbers, all of them within the distance between spots of a section."""
-    numbers, section = np.unique(coordinates[:, 2], return_inverse=True)
-    if not 2 <= len(numbers) <= len(coordinates) / 2 or (numbers % 1 != 0).any():
-        return False
-    sections = [coordinates[section == i, :2] for i in range(len(numbers))]
-    nearest = [cKDTree(spots).query(spots, [2])[0].ravel() for spots in sections if len(spots) > 1]
-    return bool(nearest) and np.median(np.concatenate(nearest)) > np.ptp(numbers)
 
 
 def _where_coordinates_are(adata: AnnData) -> str:

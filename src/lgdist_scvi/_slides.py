@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 
 from lgdist_scvi._anndata import get_coordinates, get_samples
 from lgdist_scvi._checks import list_names, require_key
-from lgdist_scvi._graph import lattice
+from lgdist_scvi._lattice import lattice
 
 if TYPE_CHECKING:
     from anndata import AnnData

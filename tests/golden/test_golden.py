@@ -37,7 +37,11 @@ def test_layers_are_those_of_before(case):
     for name, layer in layers.items():
         found, kept = golden.summary(layer), expected[name]
         assert found["shape"] == kept["shape"], name
+        discrete = name.endswith(DISCRETE)
         n_moved = int((~np.isclose(found["entries"], kept["entries"], rtol=1e-3, atol=1e-3, equal_nan=True)).sum())
-        assert n_moved <= (2 if name.endswith(DISCRETE) else 0), (name, found["entries"], kept["entries"])
+        assert n_moved <= (2 if discrete else 0), (name, found["entries"], kept["entries"])
         for moment in ("mean", "sd"):
-            assert found[moment] == pytest.approx(kept[moment], rel=1e-3, abs=1e-3), (name, moment)
+            assert found[moment] == pytest.approx(kept[moment], rel=1e-2 if discrete else 1e-3, abs=1e-3), (
+                name,
+                moment,
+            )

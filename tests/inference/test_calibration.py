@@ -8,7 +8,7 @@ import torch
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi.inference._calibration import _moments, _signal, _std_factor
-from lgdist_scvi.inference._cases import _per_count
+from lgdist_scvi.inference._entry_kinds import _per_count
 from lgdist_scvi.module.likelihood import PoissonLikelihood, counts_in_library
 
 

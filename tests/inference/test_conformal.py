@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lgdist_scvi.inference import calibrate, conformal_quantiles, expression_strata, nested_strata
+from lgdist_scvi.inference import conformal_quantiles, expression_strata, fit_intervals, nested_strata
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 
@@ -30,7 +30,7 @@ def test_calibration_covers_new_entries_of_every_stratum():
         gene = np.where((gene % 2 == 0) & (rng.random(n) < 0.8), np.minimum(gene + 1, n_genes - 1), gene)
         return {"rate": (np.abs(rng.normal(size=n)) * badness[gene], gene, rng.integers(100, size=n))}
 
-    calibration = calibrate(entries(40_000), rate, rng.random(n_genes))
+    calibration = fit_intervals(entries(40_000), rate, rng.random(n_genes))
     assert sum(calibration.n_entries["rate"]) == 40_000
     assert calibration.stratum["rate"].max() > 14
     deviation, gene, _ = entries(200_000)["rate"]
@@ -45,7 +45,7 @@ def test_calibration_covers_new_entries_of_every_stratum():
 def test_levels_near_one_are_calibrated_where_entries_allow_it():
     deviation = np.abs(np.random.default_rng(0).normal(size=150_000))
     gene = np.arange(150_000) % 3
-    calibration = calibrate({"rate": (deviation, gene, gene)}, np.arange(3.0), np.ones(3))
+    calibration = fit_intervals({"rate": (deviation, gene, gene)}, np.arange(3.0), np.ones(3))
     for level in (0.997, 0.9985, 0.9995):
         found = (deviation <= calibration.reach("rate", level)[gene]).mean()
         assert found == pytest.approx(level, abs=2e-4)
@@ -63,7 +63,7 @@ def test_genes_with_much_and_with_little_signal_are_calibrated_apart():
         return np.abs(rng.normal(size=n)) * badness[gene], gene
 
     deviation, gene = entries(30_000)
-    calibration = calibrate({"rate": (deviation, gene, gene)}, rate, varies + 0.1 * rng.random(n_genes))
+    calibration = fit_intervals({"rate": (deviation, gene, gene)}, rate, varies + 0.1 * rng.random(n_genes))
     deviation, gene = entries(100_000)
     for level in LEVELS:
         inside = deviation <= calibration.reach("rate", level)[gene]

@@ -107,7 +107,7 @@ def no_counts_at_all(adata):
 
 CASES = {
     # name: (change, arguments of setup_anndata, error, parts of the message)
-    "NaN counts": (counts(np.nan), {}, ValueError, ["2 of 720 entries of adata.X", "NaN", "pp.observed_mask"]),
+    "NaN counts": (counts(np.nan), {}, ValueError, ["2 of 720 entries of adata.X", "NaN", "mask_layer=..."]),
     "infinite counts": (counts(np.inf), {}, ValueError, ["2 of 720", "adata.X", "infinite", "layer=..."]),
     "negative counts": (counts(-1), {}, ValueError, ["2 of 720", "adata.X", "negative", "layer=..."]),
     "fractions": (counts(0.5), {}, ValueError, ["2 of 720", "adata.X", "not whole numbers", "layer=..."]),
@@ -149,7 +149,7 @@ CASES = {
         delete("obsm", "spatial"),
         {},
         KeyError,
-        ["'spatial' not found in adata.obsm", "spatial_key=..."],
+        ["'spatial' not found in adata.obsm", "adata.obs[['array_col', 'array_row']]", "spatial_key=..."],
     ),
     "no such coordinates": (
         None,
@@ -247,6 +247,87 @@ def test_setup_refuses(adata, case):
     for part in parts:
         assert part in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("keyword", "message"),
+    [
+        ("batch_key", "no batch, label or covariate is corrected for; sample_key tells slides apart"),
+        ("labels_key", "sample_key tells slides apart"),
+        ("categorical_covariate_keys", "sample_key tells slides apart"),
+        ("sampel_key", "did you mean 'sample_key'"),
+        ("mask", "did you mean 'mask_layer'"),
+        ("size_factor", "did you mean 'size_factor_key'"),
+    ],
+)
+def test_unknown_keywords(adata, keyword, message):
+    with pytest.raises(TypeError, match=f"setup_anndata knows no '?{keyword}'?.*{message}"):
+        LGDiST.setup_anndata(adata, **{keyword: "sample"})
+
+
+def test_other_containers(adata):
+    mudata = pytest.importorskip("mudata")
+    with pytest.raises(TypeError, match=r"needs an AnnData, got MuData; .*mdata\['rna'\]"):
+        LGDiST.setup_anndata(mudata.MuData({"rna": adata}))
+    named = type("SpatialData", (), {})()
+    with pytest.raises(TypeError, match="got SpatialData; pass one of its tables, .*datasets.read"):
+        LGDiST.setup_anndata(named)
+    with pytest.raises(TypeError, match="got str; read the file with lgdist_scvi.datasets.read"):
+        LGDiST.setup_anndata("slide.h5ad")
+
+
+# ---- what is done as asked, with a warning
+
+
+def beside_the_tissue(kind: Callable) -> Callable:
+    def change(adata):
+        adata.obs["in_tissue"] = [kind(int(i >= 7)) for i in range(N_SPOTS)]
+
+    return change
+
+
+def many_neighbors(adata):
+    pp.spatial_neighbors(adata, n_neighbors=55, max_distance=1e6)
+
+
+def held_out(adata):
+    adata.layers["held_out"] = np.arange(N_SPOTS * N_GENES).reshape(adata.shape) % 10 == 0
+
+
+def rounded(adata):
+    dense = adata.X.toarray()
+    adata.X = np.rint(dense / dense.sum(axis=1, keepdims=True) * 1e4).astype(np.float32)
+
+
+WARNED = {
+    "glass": (beside_the_tissue(int), {}, "7 of 60 spots lie beside the tissue .*in_tissue'] == 1].copy"),
+    "glass, bool": (beside_the_tissue(bool), {}, "7 of 60 spots lie beside the tissue"),
+    "glass, text": (beside_the_tissue(str), {}, "7 of 60 .*in_tissue'].astype.int. == 1].copy"),
+    "a wide graph": (many_neighbors, {}, "up to 55 neighbours in adata.obsp.*pp.spatial_neighbors.*max_distance"),
+    "a hold-out without a mask": (held_out, {}, "72 entries that .*held_out.*pp.observed_mask.*mask_layer='observed'"),
+    "a mask that shows what is held out": (held_out, {"mask_layer": "known"}, "72 entries .*read as measured zeros"),
+    "rounded CP10K": (rounded, {}, "nearly the same total, about 10,000, .*normalised"),
+}
+
+
+@pytest.mark.parametrize("case", WARNED)
+def test_setup_warns(adata, case):
+    change, arguments, message = WARNED[case]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        LGDiST.setup_anndata(adata, **arguments)
+    change(adata)
+    with pytest.warns(UserWarning, match=message):
+        LGDiST.setup_anndata(adata, **arguments)
+
+
+def test_the_mask_of_a_hold_out_is_taken_without_a_word(adata):
+    for scheme, arguments in (("entry", {"mask_layer": "observed"}), ("thinning", {})):
+        hidden = pp.hold_out(adata, scheme=scheme)
+        pp.observed_mask(hidden, method="held_out")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            LGDiST.setup_anndata(hidden, **arguments)
 
 
 @pytest.mark.parametrize("shape", [(N_SPOTS, N_GENES - 1), (N_SPOTS - 1, N_GENES)])
@@ -367,7 +448,7 @@ def test_setup_can_be_repeated(adata):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"gene_likelihood": "zinb"}, "gene_likelihood must be one of 'auto', 'nb', 'poisson', 'normal', got 'zinb'"),
+        ({"gene_likelihood": "zinb"}, "gene_likelihood must be one of 'auto', 'nb', 'normal', 'poisson', got 'zinb'"),
         ({"conditioning": "image"}, "conditioning must be one of"),
         ({"n_hidden": 30, "n_heads": 4}, "n_hidden=30 must be a multiple of n_heads=4"),
         ({"n_denoiser_hidden": 33, "n_denoiser_heads": 3}, "n_denoiser_hidden=33 must be even"),
@@ -505,7 +586,7 @@ def test_levels_are_numbers(trained, level):
 
 
 def test_completions_need_a_name_and_genes(trained):
-    with pytest.raises(ValueError, match="layer_added must be the name of a layer, got None"):
+    with pytest.raises(ValueError, match="layer_added must be the name to write, got None"):
         trained.complete(layer_added=None)
     with pytest.raises(ValueError, match="genes is empty"):
         trained.complete(trained.adata.copy(), genes=[])

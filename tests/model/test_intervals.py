@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lgdist_scvi import LGDiST, datasets, pp
-from lgdist_scvi.inference import expression_strata
+from lgdist_scvi.inference._conformal import expression_strata
 
 
 @pytest.fixture(params=["trained", "captured"])
@@ -73,7 +73,7 @@ def test_intervals_cover_entries_that_were_held_out(fit, likelihood, hidden_shar
     library = (counts * adata.layers["known"]).sum(axis=1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         truth = np.log1p(counts / library * 1e4)
-    third = expression_strata(model.module.vae.expression.numpy())
+    third = expression_strata(model.module.likelihood.expression.numpy())
     for estimand in ("captured",) if likelihood == "normal" else ("rate", "captured"):
         scored = hidden & (library > 0) & ((counts > 0) if estimand == "captured" else True)
         for level in LEVELS:
@@ -81,7 +81,7 @@ def test_intervals_cover_entries_that_were_held_out(fit, likelihood, hidden_shar
             inside = (lower <= truth) & (truth <= upper)
             for genes in (third >= 0, third == 0, third == 1, third == 2):
                 entries = scored & genes
-                n_calibration = sum(np.array(model.calibration_["n_entries"][estimand])[np.unique(third[genes])])
+                n_calibration = sum(np.array(model.calibration_.hidden.n_entries[estimand])[np.unique(third[genes])])
                 slack = 3.5 * np.sqrt(level * (1 - level) * (1 / entries.sum() + 1 / n_calibration))
                 low, high = level - slack, level + slack
                 assert low < inside[entries].mean(), (estimand, level, entries.sum(), n_calibration)
@@ -148,7 +148,7 @@ def test_the_ends_hold_a_value_however_it_was_rounded(trained, tissue):
 
 
 def test_the_number_of_calibration_entries_is_kept(model):
-    assert all(sum(n) > 50 for n in model.calibration_["n_entries"].values())
+    assert all(sum(n) > 50 for n in model.calibration_.hidden.n_entries.values())
 
 
 def test_intervals_of_captured_values_start_at_one_count(trained):
@@ -172,6 +172,9 @@ def test_an_interval_needs_two_samples(trained):
         trained.get_prediction_interval(0.9, n_samples=1)
 
 
+# ---- the distributions behind them
+
+
 def test_a_slide_without_a_mask_has_intervals_for_its_zeros(fit, slide):
     pp.spatial_neighbors(slide)
     model = fit(slide, 2)
@@ -183,8 +186,11 @@ def test_a_slide_without_a_mask_has_intervals_for_its_zeros(fit, slide):
 
 def test_strata_go_by_what_is_modelled(trained, captured):
     """Captured values are alike where they are alike in size, however rare they are."""
-    for model, expression in ((trained, trained.module.vae.gene_rate), (captured, captured.module.vae.value_mean)):
-        stratum = model.calibration_["stratum"][model._modelled]
+    for model, expression in (
+        (trained, trained.module.likelihood.gene_rate),
+        (captured, captured.module.likelihood.value_mean),
+    ):
+        stratum = model.calibration_.hidden.stratum[model.module.likelihood.modelled]
         assert stratum.max() > 1
         third = expression_strata(expression.numpy())
         for one in range(2):

@@ -126,7 +126,8 @@ def test_same_seed_same_model(fit, tissue, likelihood):
         assert torch.equal(value, second[key]), key
     assert_equal(*(answers(model) for model in models))
     for key, frame in models[0].history_.items():
-        pd.testing.assert_frame_equal(frame, models[1].history_[key])
+        if not key.endswith("/seconds"):
+            pd.testing.assert_frame_equal(frame, models[1].history_[key])
 
 
 # ---- other data

@@ -75,7 +75,7 @@ def test_what_lasts_of_captured_values_is_told_from_sampling_noise(fit, variance
     slide.X = sparse.csr_matrix(1 + rng.poisson(20 * deviation * np.ones(slide.shape)).astype(np.float32))
     slide.layers["known"] = np.ones(slide.shape, dtype=bool)
     model = fit(slide, 20, {"mask_layer": "known"}, gene_likelihood="normal")
-    share = model.module.vae.likelihood.lasting_share
+    share = model.module.likelihood.lasting_share
     assert lasts[0] <= share.min() and share.max() <= lasts[1]
 
 

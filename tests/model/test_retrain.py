@@ -37,7 +37,7 @@ def test_retrained_as_before(model):
     other = model.retrain(model.copy_data())
     assert other.training_data_ == model.training_data_
     assert [call["arguments"] for call in other.training_] == [call["arguments"] for call in model.training_]
-    assert len(other.history_["vae/train_loss"]) == 1 and not other.module.has_diffusion
+    assert len(other.history_["vae/train_loss"]) == 1 and not other.module.diffusion.trained
     assert other.init_params_ == model.init_params_
 
 

@@ -139,9 +139,11 @@ def test_errors(slides):
         pp.select_genes(adata, min_target_detection=40)
     with pytest.raises(KeyError, match="'slide' not found in adata.obs; available: 'sample'"):
         pp.select_genes(adata, sample_key="slide")
-    with pytest.raises(ValueError, match="share their coordinates .*pass sample_key"):
-        adata.obsm["spatial"][1] = adata.obsm["spatial"][0]
-        pp.select_genes(adata)
+    adata.obsm["spatial"][1] = adata.obsm["spatial"][0]
+    with pytest.raises(ValueError, match="share their coordinates .*keep one spot per place"):
+        pp.select_genes(adata, sample_key="sample")
+    with pytest.raises(ValueError, match="adata has 0 spots"):
+        pp.select_genes(adata[:0].copy())
     far = ad.AnnData(np.ones((3, 4), dtype=np.float32), obsm={"spatial": np.arange(6.0).reshape(3, 2)})
     far.obs["slide"] = ["a", "b", "c"]
     with pytest.raises(ValueError, match="no two spots are neighbours"):

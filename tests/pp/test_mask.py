@@ -66,3 +66,15 @@ def test_errors(slide):
     slide.X.data[:3] = -1
     with pytest.raises(ValueError, match="3 of 9,000 entries of adata.X are negative"):
         pp.observed_mask(slide)
+
+
+def test_names_and_spots(slide):
+    before = set(slide.layers)
+    with pytest.raises(ValueError, match="key_added='m/o' is no name"):
+        pp.observed_mask(slide, key_added="m/o")
+    for method in ("nonzero", "all"):
+        with pytest.raises(ValueError, match="adata has 0 spots"):
+            pp.observed_mask(slide[:0].copy(), method=method)
+    with pytest.raises(ValueError, match="adata has 0 spots"):
+        pp.hold_out(slide[:0].copy())
+    assert set(slide.layers) == before

@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from lgdist_scvi import pp
-from lgdist_scvi.pp._neighbors import lattice
+from lgdist_scvi._lattice import lattice
 
 
 def hexagonal(n: int = 12, pitch: float = 137.0) -> np.ndarray:
@@ -173,6 +173,32 @@ class TestLattice:
         assert lattice(beads)[0] == "irregular"
 
 
+class TestArrayPositions:
+    @pytest.mark.parametrize("known", [True, False])
+    @pytest.mark.parametrize("swapped", [True, False])
+    @pytest.mark.parametrize("shape", [(20, 20), (30, 12)])
+    def test_rows_and_columns_give_the_graph_of_the_pixels(self, shape, swapped, known):
+        row, place = np.divmod(np.arange(np.prod(shape)), shape[1])
+        col = 2 * place + row % 2
+        if not known and np.ptp(row) > np.ptp(col):
+            pytest.skip("nothing tells rows from columns there; the warning says which was taken")
+        true = spots(100 * np.column_stack([col / 2, row * np.sqrt(3) / 2]))
+        pp.spatial_neighbors(true)
+        array = spots(np.column_stack([row, col] if swapped else [col, row]))
+        if known:
+            array.obs["array_row"], array.obs["array_col"] = row, col
+        taken = 0 if swapped else 1
+        with pytest.warns(UserWarning, match=f"rows and columns of the array, no pixels: column {taken} is taken"):
+            pp.spatial_neighbors(array)
+        assert list(array.uns["spatial_neighbors"]["params"]["geometry"]) == ["hexagonal"]
+        assert neighbor_sets(array) == neighbor_sets(true)
+
+    def test_whole_numbers_on_a_square_lattice_stay_as_they_are(self):
+        adata = spots(square(12, 1.0))
+        pp.spatial_neighbors(adata, n_neighbors=4)
+        assert neighbor_sets(adata) == within(square(12, 1.0), 1.01)
+
+
 class TestSlides:
     def test_slides_that_overlap(self):
         one = hexagonal(8)
@@ -256,6 +282,12 @@ class TestErrors:
     def test_max_distance(self, distance):
         with pytest.raises(ValueError, match="max_distance must be positive"):
             pp.spatial_neighbors(spots(square(3)), max_distance=distance)
+
+    def test_names_and_spots(self):
+        with pytest.raises(ValueError, match="key_added='a/b' is no name"):
+            pp.spatial_neighbors(spots(square(3)), key_added="a/b")
+        with pytest.raises(ValueError, match="adata has 0 spots"):
+            pp.spatial_neighbors(spots(np.empty((0, 2))))
 
     def test_keys(self):
         with pytest.raises(KeyError, match="'xy' not found in adata.obsm; available: 'spatial'"):

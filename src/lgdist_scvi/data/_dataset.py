@@ -40,6 +40,9 @@ class NeighborhoodManager(AnnDataManager):
 
     fingerprint: str | None = None
 
+    def _read(self) -> NeighborhoodDataset:
+        return NeighborhoodDataset(self)
+
     def create_torch_dataset(self, indices=None, data_and_attributes=None, load_sparse_tensor=False):
         """Create a :class:`NeighborhoodDataset`, restricted to `indices` if given.
 
@@ -52,7 +55,7 @@ class NeighborhoodManager(AnnDataManager):
             If the data are not those that were registered.
         """
         try:
-            dataset = NeighborhoodDataset(self)
+            dataset = self._read()
         except (KeyError, ValueError) as error:
             if self.fingerprint is None:
                 raise
@@ -68,7 +71,7 @@ class NeighborhoodManager(AnnDataManager):
 
     def register_now(self) -> NeighborhoodDataset:
         """Read the data, check what no single field can see, and remember what they are."""
-        dataset = NeighborhoodDataset(self)
+        dataset = self._read()
         self.fingerprint = dataset.fingerprint
         return dataset
 
@@ -82,10 +85,10 @@ def registered_anndata(adata_manager: AnnDataManager) -> AnnData:
 class NeighborhoodDataset(AnnTorchDataset):
     """Spots and their neighbours.
 
-    Counts stay sparse; a batch gathers the rows of its spots and, once each, of their neighbours. Unobserved neighbours are
-    dropped. If none is left, the nearest observed spots along the graph replace them. An unobserved spot in a connected component
-    without any observed spot falls back to the nearest observed spots of its slide. Isolated observed spots keep an empty
-    neighbourhood.
+    Counts stay sparse; a batch gathers the rows of its spots and, once each, of their neighbours. Neighbours that tell nothing
+    (`informative`: here those of which nothing is observed) are dropped. If none is left, the nearest informative spots along the
+    graph replace them. A spot that is not informative itself, in a connected component without any that is, falls back to the
+    nearest informative spots of its slide. Isolated informative spots keep an empty neighbourhood.
 
     Parameters
     ----------
@@ -109,13 +112,7 @@ class NeighborhoodDataset(AnnTorchDataset):
         self.adata = adata = registered_anndata(adata_manager)
         registry = adata_manager.data_registry
         self.genes = np.asarray(adata_manager.get_state_registry(keys.COUNTS)["column_names"])
-        self._columns = _columns(adata, self.genes)
-
-        self.counts = _take_columns(get_counts(adata, registry[keys.COUNTS].attr_key), self._columns)
-        self.mask = None
-        if keys.MASK in registry:
-            self.mask = _take_columns(get_mask(adata, registry[keys.MASK].attr_key), self._columns)
-        self.library = self._library(registry)
+        self.counts, self.mask, self.library = self._measured(registry)
         self.has_content = self._has_content()
         self.fields = {name: self._field(name) for name in registry if name not in _KNOWN_FIELDS}
         self._registered_fields = tuple(self.fields)
@@ -125,8 +122,17 @@ class NeighborhoodDataset(AnnTorchDataset):
         """Stand in for the manager in scvi-tools' data loaders, so that they do not read and check the data again."""
         return self if indices is None else Subset(self, np.asarray(indices))
 
-    def _library(self, registry: dict) -> np.ndarray:
-        summed = library_size(self.counts, self.mask)
+    def _measured(self, registry: dict) -> tuple[Any, np.ndarray | None, np.ndarray]:
+        """Counts, (n_obs, n_genes), what is observed of them, ``None`` if all is, and library sizes, (n_obs,)."""
+        self._columns = _columns(self.adata, self.genes)
+        counts = _take_columns(get_counts(self.adata, registry[keys.COUNTS].attr_key), self._columns)
+        mask = None
+        if keys.MASK in registry:
+            mask = _take_columns(get_mask(self.adata, registry[keys.MASK].attr_key), self._columns)
+        return counts, mask, self._library(registry, counts, mask)
+
+    def _library(self, registry: dict, counts: Any, mask: np.ndarray | None) -> np.ndarray:
+        summed = library_size(counts, mask)
         if keys.LIBRARY not in registry:
             return summed
         key = registry[keys.LIBRARY].attr_key
@@ -150,6 +156,11 @@ class NeighborhoodDataset(AnnTorchDataset):
         """Whether anything is observed of a spot; a spot without counts says nothing about expression."""
         content = self.library > 0
         return content if self.mask is None else content & self.mask.any(axis=1)
+
+    @property
+    def informative(self) -> np.ndarray:
+        """Spots that tell their neighbours something, bool, (n_obs,)."""
+        return self.has_content
 
     def shows_zeros(self) -> bool:
         """Whether some observed entry is a zero."""
@@ -187,7 +198,7 @@ class NeighborhoodDataset(AnnTorchDataset):
         return get_graph(self.adata, self.adata_manager.data_registry[keys.GRAPH].attr_key)
 
     def _set_neighbors(self) -> None:
-        registry, graph = self.adata_manager.data_registry, self.graph
+        registry, graph, informative = self.adata_manager.data_registry, self.graph, self.informative
         # a model of one slide may be asked about several
         sample_key = self.adata_manager.get_state_registry(keys.COORDINATES)["sample_key"]
         self.samples = samples = get_samples(self.adata, sample_key)
@@ -195,15 +206,15 @@ class NeighborhoodDataset(AnnTorchDataset):
         rows = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
         lengths = np.linalg.norm(coordinates[rows] - coordinates[graph.indices], axis=1)
         pitch = spot_pitch(rows, lengths, samples, coordinates)
-        useful = self.has_content[graph.indices]
+        useful = informative[graph.indices]
         edges = pd.DataFrame({"spot": rows[useful], "neighbor": graph.indices[useful]})
         n_left = np.bincount(edges["spot"], minlength=graph.shape[0])
         self.far = n_left == 0
         n_slots = max(1, int(np.diff(graph.indptr).max(initial=0)))
-        reached = reach_further(graph, np.flatnonzero((n_left == 0) & (np.diff(graph.indptr) > 0)), self.has_content)
-        stranded = ~self.has_content & (n_left == 0)
+        reached = reach_further(graph, np.flatnonzero((n_left == 0) & (np.diff(graph.indptr) > 0)), informative)
+        stranded = ~informative & (n_left == 0)
         stranded[reached["spot"]] = False
-        others = nearest(coordinates, samples, np.flatnonzero(stranded), self.has_content, n_slots)
+        others = nearest(coordinates, samples, np.flatnonzero(stranded), informative, n_slots)
         edges = pd.concat([edges, reached, others])
         edges["distance"] = (
             np.linalg.norm(coordinates[edges["spot"]] - coordinates[edges["neighbor"]], axis=1)
@@ -218,7 +229,10 @@ class NeighborhoodDataset(AnnTorchDataset):
         self.neighbors[edges["spot"], edges["slot"]] = edges["neighbor"]
         self.distances[edges["spot"], edges["slot"]] = edges["distance"]
 
-        lost = np.flatnonzero(~self.has_content & (self.neighbors[:, 0] < 0))
+        self._refuse_lost(np.flatnonzero(~informative & (self.neighbors[:, 0] < 0)))
+
+    def _refuse_lost(self, lost: np.ndarray) -> None:
+        """Refuse data with spots of which nothing tells anything."""
         if len(lost):
             raise ValueError(
                 f"{len(lost):,} of {self.adata.n_obs:,} spots ({list_names(self.adata.obs_names[lost])}) lie on a slide of which "
@@ -235,7 +249,7 @@ class NeighborhoodDataset(AnnTorchDataset):
         return np.argsort(rank[spots], kind="stable")
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Rows of all spots, as many at a time as are well held dense."""
+        """Rows of all spots, in blocks that fit in memory dense."""
         for start in range(0, len(self), _BLOCK):
             yield np.arange(start, min(start + _BLOCK, len(self)))
 

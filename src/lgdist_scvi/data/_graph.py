@@ -78,7 +78,7 @@ def reach_further(graph: sparse.csr_matrix, spots: np.ndarray, has_content: np.n
 
 
 def _walk(graph: sparse.csr_matrix, spots: np.ndarray, has_content: np.ndarray) -> pd.DataFrame:
-    """The same, spot by spot: for spots that have content themselves, which are no way for others to pass."""
+    """The same, spot by spot: for spots that have content themselves, which others cannot walk through."""
     found_spots, found = [], []
     for spot in spots:
         seen = {int(spot)}

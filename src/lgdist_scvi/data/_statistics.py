@@ -35,7 +35,7 @@ class GeneStatistics:
         (n_genes, n_components).
     signal
         Share of each score's variance that is not noise, float32, (n_components,).
-    sample
+    some_spots
         Counts, 1 where they may be looked at, (n, n_genes) each, and library sizes, (n, 1), of some spots, dense float32.
     """
 
@@ -45,7 +45,7 @@ class GeneStatistics:
     typical_library: float
     loadings: np.ndarray
     signal: np.ndarray
-    sample: tuple[np.ndarray, np.ndarray, np.ndarray]
+    some_spots: tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def set_aside_patterns(n_genes: int, fraction: float, seed: int) -> np.ndarray:
@@ -118,7 +118,7 @@ def gene_statistics(
         typical_library=typical_library,
         loadings=loadings,
         signal=signal,
-        sample=(counts, known, library),
+        some_spots=(counts, known, library),
     )
 
 

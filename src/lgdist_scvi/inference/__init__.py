@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from lgdist_scvi.inference._calibration import Calibration, fit_calibration, fit_noise
-from lgdist_scvi.inference._cases import ENTRY_KINDS, CalibrationCase, EntryKind, HeldOutSpots, hidden_cases
 from lgdist_scvi.inference._conformal import (
     LEVELS,
     REPORTED_LEVELS,
-    calibrate,
     conformal_quantiles,
     expression_strata,
+    fit_intervals,
     nested_strata,
 )
+from lgdist_scvi.inference._entry_kinds import ENTRY_KINDS, CalibrationCase, EntryKind, HeldOutSpots, hidden_cases
 from lgdist_scvi.inference._holes import holes
 from lgdist_scvi.inference._prediction import (
     FILLED_MISSING,
@@ -53,7 +53,7 @@ __all__ = [
     "Prediction",
     "Predictor",
     "RegionEffects",
-    "calibrate",
+    "fit_intervals",
     "choose_shrinkage",
     "conformal_quantiles",
     "estimate_region_effects",

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lgdist_scvi.inference._cases import (
+from lgdist_scvi.inference._conformal import N_THIRDS, Intervals, Scores, expression_strata, fit_intervals
+from lgdist_scvi.inference._entry_kinds import (
     ENTRY_KINDS,
     N_NOISE_SAMPLES,
     Batch,
@@ -18,7 +19,6 @@ from lgdist_scvi.inference._cases import (
     HeldOutSpots,
     hidden_cases,
 )
-from lgdist_scvi.inference._conformal import N_THIRDS, Intervals, Scores, calibrate, expression_strata
 
 _MIN_SPOTS = 5  # from which the size of the error is estimated
 _PRIOR_ERROR, _SMALLEST_RATIO = 2.0, 0.5  # of the ratio of variances
@@ -47,7 +47,7 @@ class Calibration:
     Attributes
     ----------
     kinds
-        By the name of the kind of entry, see :mod:`lgdist_scvi.inference._cases`.
+        By the name of the kind of entry, see :mod:`lgdist_scvi.inference._entry_kinds`.
     skill
         By estimand, what :func:`lgdist_scvi.inference.measure_skill` gives; empty before it is measured.
     """
@@ -80,8 +80,8 @@ class Calibration:
 
     @property
     def hidden(self) -> Intervals:
-        """Intervals of hidden entries."""
-        return self.kinds["hidden"].intervals
+        """Intervals of hidden entries, or of unseen slides: those that stand in for kinds without intervals of their own."""
+        return next(kind.intervals for kind in self.kinds.values() if kind.intervals is not None)
 
 
 def fit_noise(spots: HeldOutSpots) -> dict[str, float]:
@@ -93,7 +93,7 @@ def fit_noise(spots: HeldOutSpots) -> dict[str, float]:
     totals = torch.zeros(3, len(likelihood.gene_rate), dtype=torch.float64)
     for (case,) in hidden_cases(spots.predictor, spots.for_noise, N_NOISE_SAMPLES):
         prediction = case.prediction
-        mean, variance = likelihood.in_own_unit(*prediction.spread(likelihood.modelled), prediction.library)
+        mean, variance = likelihood.in_measured_unit(*prediction.moments(likelihood.modelled), prediction.library)
         square, sampling = likelihood.squared_error(case.counts, case.per_count, mean, prediction.library)
         parts = (square - variance, sampling, likelihood.noise_variance(mean, variance))
         for total, part in zip(totals, parts, strict=True):
@@ -102,13 +102,17 @@ def fit_noise(spots: HeldOutSpots) -> dict[str, float]:
     pooled = torch.zeros(len(totals), N_THIRDS, dtype=torch.float64).index_add_(1, third, totals)
     if not (pooled[-1] > 0).all():
         return {}
-    likelihood.scale_noise(*pooled[:, third].float().to(likelihood.gene_rate.device))
-    return dict(zip(("low", "middle", "high"), (pooled[0] / pooled[-1]).tolist(), strict=True))
+    factor = likelihood.scale_noise(*pooled[:, third].float().to(likelihood.gene_rate.device))
+    if factor is None:
+        return {}
+    return {
+        name: float(factor[(third == one).to(factor.device)][0]) for one, name in enumerate(("low", "middle", "high"))
+    }
 
 
 def fit_calibration(spots: HeldOutSpots) -> Calibration:
     """Calibrate intervals and standard deviations of all kinds of entries."""
-    hold_outs = spots.predictor.module.likelihood.hold_outs
+    hold_outs = spots.predictor.module.hold_outs
     return Calibration({kind.name: _fit_kind(kind, spots) for kind in ENTRY_KINDS if kind.hold_out in hold_outs})
 
 
@@ -125,7 +129,7 @@ def _fit_kind(kind: EntryKind, spots: HeldOutSpots) -> KindCalibration:
                 scores.append(of_case)
                 moments.append(of_spots)
     rate = likelihood.expression.cpu().numpy()
-    intervals = calibrate(_joined(scores), rate, _signal(moments, len(rate))) if kind.has_intervals else None
+    intervals = fit_intervals(_joined(scores), rate, _signal(moments, len(rate))) if kind.has_intervals else None
     return KindCalibration(_std_factor(squares), intervals)
 
 
@@ -151,9 +155,9 @@ def _squares(case: CalibrationCase) -> np.ndarray:
     """
     prediction, likelihood, share = case.prediction, case.prediction.likelihood, case.share
     modelled, library = likelihood.modelled, case.prediction.library
-    spread = prediction.spread(modelled)
-    mean, variance = likelihood.in_own_unit(spread[0], prediction.variance(modelled), library)
-    of_samples = likelihood.in_own_unit(*spread, library)[1] / prediction.n_samples
+    spread = prediction.moments(modelled)
+    mean, variance = likelihood.in_measured_unit(spread[0], prediction.variance(modelled), library)
+    of_samples = likelihood.in_measured_unit(*spread, library)[1] / prediction.n_samples
     square, sampling = likelihood.squared_error(case.counts, case.per_count, share * mean, library)
     weight = likelihood.error_weight(case.hidden)
     parts = (square - sampling - share**2 * of_samples, share**2 * variance)

@@ -129,7 +129,7 @@ class Intervals:
         return _at_level(self.thresholds[estimand], level)[self.stratum[estimand]]
 
 
-def calibrate(scores: Scores, rate: np.ndarray, signal: np.ndarray) -> Intervals:
+def fit_intervals(scores: Scores, rate: np.ndarray, signal: np.ndarray) -> Intervals:
     """Calibrate intervals of all levels from one set of entries.
 
     Parameters

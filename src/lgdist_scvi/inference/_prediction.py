@@ -21,7 +21,7 @@ N_SAMPLES = 25  # where a spread is asked for
 # provenance of a completed value
 MEASURED, FILLED_ZERO, FILLED_MISSING, REPLACED, LEFT_MISSING = range(5)
 
-Spread = tuple[torch.Tensor, torch.Tensor]
+Moments = tuple[torch.Tensor, torch.Tensor]
 """Mean and variance over samples of the expected value, (batch, n_genes) each."""
 
 
@@ -60,7 +60,7 @@ class Prediction:
         self.library = self.likelihood.usable(batch[keys.LIBRARY])
         self.exposure = module.exposure(batch)
         self._latents: torch.Tensor | None = None
-        self._spreads: dict[Estimand, Spread] = {}
+        self._moments: dict[Estimand, Moments] = {}
 
     @property
     def likelihood(self) -> Likelihood:
@@ -83,13 +83,13 @@ class Prediction:
 
     # ---- expected values
 
-    def rate(self, latent: torch.Tensor) -> torch.Tensor:
+    def decoded(self, latent: torch.Tensor) -> torch.Tensor:
         """Expected value at a latent in the likelihood's unit: for counts the share of the library, (batch, n_genes)."""
         return self.module.decode(latent, self.condition)
 
     def expected(self, latent: torch.Tensor, estimand: Estimand) -> torch.Tensor:
         """Expected value at a latent, as it is averaged over samples: CP10K for rates, log1p(CP10K) for captured values."""
-        return self._answer(self.rate(latent), estimand)
+        return self._answer(self.decoded(latent), estimand)
 
     def _answer(self, decoded: torch.Tensor, estimand: Estimand) -> torch.Tensor:
         return self.likelihood.answer(decoded, self.exposure, self.library, estimand)
@@ -102,26 +102,26 @@ class Prediction:
         """Expected value at the posterior mean of the latent, log1p(CP10K), (batch, n_genes)."""
         return self.value(self.latent_mean(), estimand)
 
-    def spread(self, estimand: Estimand) -> Spread:
+    def moments(self, estimand: Estimand) -> Moments:
         """Mean and variance over samples of the expected value, in the units of :meth:`expected`."""
-        if estimand not in self._spreads:
+        if estimand not in self._moments:
             mean = square = 0.0
             for sample, latent in enumerate(self.latents().unbind(1)):
                 value = self.expected(latent, estimand)  # (batch, n_genes)
                 delta = value - mean
                 mean = mean + delta / (sample + 1)
                 square = square + delta * (value - mean)
-            self._spreads[estimand] = mean, square / max(self.n_samples - 1, 1)
-        return self._spreads[estimand]
+            self._moments[estimand] = mean, square / max(self.n_samples - 1, 1)
+        return self._moments[estimand]
 
     def variance(self, estimand: Estimand) -> torch.Tensor:
         """Variance of the expected value, in the units of :meth:`expected`: over latents, and of what no latent holds.
 
         The value is that of one gene in one spot, which may differ from what other genes and spots share with it.
         """
-        decoded = self.rate(self.latents().mean(1))
+        decoded = self.decoded(self.latents().mean(1))
         own = self.likelihood.own_variance(decoded, self.condition.own).sqrt()
-        over_latents = self.spread(estimand)[1]
+        over_latents = self.moments(estimand)[1]
         if estimand == "rate":  # linear in what is decoded
             return over_latents + self._answer(own, estimand) ** 2
         ends = (decoded + own, (decoded - own).clamp(min=0.0))
@@ -133,13 +133,13 @@ class Prediction:
         factor = torch.from_numpy(calibration.std_factor(self.batch)).to(self.library)
         std = factor * self.variance(estimand).sqrt()
         # delta method from CP10K to its logarithm
-        return std / (1.0 + self.spread(estimand)[0]) if estimand == "rate" else std
+        return std / (1.0 + self.moments(estimand)[0]) if estimand == "rate" else std
 
     # ---- measurements
 
     def predictive(self, estimand: Estimand) -> Predictive:
         """Distribution of the measured values."""
-        return self.likelihood.predictive(*self.spread(self.likelihood.modelled), self.library, estimand)
+        return self.likelihood.predictive(*self.moments(self.likelihood.modelled), self.library, estimand)
 
     def interval(
         self, estimand: Estimand, level: float, positions: np.ndarray, calibration: Calibration

@@ -55,7 +55,7 @@ class Predictor:
         rows = np.arange(len(self.dataset)) if rows is None else rows
         order, size = self.dataset.along_graph(rows), batch_size or _BATCH_SIZE
         device = self.module.device  # looks at every parameter
-        for start in tqdm(range(0, len(rows), size), desc="Completing", disable=silent, leave=False):
+        for start in tqdm(range(0, len(rows), size), desc="Spots", disable=silent, leave=False):
             place = order[start : start + size]
             spots = rows[place]
             batch = {key: torch.from_numpy(value).to(device) for key, value in self.dataset[spots].items()}

@@ -70,7 +70,7 @@ class RegionEffects:
         return effects
 
     def blocks(self) -> Iterator[slice]:
-        """Go through the genes, as many at a time as are well held."""
+        """Go through the genes in blocks that fit in memory."""
         for start in range(0, self.found.shape[1], _GENES_AT_A_TIME):
             yield slice(start, start + _GENES_AT_A_TIME)
 
@@ -176,7 +176,7 @@ def fit_region_effects(predictor: Predictor) -> RegionEffects | None:
     """Choose the shrinkage of region effects on held-out entries; what they are estimated from in training, or ``None`` without."""
     module = predictor.module
     module.region_shrinkage.fill_(np.inf)
-    if not module.experts.in_use:
+    if not (module.own_entries and module.experts.in_use):  # they are told by a spot's own entries
         return None
     effects, held_out = collect(predictor, "set_aside")
     module.region_shrinkage.copy_(torch.from_numpy(choose_shrinkage(effects, held_out)))

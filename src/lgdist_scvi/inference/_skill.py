@@ -12,6 +12,7 @@ from lgdist_scvi._poisson import MOLECULES
 from lgdist_scvi._units import to_log1p
 from lgdist_scvi.inference._predictor import Predictor
 from lgdist_scvi.metrics._skill import compare
+from lgdist_scvi.module._spots import sum_of_neighbors
 from lgdist_scvi.module.likelihood import Estimand, Likelihood
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def measure_skill(predictor: Predictor, neighbors_only: bool = False) -> dict[st
 
     Returns
     -------
-    By estimand, the columns that :func:`lgdist_scvi.metrics.compare` gives.
+    By estimand, the columns of :meth:`lgdist_scvi.LGDiST.skill_table`.
     """
     module, dataset = predictor.module, predictor.dataset
     spots = np.setdiff1d(np.arange(len(dataset)), module.spots_set_aside(len(dataset)))
@@ -89,8 +90,8 @@ def _entries(
     index, valid = tensors[keys.NEIGHBOR_INDEX].long(), tensors[keys.NEIGHBOR_VALID].float()
 
     def pooled(values: torch.Tensor) -> torch.Tensor:
-        """Sum over the neighbours of each centre, (batch, n_genes); slot by slot, to hold no more than that."""
-        return sum(values[index[:, slot]] * valid[:, slot, None] for slot in range(index.shape[1]))[rows, genes]
+        """Sum over the neighbours of the centre of each entry, (n_entries,)."""
+        return sum_of_neighbors(values.expand(-1, counts.shape[1]), index, valid)[rows, genes]
 
     seen = tensors[keys.NEIGHBOR_MASK] * ~module.set_aside(tensors[keys.NEIGHBOR_SPOT])
     others, depth = tensors[keys.NEIGHBOR_COUNTS], tensors[keys.NEIGHBOR_LIBRARY]
@@ -132,7 +133,7 @@ def _compare(likelihood: Likelihood, entries: dict[str, torch.Tensor], estimand:
         )
     )
     if pooled:
-        # Poisson loss: the mapping to log1p(CP10K) is dear
+        # Poisson loss: the mapping to log1p(CP10K) is slow
         nearest = min(pooled, key=lambda m: float((m - torch.xlogy(entries["count"], m)).sum()))
         of_neighbors.append(error(expected(nearest)))
     baselines = {"gene mean": min(of_gene, key=np.sum), "neighbor mean": min(of_neighbors, key=np.sum)}

@@ -153,28 +153,7 @@ class LGDiST(TrainingMixin, ExpressionMixin, SkillMixin, CompletionMixin, Record
         self.random_state_ = random_state()
         check_choice("gene_likelihood", gene_likelihood, ("auto", *LIKELIHOODS))
         check_choice("conditioning", conditioning, ("spot+neighborhood", "neighborhood"))
-        config = LGDiSTConfig(
-            n_latent=n_latent,
-            n_factors=n_factors,
-            n_profiles=n_profiles,
-            n_mixtures=n_mixtures,
-            n_hidden=n_hidden,
-            n_layers=n_layers,
-            n_heads=n_heads,
-            dropout_rate=dropout_rate,
-            n_denoiser_hidden=n_denoiser_hidden,
-            n_denoiser_layers=n_denoiser_layers,
-            n_denoiser_heads=n_denoiser_heads,
-            n_timesteps=n_timesteps,
-            hide_up_to=hide_up_to,
-            hide_spot=hide_spot,
-            visible_weight=visible_weight,
-            keep_at_least=keep_at_least,
-            set_aside_fraction=set_aside_fraction,
-            n_draws=n_draws,
-            decoded_weight=decoded_weight,
-            kl_weight=kl_weight,
-        )
+        config = LGDiSTConfig.of(locals())
         dataset = None if adata is None else self.adata_manager.create_torch_dataset()
         if dataset is not None:
             shown = dataset.shows_zeros(), dataset.hides_every_zero()
@@ -263,7 +242,7 @@ class LGDiST(TrainingMixin, ExpressionMixin, SkillMixin, CompletionMixin, Record
         Warns
         -----
         UserWarning
-            If slides were found that no argument names, or may be mixed; if spots lie beside the tissue, held-out entries are not
+            If slides were found that no argument names, or may be mixed; if spots lie outside the tissue, held-out entries are not
             masked, spots have very many neighbours, or values look normalised.
 
         Raises
@@ -315,7 +294,7 @@ class LGDiST(TrainingMixin, ExpressionMixin, SkillMixin, CompletionMixin, Record
 
     @classmethod
     def _fields(cls, setup: Mapping[str, Any]) -> list[BaseAnnDataField]:
-        """Fields to register; `setup` holds the arguments of :meth:`setup_anndata`. A further field reaches the module by itself."""
+        """Fields to register; `setup` holds the arguments of :meth:`setup_anndata`. A further field reaches the batch by itself."""
         sample_key, graph_key = setup["sample_key"], setup["graph_key"]
         fields = [
             CountsField(setup["layer"]),
@@ -361,19 +340,16 @@ class LGDiST(TrainingMixin, ExpressionMixin, SkillMixin, CompletionMixin, Record
     def _validate_anndata(self, adata: AnnData | MuData | None = None, copy_if_view: bool = True) -> AnnData | MuData:
         if adata is None or adata is self.adata:
             return super()._validate_anndata(adata, copy_if_view)
-        setup, manager = self.registry_["setup_args"], self.get_anndata_manager(adata)
+        setup = self.registry_["setup_args"]
         if (modality := setup.get("modality")) is None:
             check_anndata(adata, "a question")
         holder = adata if modality is None else modality_of(adata, modality, "a question")
-        if manager is None:
-            sample_key = choose_sample_key(holder, setup["sample_key"], setup["spatial_key"])
-        else:
-            sample_key = manager.get_state_registry(keys.COORDINATES)["sample_key"]
+        # before scvi-tools looks for a manager: it registers copies of known data while it looks, and they may lack the graph
+        sample_key = choose_sample_key(holder, setup["sample_key"], setup["spatial_key"])
         built_with = self.get_state_registry(keys.GRAPH)["n_neighbors"]
         with with_graph(holder, setup["graph_key"], sample_key, setup["spatial_key"], built_with):
             validated = super()._validate_anndata(adata, copy_if_view)
-        if manager is None:
-            warn_of_spots(holder, setup["graph_key"], setup["mask_layer"])
+        warn_of_spots(holder, setup["graph_key"], setup["mask_layer"])
         return validated
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Reading from an AnnData what its user left open: slides, graph, likelihood."""
+"""Reading from an AnnData what its user left open, slides and graph, and warning of what looks wrong."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def with_graph(
 
 
 def warn_of_spots(adata: AnnData, graph_key: str, mask_layer: str | None) -> None:
-    """Warn of spots beside the tissue, of entries that a hold-out hides and no mask does, and of costly graphs."""
+    """Warn of spots outside the tissue, of entries that a hold-out hides and no mask does, and of costly graphs."""
     messages = []
     if "in_tissue" in adata.obs:
         in_tissue = adata.obs["in_tissue"]
@@ -150,7 +150,7 @@ def warn_of_spots(adata: AnnData, graph_key: str, mask_layer: str | None) -> Non
         if n_off := int((numbers == 0).sum()):
             cast = "" if numbers is in_tissue else ".astype(int)"
             messages.append(
-                f"{n_off:,} of {adata.n_obs:,} spots lie beside the tissue (adata.obs['in_tissue'] is 0) and would be filled with "
+                f"{n_off:,} of {adata.n_obs:,} spots lie outside the tissue (adata.obs['in_tissue'] is 0) and would be filled with "
                 f"expression; leave them out: adata = adata[adata.obs['in_tissue']{cast} == 1].copy()"
             )
     record = adata.uns.get("hold_out")

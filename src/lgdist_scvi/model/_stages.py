@@ -29,6 +29,10 @@ class VAEStage(StagePlan):
         # experts correct what is predicted of spots of which something is visible
         self.finishing = f"experts{stage.removeprefix('vae')}" if module.own_entries else None
 
+    def unfinished(self) -> bool:
+        """Whether the experts are missing."""
+        return self.module.own_entries and not self.module.experts.in_use
+
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Train the network on its own."""
         self.module.experts.in_use.fill_(False)
@@ -40,7 +44,7 @@ class VAEStage(StagePlan):
         average = self.module.experts
         if not average.in_use:
             return {}
-        names = [type(expert).__name__ for expert in average.experts]
+        names = [expert.name for expert in average.experts]
         weights = {"weights_hidden": average.weights_hidden, "weights_visible": average.weights_visible}
         return {key: dict(zip(names, value.mean(1).tolist(), strict=True)) for key, value in weights.items()}
 
@@ -51,7 +55,7 @@ class VAEStage(StagePlan):
         return self.module(batch, get_inference_input_kwargs={"hide": "random"})[2].loss
 
     def validation_loss(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        # a visible count, whose own rate is asked for, is a question of its own
+        # a visible count, whose own rate is asked for, is predicted differently from a hidden one
         cases = [
             {"hide": hide, "generator": torch.Generator(self.device).manual_seed(_VALIDATION_SEED + batch_idx)}
             for hide in self.module.likelihood.hold_outs

@@ -94,29 +94,23 @@ class Neighborhood:
     experts: list[Any] | None
 
 
-@dataclass
-class Condition:
-    """Posterior of the latent of each centre, and what else decoding needs.
+@dataclass(kw_only=True)
+class Posterior:
+    """Posterior of the latent of each centre, and what averages its decoding with the experts' predictions.
 
     Attributes
     ----------
     mean, log_variance
         Gaussian posterior of the latent, (batch, n_latent).
     tokens
-        Summary of the neighbourhood, the centre's own visible part, and each neighbour: (batch, 2 + k, n_hidden).
+        What the denoiser attends to, (batch, n_tokens, n_hidden); the first sums the others up.
     valid
-        (batch, 2 + k), False where a token is padding.
-    depth
-        Logarithm of the library relative to the typical one, and the share of visible entries, (batch, 2).
-    log_ratio
-        See :class:`Neighborhood`.
+        (batch, n_tokens), False where a token is padding.
     experts, reliability
         Predictions of the experts, (n_experts, batch, n_genes), and how reliable they are, from 0 to 1, (batch, 1); ``None`` if
         they are not used.
     correction
         What takes the network's prediction to its average with the experts', (batch, n_genes).
-    region_effect
-        See :class:`Spots`.
     own
         Visible counts of the spot, and the library sizes, in counts, that they are a part of, (batch, n_genes) each, 0 where
         nothing is visible; ``None`` like the experts.
@@ -126,12 +120,9 @@ class Condition:
     log_variance: torch.Tensor
     tokens: torch.Tensor
     valid: torch.Tensor
-    depth: torch.Tensor
-    log_ratio: torch.Tensor
     experts: torch.Tensor | None = None
     reliability: torch.Tensor | None = None
     correction: torch.Tensor | None = None
-    region_effect: torch.Tensor | None = None
     own: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
@@ -142,6 +133,27 @@ class Condition:
     def sample(self, noise: torch.Tensor) -> torch.Tensor:
         """Reparametrised sample of the latent, in the shape of `noise`, (..., batch, n_latent)."""
         return self.mean + self.spread * noise
+
+
+@dataclass(kw_only=True)
+class Condition(Posterior):
+    """Posterior given a spot's visible entries and its neighbourhood, and what decoding needs of them.
+
+    Tokens are a summary of the neighbourhood, the centre's own visible part, and each neighbour: (batch, 2 + k, n_hidden).
+
+    Attributes
+    ----------
+    depth
+        Logarithm of the library relative to the typical one, and the share of visible entries, (batch, 2).
+    log_ratio
+        See :class:`Neighborhood`.
+    region_effect
+        See :class:`Spots`.
+    """
+
+    depth: torch.Tensor
+    log_ratio: torch.Tensor
+    region_effect: torch.Tensor | None = None
 
 
 def sum_of_neighbors(values: torch.Tensor, index: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lgdist_scvi._checks import list_names
-from lgdist_scvi.pp._neighbors import lattice
+from lgdist_scvi._lattice import lattice
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap, Normalize
 
-_MARGIN = 1.5  # beside the tissue, in pitches
+_MARGIN = 1.5  # outside the tissue, in pitches
 _DIAMETER = {"hexagonal": 0.95, "square": 0.95, "irregular": 1.3}  # of spots, in pitches
 _SMALLER = 0.85  # spots over an image, so that tissue shows between them
 

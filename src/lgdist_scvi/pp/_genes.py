@@ -11,6 +11,7 @@ from scipy import sparse
 from lgdist_scvi._anndata import get_coordinates, get_counts, get_samples
 from lgdist_scvi._checks import check_positive_int, check_unique_names
 from lgdist_scvi._moran import morans_i_per_slide
+from lgdist_scvi._slides import choose_sample_key
 from lgdist_scvi._units import library_size, to_log1p
 from lgdist_scvi.pp._neighbors import build_distances
 
@@ -54,7 +55,7 @@ def select_genes(
     layer
         Layer that holds raw counts; ``None`` reads `adata.X`.
     sample_key
-        Column of `adata.obs` with the slide; ``None``: one slide.
+        Column of `adata.obs` with the slide; ``None`` as in :func:`~lgdist_scvi.pp.spatial_neighbors`.
     spatial_key
         Key of `adata.obsm` with the coordinates.
     n_neighbors
@@ -76,7 +77,7 @@ def select_genes(
     Warns
     -----
     UserWarning
-        If fewer genes qualify than were asked for; those that do are taken.
+        If fewer genes qualify than were asked for; those that do are taken. If slides were found, or may be mixed.
 
     Raises
     ------
@@ -98,6 +99,7 @@ def select_genes(
             raise ValueError(f"{name} is a fraction of spots between 0 and 1, got {value!r}")
     check_unique_names(adata)
     counts = get_counts(adata, layer)
+    sample_key = choose_sample_key(adata, sample_key, spatial_key)
     coordinates = get_coordinates(adata, spatial_key, sample_key)
     samples = get_samples(adata, sample_key)
     totals = library_size(counts)

@@ -12,6 +12,7 @@ from scipy import sparse
 
 from lgdist_scvi._anndata import get_coordinates, get_counts, get_genes, get_samples, in_memory
 from lgdist_scvi._checks import check_has_spots, check_positive_int, check_unique_names, require_key
+from lgdist_scvi._slides import choose_sample_key
 from lgdist_scvi._units import library_size
 from lgdist_scvi.pp._neighbors import build_distances
 
@@ -59,7 +60,8 @@ def hold_out(
     layer
         Layer that holds raw counts; ``None`` reads `adata.X`.
     sample_key
-        Column of `adata.obs` with the slide, for ``"block"`` and ``"sample"``.
+        Column of `adata.obs` with the slide, for ``"sample"`` and ``"block"`` (there ``None`` as in
+        :func:`~lgdist_scvi.pp.spatial_neighbors`).
     seed
         Seed. The result does not depend on the storage format of the counts or on the order of `genes`.
     spatial_key
@@ -168,6 +170,8 @@ def _spots(
     if scheme == "spot":
         chosen[rng.choice(adata.n_obs, size=_part(fraction, adata.n_obs), replace=False)] = True
         return chosen
+    if scheme == "block":
+        sample_key = choose_sample_key(adata, sample_key, spatial_key)
     samples = get_samples(adata, sample_key)
     n_samples = int(samples.max()) + 1
     if scheme == "sample":

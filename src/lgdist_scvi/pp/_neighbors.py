@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from lgdist_scvi._anndata import array_rows, get_coordinates, get_samples
+from lgdist_scvi._anndata import get_coordinates, get_samples
 from lgdist_scvi._checks import check_new_key, check_positive_int
-from lgdist_scvi._graph import lattice
+from lgdist_scvi._lattice import array_rows, lattice
 from lgdist_scvi._slides import choose_sample_key
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from lgdist_scvi.inference import (
     fit_region_effects,
     measure_skill,
 )
-from lgdist_scvi.model.base._predictor import forget_region_effects, predictor_of, with_prefill
+from lgdist_scvi.model.base._predictor import forget_region_effects, predictor_of
 from lgdist_scvi.module.likelihood import Estimand
 from lgdist_scvi.train import named_step
 
@@ -43,7 +43,7 @@ def calibrate(model: BaseModelClass, data: NeighborhoodDataset, show: bool = Fal
     module, step = model.module, partial(named_step, model, show=show)
     module.eval()
     forget_region_effects(model)
-    predictor = Predictor(module, with_prefill(model, data, "set_aside"))
+    predictor = Predictor(module, model._data_for(data, "set_aside"))
     with step("region_effects") as report:
         effects = fit_region_effects(predictor)
         if effects is not None:

@@ -120,7 +120,7 @@ class ExpressionMixin:
                 std = prediction.std(estimand, query.calibration)
                 spread[place] = np.where(kept, 0.0, std.cpu().numpy()[:, positions])
             if averaged:
-                block = in_log1p(prediction.spread(estimand)[0], estimand)
+                block = in_log1p(prediction.moments(estimand)[0], estimand)
             elif by_sample:
                 block = torch.stack([prediction.value(each, estimand) for each in prediction.latents().unbind(1)])
             elif return_mean:
@@ -175,9 +175,9 @@ class ExpressionMixin:
         values = np.empty(((n_samples,) if by_sample else ()) + query.shape, dtype=np.float32)
         for place, prediction in query.predictions():
             if n_samples == 1 and return_mean:
-                block = prediction.rate(prediction.latent_mean())
+                block = prediction.decoded(prediction.latent_mean())
             else:
-                block = torch.stack([prediction.rate(each) for each in prediction.latents().unbind(1)])
+                block = torch.stack([prediction.decoded(each) for each in prediction.latents().unbind(1)])
                 block = block if by_sample else block.mean(0)
             factor = prediction.library if library_size == "latent" else library_size
             values[..., place, :] = (block * factor).cpu().numpy()[..., query.positions]

@@ -11,6 +11,14 @@ from lgdist_scvi.inference import Predictor, estimate_region_effects
 from lgdist_scvi.module.lgdist import Hide
 
 
+class DataMixin:
+    """What a module needs of data beside the fields that are registered."""
+
+    def _data_for(self, dataset: NeighborhoodDataset, hide: Hide = "nothing") -> NeighborhoodDataset:
+        """Data with further fields; for training with ``"set_aside"``."""
+        return with_prefill(self, dataset, hide)
+
+
 def with_prefill(model: BaseModelClass, dataset: NeighborhoodDataset, hide: Hide = "nothing") -> NeighborhoodDataset:
     """Data in which a first round of training, if there was one, completes what neighbours lack.
 
@@ -38,12 +46,12 @@ def predictor_of(
     region_effects
         Whether decoding follows, which needs region effects.
     """
-    predictor = Predictor(model.module, with_prefill(model, dataset, hide))
+    predictor = Predictor(model.module, model._data_for(dataset, hide))
     return predictor.with_region_effects(_region_effects(model, predictor, hide)) if region_effects else predictor
 
 
 def forget_region_effects(model: BaseModelClass) -> None:
-    """Estimate region effects anew: the model has changed."""
+    """Forget the region effects of the last data: the model has changed."""
     model._remembered_effects = None
 
 

@@ -16,7 +16,7 @@ from lgdist_scvi import _keys as keys
 from lgdist_scvi._checks import check_choice, check_positive_int, list_names
 from lgdist_scvi.data import NeighborhoodDataset, registered_anndata
 from lgdist_scvi.model.base._calibration import calibrate
-from lgdist_scvi.model.base._predictor import predictor_of, with_prefill
+from lgdist_scvi.model.base._predictor import DataMixin, predictor_of
 from lgdist_scvi.model.base._record import remember_training, training_call
 from lgdist_scvi.train import (
     EntrySplitter,
@@ -29,10 +29,9 @@ from lgdist_scvi.train import (
 )
 
 _EPOCHS = (4, 300)
-_OF_VAE = ("vae", "experts")  # steps that a new diffusion leaves as they are
 
 
-class TrainingMixin:
+class TrainingMixin(DataMixin):
     """Training in stages.
 
     A model names its stages, in their order, in `_stages`; what it trains later builds on what it trained before.
@@ -135,12 +134,12 @@ class TrainingMixin:
             )
         with self._remembered(call, plans, data):
             self._forget(stage)
-            splitter.adata_manager = with_prefill(self, data, "set_aside")
+            splitter.adata_manager = self._data_for(data, "set_aside")
             for plan, copies in zip(plans, callbacks, strict=True):
                 if plan.stage == f"{names[0]}_round2":
                     self.module.begin_second_round()
                     self.n_rounds_ = 2
-                    splitter.adata_manager = with_prefill(self, data, "set_aside")
+                    splitter.adata_manager = self._data_for(data, "set_aside")
                 completed = run_stage(
                     self,
                     plan,
@@ -193,9 +192,8 @@ class TrainingMixin:
     def _forget(self, stage: str) -> None:
         """Drop what a training of these stages makes meaningless."""
         self.calibration_, history = None, self.history_ or {}  # of other weights
-        self.history_ = {
-            key: frame for key, frame in history.items() if stage == "diffusion" and key.startswith(_OF_VAE)
-        }
+        left = ("experts", *self._stages)[:-1]  # a new diffusion leaves these steps as they are
+        self.history_ = {key: frame for key, frame in history.items() if stage == "diffusion" and key.startswith(left)}
         if stage != "diffusion":
             self.module.diffusion.trained.fill_(False)  # it is of another VAE
             self.module.first_round, self.n_rounds_ = None, 1

@@ -38,7 +38,7 @@ class ExpertAverage(nn.Module):
     Parameters
     ----------
     experts
-        The experts; there may be none.
+        At least one.
     n_genes
         Number of genes.
     """

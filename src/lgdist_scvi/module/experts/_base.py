@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ class TrainingSpots:
 
 
 class Expert(nn.Module, ABC):
-    """A predictor of a spot's expected values from its visible entries and its neighbours.
+    """A predictor of a spot's expected values from its visible entries and its neighbours; `name` is for people.
 
     Parameters
     ----------
@@ -53,6 +53,8 @@ class Expert(nn.Module, ABC):
     sizes
         Where the expert finds its sizes.
     """
+
+    name: ClassVar[str] = "expert"
 
     def __init__(self, n_genes: int, sizes: ExpertSizes):
         super().__init__()

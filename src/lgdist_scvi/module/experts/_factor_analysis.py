@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from sklearn.utils.extmath import randomized_svd
@@ -24,6 +26,8 @@ class FactorAnalysis(Expert):
     residuals). Residuals are Pearson residuals from the gene's mean rate: under Poisson noise their variance is 1 whatever the
     depth, and the signal grows with its square root.
     """
+
+    name = "linear"
 
     def __init__(self, n_genes: int, sizes: ExpertSizes):
         super().__init__(n_genes, sizes)
@@ -52,7 +56,7 @@ class FactorAnalysis(Expert):
             hidden = (torch.rand(centre.visible.shape, generator=generator) < _HIDDEN_FOR_NEIGHBORS).to(centre.visible)
             target, weight = self.residuals(centre, likelihood.visible_library(centre))
             target, weight = target * hidden, weight * hidden
-            shown = Spots(centre.counts, centre.visible * (1.0 - hidden), centre.library)
+            shown = replace(centre, visible=centre.visible * (1.0 - hidden))
             own, pull, carried, _ = self.parts(*self.residuals(shown, likelihood.visible_library(shown)), neighborhood)
             error = target - weight * own
             x = torch.stack([(weight * pull).flatten(), (weight * carried).flatten()]).cpu().double()  # (2, n_entries)
@@ -87,7 +91,7 @@ class FactorAnalysis(Expert):
         # where nothing is missing precisions differ by a factor, and one decomposition serves them all
         complete = (weights == weights[:, :1]).all(1)
         # in double precision, which not every device has: loadings that the data do not support are next to nothing, and
-        # in single precision the solver stumbles over them
+        # in single precision the solver fails
         values, vectors = (
             part.to(right) for part in torch.linalg.eigh((self.loadings.T @ self.loadings).cpu().double())
         )
@@ -139,7 +143,7 @@ class FactorAnalysis(Expert):
         share of the scores' variance that is known, (batch, 1).
         """
         score, variance = self.posterior(residuals, weights)
-        # factors that the data did not support are known to be nothing, but of a hidden spot nothing is known
+        # factors that the data did not support are zero, and known to be; of a hidden spot nothing is known
         used = (self.loadings**2).sum(0)
         seen = (weights > 0).any(1, keepdim=True)
         reliability = seen * (1.0 - (variance @ used)[:, None] / used.sum().clamp(min=1e-6))

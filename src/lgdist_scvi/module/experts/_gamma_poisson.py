@@ -167,6 +167,8 @@ class GammaPoisson(nn.Module):
 class GammaPoissonExpert(Expert):
     """Mean of factorisations from different starts: each ends in an optimum of its own, and they err differently."""
 
+    name = "mixture"
+
     def __init__(self, n_genes: int, sizes: ExpertSizes):
         super().__init__(n_genes, sizes)
         self.factorisations = nn.ModuleList(GammaPoisson(n_genes, sizes.n_profiles) for _ in range(sizes.n_mixtures))

@@ -67,6 +67,8 @@ class CapturedGammaPoissonExpert(Expert):
     factor of the rate that is gamma distributed around 1, and its posterior mean given the neighbours' counts multiplies the rate.
     """
 
+    name = "mixture"
+
     def __init__(self, n_genes: int, sizes: ExpertSizes):
         super().__init__(n_genes, sizes)
         self.factorisations = nn.ModuleList(

@@ -32,10 +32,18 @@ def fit_experts(module: LGDiSTModule, batches: Iterable[Batch], generator: torch
     generator
         Of the random starts and of the entries that are hidden in turn.
     """
-    average, likelihood = module.experts, module.likelihood
-    average.in_use.fill_(False)
+    module.experts.in_use.fill_(False)
     if not module.own_entries:
         return  # experts correct predictions of spots with visible entries
+    try:
+        _fit(module, batches, generator)
+    except BaseException:  # Ctrl-C among them: experts are fitted whole or not at all
+        module.experts.in_use.fill_(False)
+        raise
+
+
+def _fit(module: LGDiSTModule, batches: Iterable[Batch], generator: torch.Generator) -> None:
+    average, likelihood = module.experts, module.likelihood
     chosen, parts, n_spots = [], [], 0
     n_enough = min(_N_PROFILE_SPOTS, _N_PROFILE_ENTRIES // len(likelihood.gene_rate))
     for batch in batches:

@@ -19,7 +19,7 @@ from lgdist_scvi.module.experts import EXPERTS, ExpertAverage, correction
 from lgdist_scvi.module.lgdist._autoencoder import NeighborhoodAutoencoder
 from lgdist_scvi.module.lgdist._config import LGDiSTConfig
 from lgdist_scvi.module.lgdist._hiding import Hide, Split, draw_hidden
-from lgdist_scvi.module.likelihood import LIKELIHOODS, Likelihood, split_counts
+from lgdist_scvi.module.likelihood import LIKELIHOODS, HoldOut, Likelihood, split_counts
 
 # what a latent may be is widest, and least Gaussian, where nothing of a spot is visible
 _WHOLE_SPOTS_IN_DIFFUSION = 0.3
@@ -84,6 +84,11 @@ class LGDiSTModule(BaseModuleClass):
         """The likelihood of measured values."""
         return self.autoencoder.likelihood
 
+    @property
+    def hold_outs(self) -> tuple[HoldOut, ...]:
+        """How entries can be held out to judge predictions."""
+        return self.likelihood.hold_outs
+
     def initialise(self, statistics: Any) -> None:
         """Start from statistics of the data: a :class:`~lgdist_scvi.data.GeneStatistics`."""
         names = ("rate", "value_mean", "value_scale", "loadings", "signal")
@@ -91,7 +96,7 @@ class LGDiSTModule(BaseModuleClass):
         self.likelihood.set_statistics(rate, mean, scale, statistics.typical_library)
         self.autoencoder.initialise(loadings, signal)
         for expert in self.experts.experts:
-            expert.initialise(self.likelihood, *statistics.sample)
+            expert.initialise(self.likelihood, *statistics.some_spots)
 
     def begin_second_round(self) -> None:
         """Keep the networks as they are for completing what the second round looks at."""

@@ -34,8 +34,8 @@ __all__ = [
 # by the name that `gene_likelihood` has; "auto" takes the first that fits the data
 LIKELIHOODS: dict[str, type[Likelihood]] = {
     "nb": NegativeBinomialLikelihood,
-    "normal": CapturedLikelihood,
     "poisson": PoissonLikelihood,
+    "normal": CapturedLikelihood,
 }
 
 

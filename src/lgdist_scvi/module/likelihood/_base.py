@@ -16,7 +16,7 @@ from lgdist_scvi.module.likelihood._effects import Effect
 from lgdist_scvi.module.likelihood._predictive import Predictive
 
 Estimand = Literal["rate", "captured"]
-HoldOut = Literal["set_aside", "split"]
+HoldOut = Literal["set_aside", "split", "unseen_slide"]
 Own = tuple[torch.Tensor, torch.Tensor]
 """Visible counts of each spot, and the library sizes that they are a part of, (batch, n_genes) each."""
 
@@ -213,10 +213,10 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def noise_variance(self, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
-        """Variance of a measured value beyond that of its mean and of sampling, (batch, n_genes), in units of :meth:`in_own_unit`."""
+        """Variance of a measured value about its mean, (batch, n_genes); of counts without that of the Poisson distribution."""
 
-    def scale_noise(self, square: torch.Tensor, sampling: torch.Tensor, expected: torch.Tensor) -> None:
-        """Bring the noise to the size that was seen.
+    def scale_noise(self, square: torch.Tensor, sampling: torch.Tensor, expected: torch.Tensor) -> torch.Tensor | None:
+        """Bring the noise to the size that was seen; the factor of its variance, (n_genes,), or ``None`` without a parameter.
 
         Parameters
         ----------
@@ -238,7 +238,7 @@ class Likelihood(nn.Module, ABC):
         counts, per_count
             Hidden counts, (batch, n_genes), and what a molecule counts for in `library`, (batch, 1).
         mean
-            In units of :meth:`in_own_unit`, (batch, n_genes).
+            In units of :meth:`in_measured_unit`, (batch, n_genes).
         library
             In counts, (batch, 1).
         """
@@ -267,7 +267,9 @@ class Likelihood(nn.Module, ABC):
             Library sizes in counts, (batch, 1): without missing entries, and of the measurement.
         """
 
-    def in_own_unit(self, mean: torch.Tensor, variance: torch.Tensor, library: torch.Tensor) -> Own:
+    def in_measured_unit(
+        self, mean: torch.Tensor, variance: torch.Tensor, library: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and variance of :meth:`answer`, of what is modelled, in the unit of measured values."""
         return mean, variance
 

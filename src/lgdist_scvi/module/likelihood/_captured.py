@@ -126,10 +126,12 @@ class CapturedLikelihood(Likelihood):
         return (self.sigma**2).expand_as(mean)
 
     @torch.no_grad()
-    def scale_noise(self, square: torch.Tensor, sampling: torch.Tensor, expected: torch.Tensor) -> None:
+    def scale_noise(self, square: torch.Tensor, sampling: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
         """Bring the noise to the size that was seen, and find the share of it that is no sampling noise."""
-        self.log_sigma += 0.5 * torch.log((square / expected).clamp(*NOISE_FACTORS))
+        factor = (square / expected).clamp(*NOISE_FACTORS)
+        self.log_sigma += 0.5 * torch.log(factor)
         self.lasting_share.copy_((1.0 - sampling / square.clamp(min=1e-12)).clamp(min=0.0))
+        return factor
 
     def squared_error(
         self, counts: torch.Tensor, per_count: torch.Tensor, mean: torch.Tensor, library: torch.Tensor

@@ -12,7 +12,7 @@ from torch import nn
 from lgdist_scvi._units import counts_per_cp10k, cp10k_per_count, to_cp10k
 from lgdist_scvi.module._spots import Spots, sum_of_neighbors
 from lgdist_scvi.module.likelihood._base import Estimand, Likelihood, Own, Thinned
-from lgdist_scvi.module.likelihood._captured_mean import expected_captured
+from lgdist_scvi.module.likelihood._captured_mean import any_poisson, expected_captured
 from lgdist_scvi.module.likelihood._effects import Factor
 from lgdist_scvi.module.likelihood._gene_effects import GeneEffects
 from lgdist_scvi.module.likelihood._predictive import CountPredictive
@@ -42,7 +42,7 @@ class PoissonLikelihood(Likelihood):
 
     def any_left(self, mean: torch.Tensor, genes: torch.Tensor | None = None) -> torch.Tensor:
         """Probability of a positive count of this mean, (..., n_genes), or of the genes named, (n_entries,)."""
-        return -torch.expm1(-mean)
+        return any_poisson(mean)
 
     def dispersion_loss(self, counts: torch.Tensor, mean: torch.Tensor) -> torch.Tensor | None:
         """Loss that fits the dispersion at a given mean, entry by entry; ``None`` without one."""
@@ -198,14 +198,16 @@ class PoissonLikelihood(Likelihood):
             return to_cp10k(decoded * (exposure / library))
         return expected_captured(self.any_left, decoded * exposure, library)
 
-    def in_own_unit(self, mean: torch.Tensor, variance: torch.Tensor, library: torch.Tensor) -> Own:
+    def in_measured_unit(
+        self, mean: torch.Tensor, variance: torch.Tensor, library: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         per_cp10k = counts_per_cp10k(library)
         return mean * per_cp10k, variance * per_cp10k**2
 
     def predictive(
         self, mean: torch.Tensor, variance: torch.Tensor, library: torch.Tensor, estimand: Estimand
     ) -> CountPredictive:
-        mean, variance = self.in_own_unit(mean, variance, library)
+        mean, variance = self.in_measured_unit(mean, variance, library)
         variance = variance + self.noise_variance(mean, variance)
         variance = variance + mean  # of the Poisson distribution
         parts = (part.cpu().numpy() for part in (mean, variance, library))
@@ -261,8 +263,10 @@ class NegativeBinomialLikelihood(PoissonLikelihood):
         return -NegativeBinomial(mu=mean, theta=self.theta, validate_args=False).log_prob(counts)
 
     @torch.no_grad()
-    def scale_noise(self, square: torch.Tensor, sampling: torch.Tensor, expected: torch.Tensor) -> None:
-        self.log_theta -= torch.log(((square - sampling) / expected).clamp(*NOISE_FACTORS))
+    def scale_noise(self, square: torch.Tensor, sampling: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+        factor = ((square - sampling) / expected).clamp(*NOISE_FACTORS)
+        self.log_theta -= torch.log(factor)
+        return factor
 
     def noise_variance(self, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
         return (mean**2 + variance) / self.theta

@@ -70,7 +70,7 @@ class HeldOutSpots:
     for_noise, partly, wholly
         Rows of spots that the noise is estimated from, that are held out in part, and that are held out whole.
     in_holes
-        The last, in the order in which holes are dug around them.
+        The last, in the order in which the spots around them are hidden.
     """
 
     predictor: Predictor
@@ -105,7 +105,7 @@ class EntryKind(ABC):
     """
 
     name: ClassVar[str]
-    hold_out: ClassVar[HoldOut] = "set_aside"  # skipped where the likelihood does not have it
+    hold_out: ClassVar[HoldOut] = "set_aside"  # skipped where the module does not have it
     has_intervals: ClassVar[bool] = True  # else only its standard deviation is calibrated
 
     @abstractmethod
@@ -173,7 +173,7 @@ class Holes(HiddenSpots):
         return super().applies(batch) & batch[keys.NEIGHBORS_FAR].cpu().numpy()
 
     def cases(self, spots: HeldOutSpots) -> Iterator[Sequence[CalibrationCase]]:
-        """Spots in the middle of holes, as if nothing of the spots around them were visible, to region effects neither."""
+        """Spots in the middle of holes, as if nothing of the spots around them were visible, nor used by region effects."""
         predictor, dataset = spots.predictor, spots.predictor.dataset
         shrinkage = predictor.module.region_shrinkage.cpu().numpy()
         for middles, hidden in holes(dataset.graph, spots.in_holes, dataset.samples, dataset.has_content):
@@ -184,8 +184,14 @@ class Holes(HiddenSpots):
             yield from hidden_cases(in_hole, middles)
 
 
+class UnseenSlides(HiddenEntries):
+    """Entries of slides that had no part in training, predicted from something else than counts."""
+
+    name, hold_out = "unseen_slide", "unseen_slide"
+
+
 # a further kind is a further object here
-ENTRY_KINDS: list[EntryKind] = [HiddenEntries(), VisibleEntries(), HiddenSpots(), Holes()]
+ENTRY_KINDS: list[EntryKind] = [HiddenEntries(), VisibleEntries(), HiddenSpots(), Holes(), UnseenSlides()]
 
 
 def hidden_cases(
@@ -200,16 +206,16 @@ def hidden_cases(
     for place, batch in predictor.batches(spots):
         pattern = module.set_aside(batch[keys.SPOT])
         hidden = pattern & (batch[keys.MASK] > 0)
-        shown = _without(batch, hidden, keep_library=not likelihood.compositional and bool(pattern.all()))
+        shown = _without(batch, hidden, keep_library=pattern.all(dim=1, keepdim=True) & (not likelihood.compositional))
         per_count = _per_count(batch, shown, likelihood.typical_library)
         prediction = Prediction(module, shown, n_samples=n_samples)
         yield [CalibrationCase(place, prediction, hidden, batch[keys.COUNTS], per_count)]
 
 
-def _without(batch: Batch, hidden: torch.Tensor, keep_library: bool) -> Batch:
-    """A batch as it would be if these entries of its spots were missing, (batch, n_genes)."""
+def _without(batch: Batch, hidden: torch.Tensor, keep_library: torch.Tensor) -> Batch:
+    """A batch as it would be if these entries of its spots were missing, (batch, n_genes); some keep their library, (batch, 1)."""
     left = (~hidden).float()
-    lost = 0.0 if keep_library else (batch[keys.COUNTS] * hidden).sum(dim=1, keepdim=True)
+    lost = (batch[keys.COUNTS] * hidden).sum(dim=1, keepdim=True) * ~keep_library
     library = (batch[keys.LIBRARY] - lost).clamp(min=0.0)
     return {
         **batch,

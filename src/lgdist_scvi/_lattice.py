@@ -1,10 +1,9 @@
-"""Geometry of spots: regular lattices, and numbers of edges between spots of a graph."""
+"""What coordinates are: a regular lattice, rows and columns of an array, numbers of sections."""
 
 from __future__ import annotations
 
 import numpy as np
-from scipy import sparse
-from scipy.sparse.csgraph import dijkstra
+import pandas as pd
 from scipy.spatial import cKDTree
 
 _SHELL_TOLERANCE = 0.12  # relative; printed arrays (100 um Spatial Transcriptomics) scatter by about 5 %
@@ -50,22 +49,38 @@ def lattice(coordinates: np.ndarray) -> tuple[str, float]:
     return "irregular", np.nan
 
 
-def hops_from(graph: sparse.csr_matrix, sources: np.ndarray, limit: float = np.inf) -> np.ndarray:
-    """Count the edges between each spot and the nearest source.
+def array_rows(coordinates: np.ndarray, obs: pd.DataFrame) -> int | None:
+    """Recognise rows and columns of a Visium array, where the next spot of a row is two columns away.
 
     Parameters
     ----------
-    graph
-        Neighbourhood graph, (n_obs, n_obs); edges lead both ways.
-    sources
-        Rows of the spots to start from.
-    limit
-        Number of edges after which to stop.
+    coordinates
+        As stored, (n_obs, n_columns).
+    obs
+        Annotation of spots, which may hold ``"array_row"``.
 
     Returns
     -------
-    Number of edges, float64, (n_obs,): 0 for sources, infinite for spots out of reach.
+    Which of the two columns holds the rows, or ``None`` if they are no array positions.
     """
-    if not len(sources):
-        return np.full(graph.shape[0], np.inf)
-    return dijkstra(graph, directed=False, indices=sources, unweighted=True, min_only=True, limit=limit)
+    if coordinates.shape[1] != 2 or len(coordinates) < 10 or (coordinates % 1 != 0).any():
+        return None
+    if len(np.unique(coordinates.sum(axis=1) % 2)) > 1 or len(np.unique(coordinates[:, 0] % 2)) < 2:
+        return None
+    for column, name in enumerate(("array_row", "array_col")):
+        if name in obs:
+            same = [np.array_equal(coordinates[:, place], obs[name].to_numpy()) for place in (0, 1)]
+            if any(same):
+                return same.index(True) if column == 0 else 1 - same.index(True)
+    # the array is a square of 78 rows and 128 columns
+    return int(np.ptp(coordinates[:, 0]) > np.ptp(coordinates[:, 1]))
+
+
+def numbers_sections(coordinates: np.ndarray) -> bool:
+    """Whether the third column is of few whole numbers, all of them within the distance between spots of a section."""
+    numbers, section = np.unique(coordinates[:, 2], return_inverse=True)
+    if not 2 <= len(numbers) <= len(coordinates) / 2 or (numbers % 1 != 0).any():
+        return False
+    sections = [coordinates[section == i, :2] for i in range(len(numbers))]
+    nearest = [cKDTree(spots).query(spots, [2])[0].ravel() for spots in sections if len(spots) > 1]
+    return bool(nearest) and np.median(np.concatenate(nearest)) > np.ptp(numbers)
