@@ -92,10 +92,10 @@ def test_a_column_of_spot_names_names_no_slides(adata):
 def test_data_without_spots_or_genes(shape):
     empty = AnnData(np.zeros(shape, dtype=np.float32))
     empty.obsm["spatial"] = np.zeros((shape[0], 2)) + np.arange(shape[0])[:, None]
-    with pytest.raises(ValueError, match=f"adata has {shape[0]} spots and {shape[1]} genes"):
+    with pytest.raises(ValueError, match=f"adata has 0 {'spots' if shape[0] == 0 else 'genes'}"):
         LGDiST.setup_anndata(empty)
 
 
 def test_setup_needs_an_anndata(adata):
-    with pytest.raises(TypeError, match="needs an AnnData .*got csr_matrix"):
+    with pytest.raises(TypeError, match="needs an AnnData, got csr_matrix; store the counts in its X"):
         LGDiST.setup_anndata(adata.X)

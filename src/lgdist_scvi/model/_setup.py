@@ -53,7 +53,12 @@ def check_anndata(adata: Any, method: str = "setup_anndata") -> None:
     part = {
         "MuData": "use setup_mudata(mdata, modality=...), or pass one modality, such as mdata['rna']",
         "SpatialData": "pass one of its tables, as lgdist_scvi.datasets.read(path, table=...) reads it with coordinates in obsm",
-    }.get(kind, "read the file with lgdist_scvi.datasets.read(path)" if isinstance(adata, str) else "pass an AnnData")
+    }.get(
+        kind,
+        "read the file with lgdist_scvi.datasets.read(path)"
+        if isinstance(adata, str)
+        else "store the counts in its X, coordinates in obsm",
+    )
     raise TypeError(f"{method} needs an AnnData, got {kind}; {part}")
 
 

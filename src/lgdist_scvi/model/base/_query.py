@@ -12,7 +12,7 @@ from scvi import settings
 from scvi.model.base import BaseModelClass
 
 from lgdist_scvi import _keys as keys
-from lgdist_scvi._checks import check_choice, check_positive_int, list_names
+from lgdist_scvi._checks import check_choice, check_positive_int, did_you_mean, list_names
 from lgdist_scvi.inference import LEVELS, N_SAMPLES, Prediction, measured, provenance
 from lgdist_scvi.model.base._calibration import calibration_of, resolve_estimand
 from lgdist_scvi.model.base._predictor import predictor_of
@@ -98,7 +98,7 @@ class Query:
             unknown = [gene for gene, position in zip(gene_list, positions, strict=True) if position < 0]
             raise KeyError(
                 f"{len(unknown):,} of {len(gene_list):,} genes are not registered with the model: {list_names(unknown)}; "
-                f"available: {list_names(names)}"
+                f"{did_you_mean(unknown, names)}available: {list_names(names)}"
             )
         return positions, names[positions]
 
