@@ -109,7 +109,7 @@ class NeighborhoodDataset(AnnTorchDataset):
 
     def __init__(self, adata_manager: AnnDataManager):
         super().__init__(adata_manager)
-        self.adata = adata = registered_anndata(adata_manager)
+        self.adata = registered_anndata(adata_manager)
         registry = adata_manager.data_registry
         self.genes = np.asarray(adata_manager.get_state_registry(keys.COUNTS)["column_names"])
         self.counts, self.mask, self.library = self._measured(registry)
