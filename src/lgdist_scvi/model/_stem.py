@@ -27,10 +27,10 @@ from lgdist_scvi.data import (
     gene_statistics,
 )
 from lgdist_scvi.inference import N_SAMPLES
+from lgdist_scvi.model._lgdist import LGDiST
 from lgdist_scvi.model._registration import RegistrationMixin
 from lgdist_scvi.model._setup import DEFAULT_GRAPH, check_anndata, check_keywords, choose_sample_key, same_key
-from lgdist_scvi.model._stages import DiffusionStage
-from lgdist_scvi.model._stem_stages import NetworkStage
+from lgdist_scvi.model._stem_stages import NetworkStage, ResidualStage
 from lgdist_scvi.model._stem_targets import Targets, targets_of
 from lgdist_scvi.model.base import (
     CompletionMixin,
@@ -94,7 +94,7 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
 
     _module_cls = StemModule
     _manager = ImageManager
-    _stages = {"network": NetworkStage, "diffusion": DiffusionStage}
+    _stages = {"network": NetworkStage, "diffusion": ResidualStage}
 
     def __init__(
         self,
@@ -139,6 +139,8 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
             decoded_weight=decoded_weight,
         )
         dataset = None if adata is None else self.adata_manager.create_torch_dataset()
+        if dataset is not None and not dataset.counted:
+            dataset = None  # load() fills in what counts would tell
         if dataset is not None:
             choose_likelihood(gene_likelihood, dataset.shows_zeros(), dataset.hides_every_zero())
             n_folds = int(dataset.folds(n_folds).max()) + 1
@@ -162,6 +164,23 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
         self.n_rounds_ = 1
         self._targets: Targets | None = None
         self.init_params_ = self._get_init_params(locals())
+
+    @staticmethod
+    def paper_preset() -> dict[str, Any]:
+        """Give the sizes of the paper's network, as arguments of the constructor.
+
+        Sizes alone: the paper diffuses one token for each of some 200 genes, and its condition is one patch; here the latent is
+        diffused as one vector under all patches around a spot.
+        """
+        return {
+            "n_hidden": 384,
+            "n_layers": 12,
+            "n_heads": 6,
+            "n_denoiser_hidden": 384,
+            "n_denoiser_layers": 12,
+            "n_denoiser_heads": 6,
+            "n_timesteps": 1000,
+        }
 
     @classmethod
     def setup_anndata(
@@ -241,7 +260,7 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
         self,
         max_epochs: int | None = None,
         stage: Literal["all", "network", "diffusion"] = "all",
-        targets: Literal["expected", "counts"] = "expected",
+        targets: Literal["expected", "counts"] | LGDiST = "expected",
         accelerator: str = "auto",
         devices: int | list[int] | str = "auto",
         batch_size: int = 128,
@@ -261,7 +280,8 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
             ``"network"``, ``"diffusion"`` (needs trained networks) or ``"all"``.
         targets
             ``"expected"``: rates that an :class:`LGDiST` expects, fitted on the same slides, or those of `target_layer`;
-            ``"counts"``: the counts themselves, and principal components of them for the latent.
+            ``"counts"``: the counts themselves, and principal components of them for the latent. A trained :class:`LGDiST` of the
+            same slides spares fitting another one.
         accelerator, devices, batch_size, early_stopping, ema_decay, plan_kwargs, datasplitter_kwargs, **trainer_kwargs
             As in :meth:`LGDiST.train`.
 
@@ -270,7 +290,8 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
         ValueError, TypeError
             As :meth:`LGDiST.train`.
         """
-        check_choice("targets", targets, ("expected", "counts"))
+        if not isinstance(targets, LGDiST):
+            check_choice("targets", targets, ("expected", "counts"))
         shared = {"accelerator": accelerator, "devices": devices}
         super()._check_call(stage, 1, max_epochs, batch_size, ema_decay)
         show = trainer_kwargs.get("enable_progress_bar", True)
@@ -290,7 +311,11 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
         finally:
             self._targets = None
         if self.training_:
-            self.training_[-1]["arguments"]["targets"] = targets
+            call = self.training_[-1]
+            if isinstance(targets, LGDiST):
+                call["left_out"].append("targets")
+            else:
+                call["arguments"]["targets"] = targets
 
     def get_predicted_expression(
         self,

@@ -1,4 +1,4 @@
-"""The first stage of Stem; the second is that of LGDiST."""
+"""The two stages of Stem; the second is that of LGDiST, and what follows it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from scvi import settings
 
+from lgdist_scvi.model._stages import DiffusionStage
 from lgdist_scvi.module import StemModule
 from lgdist_scvi.train import StagePlan
 
@@ -43,3 +44,16 @@ class NetworkStage(StagePlan):
 
     def validation_loss(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         return self.module(batch)[2].loss
+
+
+class ResidualStage(DiffusionStage):
+    """Stage 2: the denoiser learns what the latent differs by from means of networks that did not see the slide."""
+
+    finishing = "samples"
+
+    def finish(self, batches: Iterable[Batch]) -> dict[str, Any]:
+        """Use the diffusion, as far as counts of an unseen slide say."""
+        super().finish(batches)
+        self.module.eval()
+        self.module.settle(batches, torch.Generator().manual_seed(settings.seed or 0))
+        return {"pull": float(self.module.pull)}

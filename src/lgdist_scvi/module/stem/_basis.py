@@ -25,7 +25,8 @@ class LogRates(nn.Module):
     def fit(self, rate: np.ndarray, gene_rate: np.ndarray) -> None:
         """Learn from expected rates of training spots, (n, n_genes), and the mean rate of each gene, (n_genes,)."""
         score = _score(rate, gene_rate)
-        centre, weight = score.mean(axis=0), np.sqrt(gene_rate)
+        # a latent of 0 stands for the mean rates, from which the networks start
+        centre, weight = np.log(np.maximum(rate.mean(axis=0) / gene_rate, _SMALLEST_RATE)), np.sqrt(gene_rate)
         n_latent = self.axes.shape[1]
         rank = min(n_latent, *score.shape)
         _, singular, axes = randomized_svd((score - centre) * weight, rank, n_iter=4, random_state=0)

@@ -25,6 +25,9 @@ from lgdist_scvi.module.stem._ridge import ImageRidge
 
 Batch = dict[str, torch.Tensor]
 
+_PULLS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_N_SAMPLES, _N_STEPS, _N_ROUNDS = 4, 10, 3
+
 
 class StemModule(BaseModuleClass):
     """Expected rates of a spot from the image around it.
@@ -80,10 +83,12 @@ class StemModule(BaseModuleClass):
             config.n_timesteps,
             config.n_draws,
         )
+        # of the way from the networks' mean to the diffusion's, and what brings samples to the level of the mean
+        self.register_buffer("pull", torch.tensor(1.0))
+        self.register_buffer("sample_shift", torch.zeros(config.n_latent))
         self.register_buffer("spread", torch.ones(config.n_latent))  # of the latent around its mean, on slides not seen
-        self.register_buffer(
-            "region_shrinkage", torch.full((2,), torch.inf)
-        )  # no region effects: they are told by counts
+        # no region effects: they are told by counts
+        self.register_buffer("region_shrinkage", torch.full((2,), torch.inf))
         self.register_buffer("set_aside_patterns", torch.zeros(1, n_genes, dtype=torch.bool))  # slides are held out
 
     def initialise(self, statistics: Any) -> None:
@@ -167,12 +172,13 @@ class StemModule(BaseModuleClass):
 
     def latent_mean(self, condition: Posterior) -> torch.Tensor:
         """Posterior mean of the latent, (batch, n_latent): one evaluation of the denoiser."""
-        return self.diffusion.mean(condition.mean, condition.spread, condition.tokens, condition.valid)
+        mean = self.diffusion.mean(condition.mean, condition.spread, condition.tokens, condition.valid)
+        return torch.lerp(condition.mean, mean, self.pull)
 
     def sample(self, condition: Posterior, noise: torch.Tensor, n_steps: int) -> torch.Tensor:
         """Samples of the latent from noise, both (batch, n_samples, n_latent)."""
         posterior = condition.mean, condition.spread, condition.tokens, condition.valid
-        return self.diffusion.sample(*posterior, noise, n_steps)
+        return self.diffusion.sample(*posterior, noise, n_steps) + self.sample_shift
 
     # ---- scvi-tools' three steps: stage 1
 
@@ -211,6 +217,7 @@ class StemModule(BaseModuleClass):
         """Fit the experts, choose their weights, and measure the spread of the latent."""
         batches = [{key: value.to(self.spread.device) for key, value in batch.items()} for batch in batches]
         self.experts.in_use.fill_(False)
+        self.sample_shift.zero_()  # of an earlier diffusion
         data = _training_patches(batches)
         for expert in self.experts.experts:
             expert.fit(data, self.likelihood, generator)
@@ -277,6 +284,36 @@ class StemModule(BaseModuleClass):
             residual = (batch[keys.TARGET_LATENT] - condition.mean[:, None]) / condition.spread[:, None]
             squares.append(residual.square().mean((0, 1)))
         self.diffusion.set_scale(torch.stack(squares))
+
+    @torch.no_grad()
+    def settle(self, batches: Iterable[Batch], generator: torch.Generator) -> None:
+        """Choose how far to follow the diffusion's mean, and bring samples of rates to its level, on slides that were not seen.
+
+        Networks are trained to give mean rates; the mean of a latent gives less, as the logarithm of a mean is more than the mean
+        of logarithms.
+        """
+        self.pull.fill_(1.0)
+        self.sample_shift.zero_()
+        errors, parts = torch.zeros(len(_PULLS), dtype=torch.float64), []
+        for batch in batches:
+            batch = {key: value.to(self.spread.device) for key, value in batch.items()}
+            condition, exposure = self.condition(batch), self.exposure(batch)
+            mean = self.latent_mean(condition)
+            unseen = batch[keys.MASK] * (batch[keys.FOLD] == 0)  # by the denoiser neither
+            for place, pull in enumerate(_PULLS):
+                decoded = self.decode(torch.lerp(condition.mean, mean, pull), condition)
+                errors[place] += float((self.likelihood.error(decoded, batch[keys.COUNTS], exposure) * unseen).sum())
+            noise = torch.randn(len(mean), _N_SAMPLES, mean.shape[1], generator=generator).to(mean.device)
+            parts.append((condition, mean, self.sample(condition, noise, _N_STEPS)))
+        self.pull.fill_(_PULLS[int(errors.argmin())])
+        for _ in range(_N_ROUNDS):
+            of_mean = sum(self.decode(torch.lerp(one.mean, mean, self.pull), one).sum(0) for one, mean, _ in parts)
+            of_samples = sum(
+                self.decode(drawn[:, place] + self.sample_shift, one).sum(0) / _N_SAMPLES
+                for one, _, drawn in parts
+                for place in range(_N_SAMPLES)
+            )
+            self.sample_shift += torch.log(of_mean / of_samples) @ self.basis.weights
 
 
 def _training_patches(batches: Iterable[Batch]) -> TrainingPatches:
