@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Literal
 
 import numpy as np
@@ -123,21 +124,8 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
             "gene_likelihood", gene_likelihood, [name for name, one in LIKELIHOODS.items() if "rate" in one.estimands]
         )
         check_choice("standardise", standardise, ("slide", "all"))
-        config = StemConfig(
-            n_components=n_components,
-            n_latent=n_latent,
-            n_hidden=n_hidden,
-            n_layers=n_layers,
-            n_heads=n_heads,
-            dropout_rate=dropout_rate,
-            hide_patch=hide_patch,
-            n_denoiser_hidden=n_denoiser_hidden,
-            n_denoiser_layers=n_denoiser_layers,
-            n_denoiser_heads=n_denoiser_heads,
-            n_timesteps=n_timesteps,
-            n_draws=n_draws,
-            decoded_weight=decoded_weight,
-        )
+        given, sizes = locals(), [field.name for field in fields(StemConfig)]
+        config = StemConfig(**{name: given[name] for name in sizes})
         dataset = None if adata is None else self.adata_manager.create_torch_dataset()
         if dataset is not None and not dataset.counted:
             dataset = None  # load() fills in what counts would tell
@@ -233,7 +221,7 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
     @classmethod
     def _fields(cls, setup: Mapping[str, Any]) -> list[BaseAnnDataField]:
         sample_key = setup["sample_key"]
-        fields = [
+        required = [
             OptionalCountsField(setup["layer"]),
             CoordinatesField(setup["spatial_key"], sample_key),
             ObspField(setup["graph_key"], sample_key, setup["spatial_key"]),
@@ -244,17 +232,17 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
             (OptionalMaskField, setup["mask_layer"]),
             (OptionalLibraryField, setup["size_factor_key"]),
         )
-        return fields + [field(key) for field, key in optional if key is not None]
+        return required + [field(key) for field, key in optional if key is not None]
 
     def _data_for(self, dataset: ImageDataset, hide: str = "nothing") -> ImageDataset:
         """Components in the place of features, and what training needs; data of the training know which network not to ask."""
         module = self.module
-        fields = {keys.IMAGE: module.components.transform(dataset.fields[keys.IMAGE], dataset.samples)}
+        further = {keys.IMAGE: module.components.transform(dataset.fields[keys.IMAGE], dataset.samples)}
         if hide == "set_aside" or (self.training_data_ and dataset.fingerprint == self.training_data_):
-            fields[keys.FOLD] = dataset.folds(module.n_folds)[:, None]
+            further[keys.FOLD] = dataset.folds(module.n_folds)[:, None]
         if hide == "set_aside" and self._targets is not None:
-            fields |= {keys.TARGET_RATE: self._targets.rate, keys.TARGET_LATENT: self._targets.latents}
-        return dataset.with_fields(**fields)
+            further |= {keys.TARGET_RATE: self._targets.rate, keys.TARGET_LATENT: self._targets.latents}
+        return dataset.with_fields(**further)
 
     def train(
         self,
