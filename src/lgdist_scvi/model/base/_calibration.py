@@ -83,19 +83,18 @@ def calibration_of(model: BaseModelClass) -> Calibration:
                 "training was interrupted before intervals were calibrated; load the model with the data it was trained on"
             )
         data = model.adata_manager.create_torch_dataset()
-        _finish_stages(model, data)
+        _finish_networks(model, data)
         model.calibration_ = calibrate(model, data)  # whole or not at all: Ctrl-C may come at any time
     return model.calibration_
 
 
-def _finish_stages(model: BaseModelClass, data: NeighborhoodDataset) -> None:
-    """Do what an interruption kept the stages of the training from."""
-    for name, stage in model._stages.items():
-        plan = stage(model.module, name)
-        if plan.unfinished():
-            splitter = EntrySplitter(data, model.module.spots_set_aside(len(data)), seed=settings.seed or 0)
-            with named_step(model, plan.finishing or name) as report:
-                report |= plan.finish(splitter.train_dataloader())
+def _finish_networks(model: BaseModelClass, data: NeighborhoodDataset) -> None:
+    """Fit what an interruption kept the stages of the training from fitting."""
+    if model.module.is_finished():
+        return
+    splitter = EntrySplitter(data, model.module.spots_set_aside(len(data)), seed=settings.seed or 0)
+    with named_step(model, "experts"):
+        model.module.finish(splitter.train_dataloader(), torch.Generator().manual_seed(settings.seed or 0))
 
 
 class SkillMixin:

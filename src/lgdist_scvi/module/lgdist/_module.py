@@ -18,6 +18,7 @@ from lgdist_scvi.module.diffusion import ResidualDiffusion
 from lgdist_scvi.module.experts import EXPERTS, ExpertAverage, correction
 from lgdist_scvi.module.lgdist._autoencoder import NeighborhoodAutoencoder
 from lgdist_scvi.module.lgdist._config import LGDiSTConfig
+from lgdist_scvi.module.lgdist._fit_experts import fit_experts
 from lgdist_scvi.module.lgdist._hiding import Hide, Split, draw_hidden
 from lgdist_scvi.module.likelihood import LIKELIHOODS, HoldOut, Likelihood, split_counts
 
@@ -61,14 +62,9 @@ class LGDiSTModule(BaseModuleClass):
         self.config, self.own_entries = config, own_entries
         self.autoencoder = self._autoencoder_cls(n_genes, LIKELIHOODS[likelihood], compositional, config)
         self.diffusion = ResidualDiffusion(
-            config.n_latent,
-            config.n_hidden,
-            config.n_denoiser_hidden,
-            config.n_denoiser_layers,
-            config.n_denoiser_heads,
-            config.n_timesteps,
-            config.n_draws,
-        )
+            config.n_latent, config.n_hidden, config.n_denoiser_hidden, config.n_denoiser_layers, config.n_denoiser_heads,
+            config.n_timesteps, config.n_draws,
+        )  # fmt: skip
         experts = (expert(n_genes, config) for expert in EXPERTS[self.likelihood.modelled])
         self.experts = ExpertAverage(experts, n_genes)
         # of region effects of slides and surroundings; infinite: none
@@ -98,6 +94,14 @@ class LGDiSTModule(BaseModuleClass):
         for expert in self.experts.experts:
             expert.initialise(self.likelihood, *statistics.some_spots)
 
+    def is_finished(self) -> bool:
+        """Whether nothing is left to fit after the networks."""
+        return bool(self.experts.in_use) or not self.own_entries
+
+    def finish(self, batches: Iterable[dict[str, torch.Tensor]], generator: torch.Generator) -> None:
+        """Fit what comes after the networks; see :func:`fit_experts`."""
+        fit_experts(self, batches, generator)
+
     def begin_second_round(self) -> None:
         """Keep the networks as they are for completing what the second round looks at."""
         self.first_round = deepcopy(self)
@@ -118,10 +122,6 @@ class LGDiSTModule(BaseModuleClass):
         """Rows of the spots that are held out whole, among the first `n_obs`."""
         whole = self.set_aside_patterns.all(dim=1).cpu().numpy()
         return np.flatnonzero(whole[np.arange(n_obs) % len(whole)])
-
-    def share_set_aside(self) -> torch.Tensor:
-        """Share of each gene's entries that is held out, (n_genes,), in spots that are not held out whole."""
-        return self.set_aside_patterns[~self.set_aside_patterns.all(dim=1)].float().mean(0)
 
     def inputs(
         self,
