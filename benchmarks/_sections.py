@@ -93,18 +93,20 @@ class Sections:
         Returns
         -------
         D2 and R2 of rates with the measured library; mean over genes of the correlation of log1p(CP10K) over spots, of the
-        prediction and of the logarithm of the measured library; mean squared errors of log1p(CP10K), of all entries and of those
-        that are not zero.
+        prediction, of the logarithm of the measured library, and of the prediction once a line through that logarithm is
+        taken off both; mean squared errors of log1p(CP10K), of all entries and of those that are not zero.
         """
         truth = log1p_cp10k(self._counts, self._library).astype(np.float64)
-        error = (np.log1p(to_cp10k(rate)) - truth) ** 2
+        prediction = np.log1p(to_cp10k(rate))
+        error = (prediction - truth) ** 2
         given = {"library": self._library, "gene_mean": self.gene_mean}
-        depth = np.broadcast_to(np.log(self._library)[:, None], truth.shape)
+        depth = np.log(self._library)[:, None]
         return {
             "d2": metrics.poisson_deviance_explained(self._counts, rate, **given),
             "variance_explained": metrics.poisson_variance_explained(self._counts, rate, **given),
-            "pcc_gene": mean_correlation(np.log1p(to_cp10k(rate)), truth),
-            "pcc_depth": mean_correlation(depth, truth),
+            "pcc_gene": mean_correlation(prediction, truth),
+            "pcc_depth": mean_correlation(np.broadcast_to(depth, truth.shape), truth),
+            "pcc_given_depth": mean_correlation(_without(depth, prediction), _without(depth, truth)),
             "mse": float(error.mean()),
             "mse_nonzero": float(error[truth > 0].mean()),
         }
@@ -116,6 +118,12 @@ def mean_correlation(prediction: np.ndarray, truth: np.ndarray) -> float:
     scale = np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
     varies = (np.ptp(truth, axis=0) > 0) & (np.ptp(prediction, axis=0) > 1e-9)
     return float(((a * b).sum(axis=0)[varies] / scale[varies]).mean()) if varies.any() else float("nan")
+
+
+def _without(depth: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Values less the line through the depth, (n_obs, 1), that fits each gene best."""
+    line = np.hstack([np.ones_like(depth), depth])
+    return values - line @ np.linalg.lstsq(line, values, rcond=None)[0]
 
 
 def images(path: Path) -> dict[str, Path]:

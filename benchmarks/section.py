@@ -24,7 +24,8 @@ _SHARED = ("benchmarks/_sections.py", "benchmarks/_image_peers.py", "src/lgdist_
 digest = partial(code_digest, methods=METHODS, shared=_SHARED)
 
 _LABELS = {
-    "depth": "depth only (measured)",
+    "depth": "*depth only*",
+    "depth_and_image": "*depth and image*",
     "stain_raw": "ridge, stain",
     "ridge": "ridge, own patch",
     "context": "ridge, own + neighbouring patches",
@@ -40,6 +41,7 @@ _SCORES = {
     "variance_explained": "R2 of rates",
     "pcc_gene": "PCC per gene",
     "pcc_depth": "PCC of depth alone",
+    "pcc_given_depth": "PCC per gene, depth taken off",
     "mse": "MSE",
     "mse_nonzero": "misleading (non-zero only) MSE",
 }

@@ -104,7 +104,7 @@ def test_peers_find_what_the_patch_says_and_nothing_in_others(held_out, method):
     data, shuffled = held_out(), held_out("shuffled")
     d2 = data.score(run(data, 0))["d2"]
     assert d2 > (0.15 if "knn" in method else 0.2)
-    assert abs(shuffled.score(run(shuffled, 0))["d2"]) < 0.02
+    assert abs(shuffled.score(run(shuffled, 0))["d2"]) < 0.05  # few spots
 
 
 def test_completed_targets_are_those_of_the_layer(held_out):
@@ -119,6 +119,7 @@ def test_depth_correlates_and_explains_nothing(held_out):
     scores = data.score(METHODS["depth"].run(data, 0))
     assert abs(scores["d2"]) < 0.02 and scores["pcc_depth"] > 0.1
     assert scores["pcc_gene"] == pytest.approx(scores["pcc_depth"], abs=0.15)
+    assert abs(scores["pcc_given_depth"]) < 0.1 < data.score(METHODS["ridge_raw"].run(data, 0))["pcc_given_depth"]
     assert data.score(METHODS["gene_mean"].run(data, 0))["d2"] == pytest.approx(0, abs=1e-12)
 
 
