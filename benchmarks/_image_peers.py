@@ -8,7 +8,7 @@ would be punished for its scale; and a tuned part of the gene means is blended i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -43,12 +43,15 @@ class Method:
         Its targets were completed on all training sections, so that it has no answer for few pairs.
     sources
         Patterns of files, beside those that all share, whose change makes an old result obsolete.
+    standardized
+        Features are standardised in each section.
     """
 
     run: Callable[[Sections, int], np.ndarray]
     control: str | None = None
     needs_completed: bool = False
     sources: tuple[str, ...] = ()
+    standardized: bool = True
 
 
 def tuned(data: Sections, predictor: Predictor, settings: Sequence, to_means: bool = True) -> np.ndarray:
@@ -259,19 +262,24 @@ def _network(
         )
 
 
-def stem(data: Sections, seed: int) -> np.ndarray:
-    """Stem with default settings."""
+def stem(data: Sections, seed: int, target: str) -> np.ndarray:
+    """Stem with default settings; it sees the neighbouring patches by itself, and chooses on inner sections."""
     import scvi
 
     from lgdist_scvi import Stem
 
     scvi.settings.seed = seed
-    training = data.training.copy()
-    training.layers.pop("completed", None)  # it makes its own targets
-    Stem.setup_anndata(training, image_key="X_image", size_factor_key="total_counts", sample_key="sample")
-    model = Stem(training)
-    model.train(enable_progress_bar=False)
-    genes = list(training.var_names[data.scored])
+    is_raw = target == "raw"
+    Stem.setup_anndata(
+        data.training,
+        image_key="X_image",
+        size_factor_key="total_counts",
+        sample_key="sample",
+        target_layer=None if is_raw else "completed",
+    )
+    model = Stem(data.training)
+    model.train(targets="counts" if is_raw else "expected", enable_progress_bar=False)
+    genes = list(data.training.var_names[data.scored])
     return _rate(np.asarray(model.get_predicted_expression(data.held_out, gene_list=genes), dtype=np.float64))
 
 
@@ -296,11 +304,16 @@ PEERS = {
     "mlp_raw": _with(mlp, target="raw"),
     "mlp_completed": _with(mlp, target="completed"),
 }
-MODELS = {"stem": Method(stem, sources=("src/lgdist_scvi/**/*.py",))} if hasattr(lgdist_scvi, "Stem") else {}
-# the same predictions, with the scale of each gene as the logarithm left it
+MODELS = {}
+if "Stem" in lgdist_scvi.__all__:
+    _SOURCES = ("src/lgdist_scvi/**/*.py",)
+    MODELS = {f"stem_{t}": replace(_with(stem, target=t), sources=_SOURCES) for t in ("raw", "completed")}
+# ridge without what was done for it: the scale of each gene as the logarithm left it; features not standardised in sections
 AS_IT_IS = {
     "context_raw_unscaled": _with(ridge, keys=BOTH, target="raw", to_means=False),
     "context_completed_unscaled": _with(ridge, keys=BOTH, target="completed", to_means=False),
+    "context_raw_pooled": replace(PEERS["context_raw"], standardized=False),
+    "context_completed_pooled": replace(PEERS["context_completed"], standardized=False),
 }
 # they know what is measured in the held-out section
 YARDSTICKS = {
@@ -309,9 +322,9 @@ YARDSTICKS = {
     "measured_neighbors": Method(measured_neighbors),
 }
 CONTROLS = {
-    f"{name}_{control}": Method(method.run, control, method.needs_completed, method.sources)
+    f"{name}_{control}": replace(method, control=control)
     for name, method in {**PEERS, **MODELS}.items()
     for control in ("shuffled", "shifted")
-    if name in ("ridge_raw", "context_completed", "mlp_completed", *MODELS)
+    if name in ("ridge_raw", "context_completed", "mlp_completed", "stem_completed")
 }
 METHODS = {**PEERS, **MODELS, **AS_IT_IS, **YARDSTICKS, **CONTROLS}

@@ -33,8 +33,8 @@ class Sections:
     ----------
     training
         Counts of the chosen genes, (n_obs, n_genes), of sections ``obs["sample"]``, with ``obs["total_counts"]`` over all genes;
-        image features in obsm: ``"X_image"`` of the own patch, ``"X_context"`` mean of those of the neighbours,
-        ``"X_stain"``; log1p(CP10K) of LGDiST's expected rates, fitted on these sections alone, in ``layers["completed"]``.
+        image features in obsm, standardised in each section: ``"X_image"`` of the own patch, ``"X_context"`` mean of those
+        of the neighbours, ``"X_stain"``; log1p(CP10K) of LGDiST's expected rates, fitted on these sections alone, in ``layers["completed"]``.
     held_out
         The same of the held-out section, without counts and completed values.
     scored
@@ -219,6 +219,7 @@ def hold_out(
     control: str | None = None,
     n_pairs: int | None = None,
     seed: int = 0,
+    standardized: bool = True,
 ) -> Sections:
     """Hide the counts of a section.
 
@@ -233,6 +234,8 @@ def hold_out(
         both in training and in the held-out section.
     n_pairs
         Number of training spots, drawn at random; ``None``: all.
+    standardized
+        Features have mean 0 and variance 1 over all spots of each section, for sections differ in their staining.
     """
     adata = ad.read_h5ad(prepared)
     place = {name: row for row, name in enumerate(image["spots"])}
@@ -247,6 +250,9 @@ def hold_out(
     adata.obsm["X_context"] = np.where(n_neighbors > 0, (graph @ own) / np.maximum(n_neighbors, 1), own).astype(
         np.float32
     )
+    if standardized:
+        for key in (*ENCODERS, "X_context"):
+            adata.obsm[key] = _standardized(adata.obsm[key], adata.obs["sample"].to_numpy())
     out, scored = (adata.obs["sample"] == section).to_numpy(), adata.var["scored"].to_numpy()
     training, held_out = adata[~out].copy(), adata[out].copy()
     if n_pairs is not None:
@@ -260,6 +266,14 @@ def hold_out(
     del held_out.layers["completed"], held_out.obs["total_counts"]
     held_out.obs = held_out.obs[["sample"]]
     return Sections(training, held_out, scored, counts, library)
+
+
+def _standardized(features: np.ndarray, section: np.ndarray) -> np.ndarray:
+    result = np.empty_like(features)
+    for name in np.unique(section):
+        part = features[section == name]
+        result[section == name] = (part - part.mean(axis=0)) / (part.std(axis=0) + 1e-6)
+    return result
 
 
 def _displaced(adata: ad.AnnData, control: str, seed: int) -> np.ndarray:

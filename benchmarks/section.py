@@ -35,7 +35,13 @@ _LABELS = {
     "stem": "Stem",
     "measured_neighbors": "*measured neighbours*",
 }
-_TARGETS = {"raw": "raw", "pca": "rank-20 PCA", "completed": "completed", "unscaled": "not scaled"}
+_TARGETS = {
+    "raw": "raw",
+    "pca": "rank-20 PCA",
+    "completed": "completed",
+    "unscaled": "genes not scaled to their means",
+    "pooled": "features not standardised in sections",
+}
 _SCORES = {
     "d2": "D2",
     "variance_explained": "R2 of rates",
@@ -45,7 +51,7 @@ _SCORES = {
     "mse": "MSE",
     "mse_nonzero": "misleading (non-zero only) MSE",
 }
-_CLAIM = ("ridge", "context", "knn", "poisson", "mlp")
+_CLAIM = ("ridge", "context", "knn", "poisson", "mlp", "stem")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,13 +95,16 @@ def _run(arguments: argparse.Namespace) -> None:
     todo = [job for job in _jobs(arguments, list(images)) if not results.has(*job[:4])]
     print(f"{len(todo)} results to obtain", flush=True)
     began, here, prepared = time.monotonic(), machine(), set()
+    codes = {
+        method: digest(method) for method in arguments.methods
+    }  # of the source that runs, whatever is edited meanwhile
     for number, (file, protocol, seed, method, section, n_pairs) in enumerate(todo, start=1):
         calls = [("row", measure, (path, section, cache, seed, method, n_pairs))]
         if (section, seed) not in prepared:
             prepared.add((section, seed))
             calls.insert(0, ("prepared", prepare, (path, section, cache, seed)))
         row = {"file": file, "protocol": protocol, "seed": seed, "method": method, "date": date.today().isoformat()}
-        row |= {"code": digest(method), "machine": here, "threads": 1, "workers": 1}
+        row |= {"code": codes[method], "machine": here, "threads": 1, "workers": 1}
         for call in calls:
             ((tag, state, answer),) = in_processes([call])
             if state == "failed":
@@ -150,7 +159,9 @@ def measure(path: Path, section: str, cache: Path, seed: int, method: str, n_pai
     with threadpool_limits(1):
         features = _sections.features(path, _sections.images(path), cache)
         prepared = _sections.prepare(path, section, cache, seed)
-        data = _sections.hold_out(prepared, features, section, chosen.control, n_pairs, seed)
+        data = _sections.hold_out(
+            prepared, features, section, chosen.control, n_pairs, seed, standardized=chosen.standardized
+        )
         row = {"hidden": data.fingerprint, "n_spots": data.training.n_obs, "n_genes": data.training.n_vars}
         start = time.perf_counter()
         rate = chosen.run(data, seed)
@@ -203,12 +214,12 @@ def _section_tables(rows: pd.DataFrame) -> list[str]:
 def _claim(rows: pd.DataFrame) -> str:
     """Each predictor trained on raw and on completed targets."""
     records = {}
-    pairs = [(name, f"{name}_raw", f"{name}_completed") for name in _CLAIM]
-    pairs += [("context", "context_raw_unscaled", "context_completed_unscaled")]
+    pairs = [(f"{name}_raw", f"{name}_completed") for name in _CLAIM]
+    pairs += [(f"context_raw_{how}", f"context_completed_{how}") for how in ("unscaled", "pooled")]
     d2, misleading, mse = (_complete(rows, score) for score in ("d2", "mse_nonzero", "mse"))
-    for name, raw, completed in pairs:
+    for raw, completed in pairs:
         if {raw, completed} <= set(d2.index):
-            title = _LABELS[name] + (", genes not scaled to their means" if "unscaled" in raw else "")
+            title = label(raw).replace(", raw", "")
             gain = d2.loc[completed] - d2.loc[raw]
             records[title] = {
                 "D2, raw": d2.loc[raw].mean(),

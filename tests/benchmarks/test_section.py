@@ -75,8 +75,13 @@ def test_nothing_of_the_held_out_section_is_shown_but_its_image(held_out, folder
     # the neighbours' mean of a spot inside, of its own section
     neighbors = data.held_out.obsp["spatial_connectivities"][44].indices
     assert len(neighbors) == 4
-    expected = data.held_out.obsm["X_image"][neighbors].mean(axis=0)
-    np.testing.assert_allclose(data.held_out.obsm["X_context"][44], expected, rtol=1e-5)
+    pooled = held_out(None, None, 0, False)
+    expected = pooled.held_out.obsm["X_image"][neighbors].mean(axis=0)
+    np.testing.assert_allclose(pooled.held_out.obsm["X_context"][44], expected, rtol=1e-5)
+    # a section that is stained differently has the same features
+    for part in (data.held_out, data.training[data.section == "S3"]):
+        np.testing.assert_allclose(part.obsm["X_context"].mean(axis=0), 0, atol=1e-5)
+        np.testing.assert_allclose(part.obsm["X_image"].std(axis=0), 1, rtol=1e-4)
 
 
 def test_genes_do_not_depend_on_the_held_out_section():
