@@ -7,9 +7,11 @@ import inspect
 import json
 import os
 import platform
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -50,13 +52,25 @@ def versions_digest(versions: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(versions, sort_keys=True).encode()).hexdigest()[:6]
 
 
-def code_digest(method: str) -> str:
-    """Digest of the source that a method's result depends on: it changes when a result is obsolete."""
+def code_digest(method: str, methods: Mapping[str, Any] = METHODS, shared: Sequence[str] = _SHARED) -> str:
+    """Digest of the source that a method's result depends on: it changes when a result is obsolete.
+
+    Parameters
+    ----------
+    method
+        One of `methods`; any other has no digest, ``""``.
+    methods
+        Objects with `run` and `sources`.
+    shared
+        Patterns of files that the results of all methods depend on.
+    """
+    if method not in methods:
+        return ""
     digest = hashlib.sha256()
-    for pattern in (*_SHARED, *METHODS[method].sources):
+    for pattern in (*shared, *methods[method].sources):
         for file in sorted(REPOSITORY.glob(pattern)):
             digest.update(file.read_bytes())
-    function, arguments = METHODS[method].run, ""
+    function, arguments = methods[method].run, ""
     if isinstance(function, partial):
         function, arguments = function.func, f"{function.args} {sorted(function.keywords.items())}"
     digest.update(f"{inspect.getsource(function)} {arguments}".encode())
@@ -108,18 +122,20 @@ class Results:
         Of the tables; made when the first row is stored.
     again
         Take no stored row for current.
+    digest
+        Of a method: that of a row that is current.
     """
 
-    def __init__(self, folder: Path, again: bool = False):
-        self.folder = folder
+    def __init__(self, folder: Path, again: bool = False, digest: Callable[[str], str] = code_digest):
+        self.folder, self._digest = folder, digest
         self.versions = versions_digest(installed())
         self._rows = {tuple(row[name] for name in KEY): row for row in read(folder).to_dict("records")}
         self._current = set() if again else {key for key, row in self._rows.items() if self._is_current(row)}
 
     def _is_current(self, row: dict) -> bool:
-        if row["method"] not in METHODS or not pd.isna(row["failed"]) or row["versions"] != self.versions:
+        if not pd.isna(row["failed"]) or row["versions"] != self.versions:
             return False
-        return row["code"] == code_digest(row["method"])
+        return row["code"] == self._digest(row["method"])
 
     @property
     def rows(self) -> pd.DataFrame:

@@ -1,0 +1,269 @@
+"""Predict a section that was never sequenced from its image: leave one section out, score on its counts."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from datetime import date
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks import _image_peers
+from benchmarks._image_peers import CONTROLS, METHODS, MODELS, PEERS, YARDSTICKS
+from benchmarks._results import RESULTS, Results, code_digest, machine, read
+from benchmarks._shared import add_data, peak_memory, quiet
+from benchmarks.report import markdown_table, provenance
+from benchmarks.run import in_processes
+
+PROTOCOLS = ("section", "pairs")
+N_PAIRS = (25, 50, 100, 200)
+PAIRS_HELD_OUT = 2  # of the sections, the first and the third of her2st_C: C2 and C4
+_SHARED = ("benchmarks/_sections.py", "benchmarks/_image_peers.py", "src/lgdist_scvi/metrics/_poisson.py")
+digest = partial(code_digest, methods=METHODS, shared=_SHARED)
+
+_LABELS = {
+    "depth": "*depth only*",
+    "depth_and_image": "*depth and image*",
+    "stain_raw": "ridge, stain",
+    "ridge": "ridge, own patch",
+    "context": "ridge, own + neighbouring patches",
+    "knn": "kNN retrieval",
+    "poisson": "Poisson ridge",
+    "mlp": "MLP",
+    "stem": "Stem",
+    "measured_neighbors": "*measured neighbours*",
+}
+_TARGETS = {
+    "raw": "raw",
+    "pca": "rank-20 PCA",
+    "completed": "completed",
+    "unscaled": "genes not scaled to their means",
+    "pooled": "features not standardised in sections",
+}
+_SCORES = {
+    "d2": "D2",
+    "variance_explained": "R2 of rates",
+    "pcc_gene": "PCC per gene",
+    "pcc_depth": "PCC of depth alone",
+    "pcc_given_depth": "PCC per gene, depth taken off",
+    "mse": "MSE",
+    "mse_nonzero": "misleading (non-zero only) MSE",
+}
+_CLAIM = ("ridge", "context", "knn", "poisson", "mlp", "stem")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_data(parser)
+    parser.add_argument("--file", default="her2st_C", help="sections with images <name>_he.jpg; default: %(default)s")
+    parser.add_argument("--sections", nargs="+", help="to hold out; default: all that have an image")
+    parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=["section"], help="default: section")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, metavar="METHOD", default=list(METHODS), help="default: all"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results; default: %(default)s")
+    parser.add_argument("--cache", type=Path, help="folder of features and completed targets; default: cache in output")
+    parser.add_argument("--again", action="store_true", help="run what is stored and current as well")
+    parser.add_argument("--report", action="store_true", help="print the tables of the stored results, and run nothing")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    if not arguments.report:
+        _run(arguments)
+    rows = read(arguments.output)
+    rows = rows[rows["protocol"].isin(PROTOCOLS)]
+    if rows.empty:
+        arguments.error(f"{arguments.output} holds no results of sections; run this command without --report")
+    print(markdown(rows))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from benchmarks import _sections
+
+    path = arguments.data / f"{arguments.file}.h5ad"
+    if not path.is_file():
+        arguments.error(f"{arguments.data} holds no {path.name}")
+    images = _sections.images(path)
+    if unknown := sorted(set(arguments.sections or ()) - set(images)):
+        arguments.error(f"--sections: {path.name} has images of sections {list(images)}, not of {unknown}")
+    if len(images) < 3:
+        arguments.error(f"{path.name} has images beside it of {len(images)} sections; 3 are needed, two to learn from")
+    cache = arguments.cache or arguments.output / "cache"
+    results = Results(arguments.output, arguments.again, digest)
+    todo = [job for job in _jobs(arguments, list(images)) if not results.has(*job[:4])]
+    print(f"{len(todo)} results to obtain", flush=True)
+    began, here, prepared = time.monotonic(), machine(), set()
+    codes = {
+        method: digest(method) for method in arguments.methods
+    }  # of the source that runs, whatever is edited meanwhile
+    for number, (file, protocol, seed, method, section, n_pairs) in enumerate(todo, start=1):
+        calls = [("row", measure, (path, section, cache, seed, method, n_pairs))]
+        if (section, seed) not in prepared:
+            prepared.add((section, seed))
+            calls.insert(0, ("prepared", prepare, (path, section, cache, seed)))
+        row = {"file": file, "protocol": protocol, "seed": seed, "method": method, "date": date.today().isoformat()}
+        row |= {"code": codes[method], "machine": here, "threads": 1, "workers": 1}
+        for call in calls:
+            ((tag, state, answer),) = in_processes([call])
+            if state == "failed":
+                row |= {"failed": answer}
+                break
+            if tag == "row":
+                row |= answer
+        results.add(row)
+        text = f"failed: {row['failed']}" if "failed" in row else f"D2 {row['d2']:.4f} ({row['seconds']:.0f} s)"
+        passed = (time.monotonic() - began) / 60
+        print(f"[{number}/{len(todo)}, {passed:.0f} min] {file} {protocol} {method}: {text}", flush=True)
+
+
+def _jobs(arguments: argparse.Namespace, images: list[str]) -> list[tuple]:
+    """File, protocol, seed and method as in the table, held-out section, and number of pairs of each result."""
+    jobs = []
+    for seed in arguments.seeds:
+        for section in arguments.sections or images:
+            if "section" in arguments.protocols:
+                name = f"{arguments.file} {section}"
+                jobs += [(name, "section", seed, method, section, None) for method in arguments.methods]
+        for section in arguments.sections or images[::2][:PAIRS_HELD_OUT]:
+            if "pairs" in arguments.protocols:
+                asked = [m for m in arguments.methods if m in {**PEERS, **MODELS} and not METHODS[m].needs_completed]
+                for n in N_PAIRS:
+                    jobs += [(f"{arguments.file} {section} {n}", "pairs", seed, m, section, n) for m in asked]
+    return jobs
+
+
+def prepare(path: Path, section: str, cache: Path, seed: int) -> None:
+    """Make what all methods share, where it is not stored: image features, genes, completed targets."""
+    quiet()
+    from threadpoolctl import threadpool_limits
+
+    from benchmarks import _sections
+
+    with threadpool_limits(1):
+        _sections.features(path, _sections.images(path), cache)
+        _sections.prepare(path, section, cache, seed)
+
+
+def measure(path: Path, section: str, cache: Path, seed: int, method: str, n_pairs: int | None) -> dict:
+    """Hide a section, run the method, score: what a row says."""
+    quiet()
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    from benchmarks import _sections
+
+    torch.set_num_threads(1)
+    chosen = METHODS[method]
+    with threadpool_limits(1):
+        features = _sections.features(path, _sections.images(path), cache)
+        prepared = _sections.prepare(path, section, cache, seed)
+        data = _sections.hold_out(
+            prepared, features, section, chosen.control, n_pairs, seed, standardized=chosen.standardized
+        )
+        row = {"hidden": data.fingerprint, "n_spots": data.training.n_obs, "n_genes": data.training.n_vars}
+        start = time.perf_counter()
+        rate = chosen.run(data, seed)
+        row |= {"seconds": round(time.perf_counter() - start, 2), "memory_mib": round(peak_memory(), 1)}
+    return row | data.score(rate)
+
+
+def label(method: str) -> str:
+    """Name of a method in tables."""
+    words = method.split("_")
+    if method in _LABELS or words[0] not in _LABELS:
+        return _LABELS.get(method, method.replace("_", " "))
+    parts = [_TARGETS.get(word, f"patches {word}") for word in words[1:]]
+    return ", ".join([_LABELS[words[0]], *parts])
+
+
+def markdown(rows: pd.DataFrame) -> str:
+    """All tables of the stored results."""
+    done = rows[rows["failed"].isna() & rows["method"].isin(list(METHODS))].copy()
+    done["method"] = pd.Categorical(done["method"], categories=list(METHODS), ordered=True)
+    parts = [provenance(rows)]
+    whole = done[done["protocol"] == "section"]
+    if len(whole):
+        parts += [*_section_tables(whole), _claim(whole), _controls(whole)]
+    return "\n\n".join(part for part in [*parts, _pairs(done[done["protocol"] == "pairs"])] if part)
+
+
+def _by_file(rows: pd.DataFrame, score: str) -> pd.DataFrame:
+    return rows.pivot_table(index="method", columns="file", values=score, observed=True).sort_index()
+
+
+def _complete(rows: pd.DataFrame, score: str) -> pd.DataFrame:
+    """A score of the methods that have it on every section."""
+    return _by_file(rows, score).dropna()
+
+
+def _section_tables(rows: pd.DataFrame) -> list[str]:
+    shown = rows[~rows["method"].isin([*CONTROLS, *_image_peers.AS_IT_IS])]
+    d2 = _by_file(shown, "d2")
+    d2["mean"] = d2.mean(axis=1, skipna=False)
+    is_peer = ~d2.index.isin(list(YARDSTICKS))
+    tables = [markdown_table(d2[is_peer].rename(index=label), "D2, higher is better", best=True)]
+    if not is_peer.all():
+        tables[0] += markdown_table(d2[~is_peer].rename(index=label)).split("\n", 2)[2].join(("\n", ""))
+    whole = d2.index[d2["mean"].notna()]
+    means = shown[shown["method"].isin(whole)].groupby("method", observed=True)[[*_SCORES, "seconds"]].mean()
+    return [*tables, "Means over the sections:", markdown_table(means.rename(index=label, columns=_SCORES), "method")]
+
+
+def _claim(rows: pd.DataFrame) -> str:
+    """Each predictor trained on raw and on completed targets."""
+    records = {}
+    pairs = [(f"{name}_raw", f"{name}_completed") for name in _CLAIM]
+    pairs += [(f"context_raw_{how}", f"context_completed_{how}") for how in ("unscaled", "pooled")]
+    d2, misleading, mse = (_complete(rows, score) for score in ("d2", "mse_nonzero", "mse"))
+    for raw, completed in pairs:
+        if {raw, completed} <= set(d2.index):
+            title = label(raw).replace(", raw", "")
+            gain = d2.loc[completed] - d2.loc[raw]
+            records[title] = {
+                "D2, raw": d2.loc[raw].mean(),
+                "D2, completed": d2.loc[completed].mean(),
+                "gain": gain.mean(),
+                "least gain": gain.min(),
+                "ahead on": f"{(gain > 0).sum()} of {len(gain)}",
+                "MSE, raw": mse.loc[raw].mean(),
+                "MSE, completed": mse.loc[completed].mean(),
+                "misleading (non-zero only) MSE, raw": misleading.loc[raw].mean(),
+                "the same, completed": misleading.loc[completed].mean(),
+            }
+    if not records:
+        return ""
+    return "Trained on raw and on completed targets:\n\n" + markdown_table(
+        pd.DataFrame.from_dict(records, orient="index"), "predictor"
+    )
+
+
+def _controls(rows: pd.DataFrame) -> str:
+    """D2 with the patches of other spots."""
+    d2, records = _complete(rows, "d2"), {}
+    for name in {**PEERS, **MODELS}:
+        if {name, f"{name}_shuffled", f"{name}_shifted"} <= set(d2.index):
+            shuffled, shifted = d2.loc[f"{name}_shuffled"], d2.loc[f"{name}_shifted"]
+            records[label(name)] = {
+                "D2": d2.loc[name].mean(),
+                "shuffled": shuffled.mean(),
+                "lowest": shuffled.min(),
+                "highest": shuffled.max(),
+                "shifted by three spots": shifted.mean(),
+                "share of D2 left": shifted.mean() / d2.loc[name].mean(),
+            }
+    if not records:
+        return ""
+    return "Controls:\n\n" + markdown_table(pd.DataFrame.from_dict(records, orient="index"), "method")
+
+
+def _pairs(rows: pd.DataFrame) -> str:
+    """D2 by the number of training spots, mean over the sections held out."""
+    if rows.empty:
+        return ""
+    rows = rows.assign(n=rows["file"].str.rsplit(" ", n=1).str[1].astype(int))
+    rows["held_out"] = rows["file"].str.split(" ").str[1]
+    table = rows.pivot_table(index="method", columns="n", values="d2", observed=True).sort_index()
+    title = f"D2 by the number of training spots (held out: {', '.join(sorted(rows['held_out'].unique()))})"
+    return markdown_table(table.rename(index=label), title, best=True)
