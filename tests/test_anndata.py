@@ -106,6 +106,13 @@ class TestCounts:
         with pytest.raises(ValueError, match="adata.X holds counts: pass layer=None"):
             reading.get_counts(adata, "fractions")
 
+    def test_layers_of_a_completion_are_no_counts(self):
+        adata = _adata(_counts() * 1.5)
+        adata.uns["filled"] = {"provenance": ["measured"]}
+        adata.layers["filled_provenance"] = np.zeros(adata.shape, dtype=np.uint8)
+        with pytest.raises(ValueError, match=r"layer=\.\.\.; available: none"):
+            reading.get_counts(adata)
+
     def test_no_spots(self):
         with pytest.raises(ValueError, match="adata has 0 spots; .*sc.pp.filter_cells"):
             reading.get_counts(_adata()[:0].copy())
@@ -189,18 +196,28 @@ class TestCoordinates:
         with pytest.raises(ValueError, match=r"shape \(30, 5\) \('in_tissue', .*\); expected \(30, 2\)"):
             reading.get_coordinates(adata)
 
+    @pytest.mark.parametrize("column", [0, 1, 2])
     @pytest.mark.parametrize("first", [0, 1, 7])
-    def test_section_numbers_are_no_distance(self, first):
+    def test_section_numbers_are_no_distance(self, first, column):
         adata = _adata()
         place, section = adata.obsm["spatial"] * 1000, np.repeat([first, first + 1, first + 3], 10)
-        adata.obsm["spatial"] = np.column_stack([place, section])
-        with pytest.raises(ValueError, match="third column .* numbers sections") as raised:
+        adata.obsm["spatial"] = np.insert(place, column, section, axis=1)
+        with pytest.raises(
+            ValueError, match=f"{('first', 'second', 'third')[column]} column .* numbers sections"
+        ) as raised:
             reading.get_coordinates(adata)
         line = re.search(r'adata\.obs\["section"\] = .*astype\(str\)', str(raised.value))[0]
-        exec(line, {"adata": adata})
+        exec(line, {"adata": adata, "np": np})
         assert adata.obs["section"].nunique() == 3
         adata.obsm["spatial"] = np.column_stack([place, 250.0 * section])  # in the units of x and y
         assert reading.get_coordinates(adata).shape == (30, 3)
+
+    @pytest.mark.parametrize("column", [0, 1, 2])
+    def test_a_column_that_is_the_same_everywhere_is_no_coordinate(self, column):
+        adata = _adata()
+        place = np.array(adata.obsm["spatial"])
+        adata.obsm["spatial"] = np.insert(place, column, 1.0, axis=1)  # in_tissue, or a flat z
+        np.testing.assert_array_equal(reading.get_coordinates(adata), place)
 
     def test_says_where_coordinates_are(self):
         adata = _adata()

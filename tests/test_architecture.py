@@ -20,7 +20,9 @@ ROOT = PACKAGE.parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 GROUND = "ground"  # files at the top of the package whose names begin with _
-IN_MODULE = ("module/_spots", "module/nn", "module/likelihood", "module/experts", "module/diffusion", "module/lgdist")
+IN_MODULE = (
+    "module/_spots", "module/nn", "module/likelihood", "module/experts", "module/diffusion", "module/lgdist", "module/stem",
+)  # fmt: skip
 MAY_IMPORT = {
     GROUND: (),
     # for any AnnData: neither model nor module
@@ -35,6 +37,7 @@ MAY_IMPORT = {
     "module/experts": (GROUND, "module/_spots", "module/likelihood"),
     "module/diffusion": ("module/nn",),  # of any vector under any condition
     "module/lgdist": (GROUND, "module/_spots", "module/nn", "module/likelihood", "module/experts", "module/diffusion"),
+    "module/stem": (GROUND, "module/_spots", "module/nn", "module/likelihood", "module/experts", "module/diffusion"),
     "module": IN_MODULE,
     "data": (GROUND,),
     "train": (),  # of any module

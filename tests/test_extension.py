@@ -81,6 +81,8 @@ def test_a_count_likelihood(monkeypatch, fit, slide, tmp_path):
 class PooledRate(Expert):
     """Rate of the neighbours' pooled counts, shrunk to the genes' mean rates by one typical library."""
 
+    name = "pooled"
+
     def neighborhood(self, neighbors, library, index, valid):
         counted = sum_of_neighbors(neighbors.counts * neighbors.visible, index, valid)
         exposed = sum_of_neighbors(library * neighbors.visible, index, valid)
@@ -92,6 +94,8 @@ class PooledRate(Expert):
 
 class Oracle(Expert):
     """Knows the rates: they are registered."""
+
+    name = "oracle"
 
     def neighborhood(self, neighbors, library, index, valid):
         return None
@@ -112,7 +116,7 @@ def test_an_expert(monkeypatch, fit, slide):
     for weights in (model.module.experts.weights_hidden, model.module.experts.weights_visible):
         assert weights.shape == (3, slide.n_vars)
         assert (weights >= 0).all() and (weights.sum(0) <= 1 + 1e-6).all()
-    assert list(model.history_["experts/weights_hidden"]) == ["GammaPoissonExpert", "FactorAnalysis", "PooledRate"]
+    assert list(model.history_["experts/weights_hidden"]) == ["mixture", "linear", "pooled"]
     assert_complete(model)
 
 

@@ -9,15 +9,15 @@ from lgdist_scvi._version import __version__
 
 if TYPE_CHECKING:
     from lgdist_scvi import datasets, metrics, pl, pp
-    from lgdist_scvi.model import LGDiST
+    from lgdist_scvi.model import LGDiST, Stem
 
-__all__ = ["LGDiST", "__version__", "datasets", "metrics", "pl", "pp"]
+__all__ = ["LGDiST", "Stem", "__version__", "datasets", "metrics", "pl", "pp"]
 
 
 def __getattr__(name: str) -> Any:
     # torch, scanpy and squidpy take seconds to import: only whoever asks for them waits
-    if name == "LGDiST":
-        return import_module("lgdist_scvi.model").LGDiST
+    if name in ("LGDiST", "Stem"):
+        return getattr(import_module("lgdist_scvi.model"), name)
     if name in __all__:
         return import_module(f"lgdist_scvi.{name}")
     raise AttributeError(f"module 'lgdist_scvi' has no attribute {name!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import sparse
 
 from lgdist_scvi._checks import check_counts, check_has_spots, check_mask, did_you_mean, list_names, require_key
-from lgdist_scvi._lattice import array_rows, numbers_sections
+from lgdist_scvi._lattice import array_rows, in_plane, section_column
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -92,7 +92,9 @@ def get_counts(adata: AnnData, layer: str | None = None, argument: str = "layer"
 
 def _where_counts_are(adata: AnnData, layer: str | None, argument: str) -> str:
     """Say where in `adata` raw counts are, as the remedy in a message."""
-    layers = [key for key in adata.layers if key not in (None, layer)]
+    # layers of a completion hold no counts, whatever their numbers
+    written = {key for key, record in adata.uns.items() if isinstance(record, Mapping) and "provenance" in record}
+    layers = [key for key in adata.layers if key not in (None, layer) and key.rsplit("_", 1)[0] not in written]
     counts = [key for key in layers if _are_counts(adata.layers[key])]
     if layer is not None and adata.X is not None and _are_counts(adata.X):
         return f"adata.X holds counts: pass {argument}=None"
@@ -192,8 +194,8 @@ def get_coordinates(
     adata
         Annotated data, (n_obs, n_vars).
     spatial_key
-        Key of `adata.obsm` with the coordinates. Rows and columns of a Visium array, in either order, become places in
-        the plane: rows lie sqrt(3) times as far apart as columns.
+        Key of `adata.obsm` with the coordinates. Of three columns one that is the same everywhere is left out. Rows and columns
+        of a Visium array, in either order, become places in the plane: rows lie sqrt(3) times as far apart as columns.
     sample_key
         Column of `adata.obs` with the slide; two spots of one slide may not share a place, spots of different slides may.
     check_places
@@ -209,7 +211,7 @@ def get_coordinates(
         If the key is absent; says what may hold coordinates.
     ValueError
         If there are no spots; if the coordinates are not numbers in two or three columns, NaN, infinite, or duplicated within
-        a slide; or if the third column numbers sections.
+        a slide; or if one of three columns numbers sections.
     """
     check_has_spots(adata)
     if spatial_key not in adata.obsm:
@@ -229,10 +231,12 @@ def get_coordinates(
         raise ValueError(
             f"{n_bad:,} of {adata.n_obs:,} spots have NaN or infinite coordinates in {where}; drop those spots first"
         )
-    if coordinates.shape[1] == 3 and numbers_sections(coordinates):
+    coordinates = in_plane(coordinates)
+    if (column := section_column(coordinates)) is not None:
         raise ValueError(
-            f"the third column of {where} numbers sections, but would count as a distance; keep x and y, and name the sections: "
-            f'adata.obs["section"] = adata.obsm[{spatial_key!r}][:, 2].astype(int).astype(str), then sample_key="section"'
+            f"the {('first', 'second', 'third')[column]} column of {where} numbers sections, but would count as a distance; keep x "
+            f'and y, and name the sections: adata.obs["section"] = np.asarray(adata.obsm[{spatial_key!r}])[:, {column}]'
+            '.astype(int).astype(str), then sample_key="section"'
         )
     if check_places:
         places = pd.DataFrame(coordinates).assign(sample=get_samples(adata, sample_key))

@@ -13,12 +13,18 @@ LIBRARY = REGISTRY_KEYS.SIZE_FACTOR_KEY  # (batch, 1) counts
 
 PREFILL = "prefill"  # (n_obs, n_genes) log1p(CP10K) that stands in for missing entries of neighbours
 
+IMAGE = "image"  # (batch, n_features) features of the patch around a spot; NaN where there is none
+FOLD = "fold"  # (batch, 1) which networks had no part of this spot; absent of spots that none has seen
+TARGET_RATE = "target_rate"  # (batch, n_genes) expected share of the library that a model of images learns
+TARGET_LATENT = "target_latent"  # (batch, n_draws, n_latent) latents that such rates may have
+
 REGION_EFFECT = "region_effect"  # (batch, n_genes) effect of the slide and of the spot's surroundings
 SPOT = "spot"  # (batch, 1) row of the spot in its AnnData
 NEIGHBOR = (
     "neighbor_"  # prefix of registered fields, (n_unique, ...), of spots that are somebody's neighbours in this batch
 )
 NEIGHBOR_SPOT = "neighbor_spot"  # (n_unique, 1) rows of every spot that is somebody's neighbour in this batch
+NEIGHBOR_IMAGE = "neighbor_image"  # (n_unique, n_features)
 NEIGHBOR_COUNTS = "neighbor_counts"  # (n_unique, n_genes)
 NEIGHBOR_MASK = "neighbor_mask"  # (n_unique, n_genes)
 NEIGHBOR_PREFILL = "neighbor_prefill"  # (n_unique, n_genes)

@@ -63,24 +63,42 @@ def array_rows(coordinates: np.ndarray, obs: pd.DataFrame) -> int | None:
     -------
     Which of the two columns holds the rows, or ``None`` if they are no array positions.
     """
-    if coordinates.shape[1] != 2 or len(coordinates) < 10 or (coordinates % 1 != 0).any():
+    if coordinates.shape[1] != 2 or len(coordinates) < 10:
         return None
-    if len(np.unique(coordinates.sum(axis=1) % 2)) > 1 or len(np.unique(coordinates[:, 0] % 2)) < 2:
+    # in steps from the first row and column, whatever they are counted from and in
+    gaps = [np.diff(np.unique(column)) for column in coordinates.T]
+    step = min((gap.min() for gap in gaps if len(gap)), default=0.0)
+    places = (coordinates - coordinates.min(axis=0)) / (step or 1.0)
+    if (np.abs(places - np.rint(places)) > 1e-6 * (1 + places)).any():
+        return None
+    places = np.rint(places)
+    if len(np.unique(places.sum(axis=1) % 2)) > 1 or len(np.unique(places[:, 0] % 2)) < 2:
         return None
     for column, name in enumerate(("array_row", "array_col")):
         if name in obs:
-            same = [np.array_equal(coordinates[:, place], obs[name].to_numpy()) for place in (0, 1)]
+            known = pd.to_numeric(obs[name], errors="coerce").to_numpy(float)
+            same = [np.array_equal(places[:, place], known - known.min()) for place in (0, 1)]
             if any(same):
                 return same.index(True) if column == 0 else 1 - same.index(True)
     # the array is a square of 78 rows and 128 columns
     return int(np.ptp(coordinates[:, 0]) > np.ptp(coordinates[:, 1]))
 
 
-def numbers_sections(coordinates: np.ndarray) -> bool:
-    """Whether the third column is of few whole numbers, all of them within the distance between spots of a section."""
-    numbers, section = np.unique(coordinates[:, 2], return_inverse=True)
-    if not 2 <= len(numbers) <= len(coordinates) / 2 or (numbers % 1 != 0).any():
-        return False
-    sections = [coordinates[section == i, :2] for i in range(len(numbers))]
-    nearest = [cKDTree(spots).query(spots, [2])[0].ravel() for spots in sections if len(spots) > 1]
-    return bool(nearest) and np.median(np.concatenate(nearest)) > np.ptp(numbers)
+def in_plane(coordinates: np.ndarray) -> np.ndarray:
+    """Leave out a column that is the same everywhere, of three: (n_obs, 2), or (n_obs, 3) in space."""
+    same = np.flatnonzero(np.ptp(coordinates, axis=0) == 0) if len(coordinates) else []
+    return np.delete(coordinates, same[-1], axis=1) if coordinates.shape[1] == 3 and len(same) else coordinates
+
+
+def section_column(coordinates: np.ndarray) -> int | None:
+    """The column of three with few whole numbers, all of them within the distance between spots of a section, if there is one."""
+    for column in (2, 0, 1) if coordinates.shape[1] == 3 else ():
+        numbers, section = np.unique(coordinates[:, column], return_inverse=True)
+        if not 2 <= len(numbers) <= len(coordinates) / 2 or (numbers % 1 != 0).any():
+            continue
+        places = np.delete(coordinates, column, axis=1)
+        sections = [places[section == i] for i in range(len(numbers))]
+        nearest = [cKDTree(spots).query(spots, [2])[0].ravel() for spots in sections if len(spots) > 1]
+        if nearest and np.median(np.concatenate(nearest)) > np.ptp(numbers):
+            return column
+    return None

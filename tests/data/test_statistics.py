@@ -35,7 +35,7 @@ def factors_of(statistics: GeneStatistics) -> np.ndarray:
     parts = (statistics.rate, statistics.value_mean, statistics.value_scale)
     likelihood.set_statistics(*map(torch.from_numpy, parts), statistics.typical_library)
     expert = FactorAnalysis(len(statistics.rate), SimpleNamespace(n_factors=N_FACTORS, n_profiles=1, n_mixtures=1))
-    expert.initialise(likelihood, *statistics.sample)
+    expert.initialise(likelihood, *statistics.some_spots)
     return expert.loadings.numpy()
 
 
@@ -80,7 +80,7 @@ def test_hidden_and_set_aside_counts_do_not_enter(masked):
     second = summarise(masked, patterns)
     for name in ("rate", "value_mean", "value_scale", "loadings", "signal"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name), err_msg=name)
-    for one, other in zip(first.sample, second.sample, strict=True):
+    for one, other in zip(first.some_spots, second.some_spots, strict=True):
         np.testing.assert_array_equal(one, other)
     assert factors_of(first).any()
     np.testing.assert_array_equal(factors_of(first), factors_of(second))

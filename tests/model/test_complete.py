@@ -193,12 +193,20 @@ def test_a_layer_named_like_a_deviation(trained):
     np.testing.assert_array_equal(adata.layers["other_std"], adata.layers["completed"])
 
 
-def test_backed_data_are_refused(trained, tmp_path):
-    trained.adata.copy().write_h5ad(tmp_path / "slide.h5ad")
-    backed = ad.read_h5ad(tmp_path / "slide.h5ad", backed="r")
-    with pytest.raises(ValueError, match=r"backed by a file; call adata.to_memory\(\)"):
-        trained.complete(backed, silent=True)
+def test_a_backed_slide_is_completed_and_its_file_left_alone(trained, done, tmp_path):
+    file, copy = tmp_path / "slide.h5ad", tmp_path / "completed.h5ad"
+    trained.adata.copy().write_h5ad(file)
+    before = file.read_bytes()
+    backed = ad.read_h5ad(file, backed="r")
+    with pytest.raises(ValueError, match=r"a part of an AnnData that is backed by a file; call to_memory\(\) on it"):
+        trained.complete(backed[:50], silent=True)
+    trained.complete(backed, seed=3, silent=True)
+    for name in LAYERS:
+        np.testing.assert_array_equal(backed.layers[name], done.layers[name])
+    backed.write_h5ad(copy)
     backed.file.close()
+    assert file.read_bytes() == before
+    np.testing.assert_array_equal(ad.read_h5ad(copy).layers["completed"], done.layers["completed"])
 
 
 def test_reordered_genes(trained, done):

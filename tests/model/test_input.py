@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -300,9 +301,7 @@ def rounded(adata):
 
 
 WARNED = {
-    "glass": (beside_the_tissue(int), {}, "7 of 60 spots lie beside the tissue .*in_tissue'] == 1].copy"),
-    "glass, bool": (beside_the_tissue(bool), {}, "7 of 60 spots lie beside the tissue"),
-    "glass, text": (beside_the_tissue(str), {}, "7 of 60 .*in_tissue'].astype.int. == 1].copy"),
+    "glass": (beside_the_tissue(int), {}, "7 of 60 spots lie outside the tissue .*in_tissue'] == 1].copy"),
     "a wide graph": (many_neighbors, {}, "up to 55 neighbours in adata.obsp.*pp.spatial_neighbors.*max_distance"),
     "a hold-out without a mask": (held_out, {}, "72 entries that .*held_out.*pp.observed_mask.*mask_layer='observed'"),
     "a mask that shows what is held out": (held_out, {"mask_layer": "known"}, "72 entries .*read as measured zeros"),
@@ -319,6 +318,24 @@ def test_setup_warns(adata, case):
     change(adata)
     with pytest.warns(UserWarning, match=message):
         LGDiST.setup_anndata(adata, **arguments)
+
+
+@pytest.mark.parametrize(
+    "kind", [int, float, bool, str, lambda i: str(float(i)), lambda i: str(i == 1), "ny".__getitem__]
+)
+@pytest.mark.parametrize("dtype", [None, "category"])
+def test_spots_outside_the_tissue_are_named_with_what_leaves_them_out(adata, kind, dtype):
+    beside_the_tissue(kind)(adata)
+    adata.obs["in_tissue"] = adata.obs["in_tissue"].astype(dtype) if dtype else adata.obs["in_tissue"]
+    with pytest.warns(UserWarning, match="7 of 60 spots lie outside the tissue") as told:
+        LGDiST.setup_anndata(adata)
+    line = re.search(r"adata = adata\[.*\]\.copy\(\)", str(told[0].message))[0]
+    names = {"adata": adata}
+    exec(line, names)
+    assert list(names["adata"].obs_names) == list(adata.obs_names[7:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        LGDiST.setup_anndata(names["adata"])
 
 
 def test_the_mask_of_a_hold_out_is_taken_without_a_word(adata):

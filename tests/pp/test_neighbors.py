@@ -193,6 +193,24 @@ class TestArrayPositions:
         assert list(array.uns["spatial_neighbors"]["params"]["geometry"]) == ["hexagonal"]
         assert neighbor_sets(array) == neighbor_sets(true)
 
+    @pytest.mark.parametrize("change", [lambda xy: xy + 0.5, lambda xy: xy / 127, lambda xy: 10.0 * xy, lambda xy: -xy])
+    def test_whatever_they_are_counted_in(self, change):
+        row, place = np.divmod(np.arange(400), 20)
+        col = 2 * place + row % 2
+        true = spots(100 * np.column_stack([col / 2, row * np.sqrt(3) / 2]))
+        pp.spatial_neighbors(true)
+        array = spots(change(np.column_stack([col, row])))
+        with pytest.warns(UserWarning, match="column 1 is taken for the rows"):
+            pp.spatial_neighbors(array)
+        assert neighbor_sets(array) == neighbor_sets(true)
+
+    def test_after_a_column_that_is_the_same_everywhere(self):
+        row, place = np.divmod(np.arange(400), 20)
+        array = spots(np.column_stack([np.ones(400), row, 2 * place + row % 2]))  # in_tissue, array_row, array_col
+        with pytest.warns(UserWarning, match="holds rows and columns of the array"):
+            pp.spatial_neighbors(array)
+        assert list(array.uns["spatial_neighbors"]["params"]["geometry"]) == ["hexagonal"]
+
     def test_whole_numbers_on_a_square_lattice_stay_as_they_are(self):
         adata = spots(square(12, 1.0))
         pp.spatial_neighbors(adata, n_neighbors=4)

@@ -96,7 +96,7 @@ def test_the_checkpoint_of_scvi_tools_cannot_switch_off_experts(untrained):
     model.train(**QUICK)
     with pytest.raises(ValueError, match="checkpoints within a stage"):
         model.train(callbacks=[SaveCheckpoint(monitor="validation_loss", load_best_on_end=True)], **QUICK)
-    assert model.module.vae.has_experts and model.module.has_diffusion
+    assert model.module.experts.in_use and model.module.diffusion.trained
 
 
 def test_other_arguments_of_the_trainer(untrained):

@@ -122,7 +122,7 @@ def test_steps_that_an_end_of_the_program_left_out_are_taken_later(untrained, tm
     model.save(tmp_path / "model")
     loaded = LGDiST.load(tmp_path / "model", adata=model.adata, accelerator="cpu")
     assert "diffusion not trained, experts not fitted, intervals not calibrated" in repr(loaded)
-    assert not loaded.module.vae.has_experts
+    assert not loaded.module.experts.in_use
     loaded.get_completed_expression()
-    assert loaded.module.vae.has_experts
+    assert loaded.module.experts.in_use
     assert repr(loaded).splitlines()[-1].strip() == "VAE trained, diffusion not trained"

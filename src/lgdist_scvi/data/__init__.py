@@ -12,18 +12,32 @@ from lgdist_scvi.data._fields import (
     SampleField,
 )
 from lgdist_scvi.data._graph import reach_further, surroundings
+from lgdist_scvi.data._images import (
+    ImageDataset,
+    ImageField,
+    ImageManager,
+    OptionalCountsField,
+    OptionalLibraryField,
+    OptionalMaskField,
+)
 from lgdist_scvi.data._statistics import GeneStatistics, gene_statistics, set_aside_patterns
 
 __all__ = [
     "CoordinatesField",
     "CountsField",
     "GeneStatistics",
+    "ImageDataset",
+    "ImageField",
+    "ImageManager",
     "LibraryField",
     "MaskField",
     "ModalityField",
     "NeighborhoodDataset",
     "NeighborhoodManager",
     "ObspField",
+    "OptionalCountsField",
+    "OptionalLibraryField",
+    "OptionalMaskField",
     "PrefillField",
     "SampleField",
     "gene_statistics",

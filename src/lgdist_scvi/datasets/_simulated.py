@@ -7,24 +7,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from scipy.spatial import cKDTree
 
 from lgdist_scvi._checks import check_positive_int
+from lgdist_scvi.datasets._image import PITCH, appearance, library
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-_PITCH = 100.0  # pixels between neighbouring spots, as 100 um on a real slide
-_SPOT = 55.0  # diameter of a spot in pixels
 _N_PROGRAMMES = 5
 _N_CELL_STATES = 3
 _COUNTS_PER_GENE = 0.65  # median library size per gene; gives about 70 % zeros
 _BLOCK = 1 << 21  # entries simulated in one go: float64 temporaries stay below 100 MB
-_IMAGE = 500  # pixels on the longer side of the tissue image
 
 
 def simulated_visium(
-    n_spots: int = 1000, n_genes: int = 200, n_samples: int = 1, seed: int = 0, *, n_domains: int = 4
+    n_spots: int = 1000,
+    n_genes: int = 200,
+    n_samples: int = 1,
+    seed: int = 0,
+    *,
+    n_domains: int = 4,
+    image: bool = False,
 ) -> AnnData:
     r"""Simulate Visium slides with tissue domains, gene programmes and known rates.
 
@@ -49,6 +52,9 @@ def simulated_visium(
         Seed; the same arguments give the same data.
     n_domains
         Number of tissue domains.
+    image
+        Paint an image like H&E of about two megapixels, with nuclei and stroma: how dense and large nuclei are and how red
+        stroma is follows from the domain, the same on all slides, and from the first two programmes. Everything else stays the same.
 
     Returns
     -------
@@ -57,7 +63,7 @@ def simulated_visium(
     - `X`: counts, CSR float32, between 60 and 90 % zeros;
     - ``layers["rate"]``: expected fraction of the library, float32, dense, rows sum to 1;
     - `obs`: ``"sample"``, ``"domain"``, ``"library_size"`` (expected counts of the spot), ``"in_tissue"``,
-      ``"array_row"``, ``"array_col"``;
+      ``"array_row"``, ``"array_col"``; with `image` also ``"cell_density"`` (expected nuclei in 100 x 100 micrometres);
     - `var`: ``"pattern"`` (``"programme_1"``, ..., ``"domain_1"``, ..., ``"none"``), ``"dispersion"`` (the negative
       binomial's inverse dispersion);
     - ``obsm["spatial"]``: pixels, hexagonal lattice with a pitch of 100;
@@ -104,10 +110,16 @@ def simulated_visium(
     dispersion = rng.lognormal(np.log(8), 0.4, size=n_genes)
     counts, rate = _counts(scores, loadings, pattern == "none", obs["library_size"].to_numpy(), dispersion, rng)
 
+    looks = appearance(domains, scores, n_domains) if image else None
+    if image:
+        obs["cell_density"] = looks["density"]
+        rng = np.random.default_rng([seed, 1])
     coordinates = np.concatenate([slide[1] for slide in slides])
-    spatial = {
-        name: _library(coordinates[samples == name], domains[samples == name], rng) for name in pd.unique(samples)
-    }
+    spatial = {}
+    for name in pd.unique(samples):
+        spots = samples == name
+        its_looks = None if looks is None else {what: values[spots] for what, values in looks.items()}
+        spatial[name] = library(coordinates[spots], domains[spots], its_looks, rng)
     width = len(str(n_genes))
     var = pd.DataFrame(
         {"pattern": pd.Categorical(pattern), "dispersion": dispersion},
@@ -145,16 +157,16 @@ def _slide(n_spots: int, n_domains: int, rng: np.random.Generator) -> tuple[pd.D
     half = int(np.ceil(np.sqrt(n_spots))) + 2
     row, half_column = np.mgrid[-half : half + 1, -half : half + 1].reshape(2, -1)
     column = 2 * half_column + row % 2
-    x, y = column * _PITCH / 2, row * _PITCH * np.sqrt(3) / 2
+    x, y = column * PITCH / 2, row * PITCH * np.sqrt(3) / 2
     angle, bend = np.arctan2(y, x), rng.uniform(0, 2 * np.pi, size=2)
     outline = 1 + 0.15 * np.cos(2 * angle + bend[0]) + 0.08 * np.cos(3 * angle + bend[1])
     inside = np.sort(np.argsort(np.hypot(x, y) / outline, kind="stable")[:n_spots])
     row, column = row[inside] - row[inside].min(), column[inside] - column[inside].min()
     xy = np.column_stack([x[inside], y[inside]])
-    xy += 1.5 * _PITCH - xy.min(axis=0)
+    xy += 1.5 * PITCH - xy.min(axis=0)
 
-    radius = _PITCH * np.sqrt(n_spots * np.sqrt(3) / 2 / np.pi)
-    length = np.clip(0.35 * radius, 2 * _PITCH, 12 * _PITCH)
+    radius = PITCH * np.sqrt(n_spots * np.sqrt(3) / 2 / np.pi)
+    length = np.clip(0.35 * radius, 2 * PITCH, 12 * PITCH)
     domain = _smooth_fields(xy, n_domains, 1.3 * length, rng).argmax(axis=1)
     obs = pd.DataFrame({"domain": domain, "in_tissue": 1, "array_row": row, "array_col": column})
     return obs, xy, _smooth_fields(xy, _N_PROGRAMMES, length, rng)
@@ -197,26 +209,3 @@ def _counts(
         mean = rng.standard_gamma(np.broadcast_to(dispersion, expected.shape)) * expected / dispersion
         blocks.append(sparse.csr_matrix(rng.poisson(mean).astype(np.float32)))
     return sparse.csr_matrix(sparse.vstack(blocks, format="csr")), rate
-
-
-def _library(xy: np.ndarray, domains: np.ndarray, rng: np.random.Generator) -> dict[str, dict]:
-    """Paint a tissue section the way Space Ranger stores it: images, and scale factors from full-resolution pixels."""
-    extent = xy.max(axis=0) + 1.5 * _PITCH
-    scale = _IMAGE / extent.max()
-    columns, rows = np.ceil(extent * scale).astype(int)
-    y, x = np.mgrid[:rows, :columns]
-    distance, spot = cKDTree(xy).query(np.column_stack([x.ravel(), y.ravel()]) / scale)
-    stain = np.array([0.86, 0.62, 0.76]) * (1 - 0.05 * (domains[spot] % 4))[:, None]
-    stain += rng.normal(0, 0.02, size=(len(spot), 1))
-    painted = np.where((distance < 0.8 * _PITCH)[:, None], stain, 0.96).reshape(rows, columns, 3)
-    image = (painted.clip(0, 1) * 255).astype(np.uint8)
-    return {
-        "images": {"hires": image, "lowres": np.ascontiguousarray(image[::2, ::2])},
-        "scalefactors": {
-            "spot_diameter_fullres": _SPOT,
-            "fiducial_diameter_fullres": 1.6 * _SPOT,
-            "tissue_hires_scalef": scale,
-            "tissue_lowres_scalef": scale / 2,
-        },
-        "metadata": {"chemistry_description": "simulated"},
-    }

@@ -1,4 +1,4 @@
-"""What held-out entries teach: the noise, how far intervals reach, and the size of the standard deviation, by kind of entry."""
+"""Calibration on held-out entries: noise, reach of intervals and size of the standard deviation, by kind of entry."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lgdist_scvi.inference._entry_kinds import (
     hidden_cases,
 )
 
-_MIN_SPOTS = 5  # from which the size of the error is known
+_MIN_SPOTS = 5  # from which the size of the error is estimated
 _PRIOR_ERROR, _SMALLEST_RATIO = 2.0, 0.5  # of the ratio of variances
 
 
@@ -42,7 +42,7 @@ class KindCalibration:
 
 @dataclass
 class Calibration:
-    """What held-out entries of the training data teach.
+    """Calibration on held-out entries of the training data.
 
     Attributes
     ----------
@@ -167,7 +167,7 @@ def _squares(case: CalibrationCase) -> np.ndarray:
 def _std_factor(squares: Sequence[np.ndarray]) -> float:
     """Factor that brings the standard deviation to the size of the error, from both squares of each spot, (2, n) in parts.
 
-    Few spots, or sparse ones, tell little: the ratio of variances is averaged with 1, by their precisions, as if that were known
+    Few spots, or sparse ones, give a vague estimate: the ratio of variances is averaged with 1, by their precisions, as if that were known
     with a standard error of 2, and is at least a half.
     """
     error, claimed = np.concatenate(squares, axis=1) if squares else np.zeros((2, 0))

@@ -19,7 +19,7 @@ from lgdist_scvi.module.likelihood import HoldOut, counts_in_library
 
 N_NOISE_SAMPLES = 8
 _N_SPOTS, _N_WHOLE_SPOTS, _N_NOISE_SPOTS = 4096, 512, 512  # that calibrate, chosen at random
-_N_SPLITS = 2  # of the molecules of visible counts: each uses other molecules
+_N_SPLITS = 2  # of the molecules of visible counts, each drawn anew
 
 Batch = dict[str, torch.Tensor]
 
@@ -68,7 +68,7 @@ class HeldOutSpots:
     region_effects
         What these are estimated from; ``None`` without region effects.
     for_noise, partly, wholly
-        Rows of spots that tell the noise, that are held out in part, and that are held out whole.
+        Rows of spots that the noise is estimated from, that are held out in part, and that are held out whole.
     in_holes
         The last, in the order in which the spots around them are hidden.
     """
@@ -132,7 +132,7 @@ class HiddenEntries(EntryKind):
 class VisibleEntries(EntryKind):
     """Entries whose own count is visible: half of the molecules are shown, and predict the other half.
 
-    Tested on entries that training held out, in neighbours too: of others it knows both halves.
+    On entries that training held out, in neighbours too: of others it has seen both halves.
     """
 
     name, hold_out, has_intervals = "visible", "split", False
@@ -220,7 +220,7 @@ def _without(batch: Batch, hidden: torch.Tensor, keep_library: torch.Tensor) -> 
     return {
         **batch,
         keys.COUNTS: batch[keys.COUNTS] * left,
-        # as in the data set, a spot without counts says nothing
+        # as in the data set, a spot without counts is unobserved
         keys.MASK: batch[keys.MASK] * left * (library > 0),
         keys.LIBRARY: library,
     }

@@ -1,4 +1,4 @@
-"""Holes in a slide, to see how far off predictions are where no neighbour is visible."""
+"""Holes in a slide: spots hidden with their surroundings, to measure predictions where no neighbour is visible."""
 
 from __future__ import annotations
 

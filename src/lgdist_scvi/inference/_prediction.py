@@ -35,7 +35,7 @@ class Prediction:
     batch
         See :mod:`lgdist_scvi._keys`.
     condition
-        What is known of the batch; ``None``: everything that is observed.
+        Posterior of the spots given some visible entries; ``None``: given everything that is observed.
     n_samples
         Samples of the latent for whatever has a spread.
     seed
@@ -107,7 +107,7 @@ class Prediction:
         if estimand not in self._moments:
             mean = square = 0.0
             for sample, latent in enumerate(self.latents().unbind(1)):
-                value = self.expected(latent, estimand)
+                value = self.expected(latent, estimand)  # (batch, n_genes)
                 delta = value - mean
                 mean = mean + delta / (sample + 1)
                 square = square + delta * (value - mean)

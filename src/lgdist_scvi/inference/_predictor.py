@@ -1,4 +1,4 @@
-"""A module and the data that it is asked about: batches along the graph, and their predictions."""
+"""A module and the data that it predicts: batches along the graph, and their predictions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BATCH_SIZE = 512
 
 @dataclass(frozen=True)
 class Predictor:
-    """A module and the data that it is asked about.
+    """A module and the data that it predicts.
 
     Attributes
     ----------

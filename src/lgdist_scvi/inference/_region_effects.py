@@ -20,7 +20,7 @@ _GENES_AT_A_TIME = 256
 
 Sums = tuple[np.ndarray, np.ndarray]
 Rows = np.ndarray | slice
-"""Of the spots that are asked about."""
+"""Rows of the spots whose effects are estimated."""
 
 EVERY_SPOT = slice(None)
 
@@ -35,7 +35,7 @@ class RegionEffects:
         Of each entry, as the likelihood defines it: visible and expected counts, or residual and 1; (n_obs, n_genes), 0 where
         nothing is visible.
     surroundings
-        Weights of the spots around each, (n_obs, n_obs).
+        Weights of the surroundings of each spot, (n_obs, n_obs).
     slide
         1 where a spot lies on a slide, (n_slides, n_obs).
     effect
@@ -58,7 +58,7 @@ class RegionEffects:
     def estimate(self, shrinkage: np.ndarray, spots: Rows = EVERY_SPOT) -> np.ndarray | None:
         """Effect on every entry, (n_obs, n_genes), from the shrinkage of slides and of surroundings, (2,).
 
-        ``None`` if both are infinite. Where only some spots are asked about, entries of others are without effect.
+        ``None`` if both are infinite. Entries of spots that are not among `spots` are without effect.
         """
         if np.isinf(shrinkage).all():
             return None
@@ -167,8 +167,8 @@ def collect(predictor: Predictor, hide: Hide = "nothing") -> tuple[RegionEffects
 
     ones, here = np.ones(n_obs, dtype=np.float32), np.arange(n_obs)
     slide = sparse.csr_matrix((ones, (dataset.samples, here)), shape=(dataset.samples.max() + 1, n_obs))
-    around = surroundings(dataset.graph, dataset.coordinates)
-    effects = RegionEffects(found, expected, around, slide, likelihood.region_effect)
+    nearby = surroundings(dataset.graph, dataset.coordinates)
+    effects = RegionEffects(found, expected, nearby, slide, likelihood.region_effect)
     return effects, HeldOutEntries(rows, genes, predicted, loss)
 
 

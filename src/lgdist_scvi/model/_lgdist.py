@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -20,14 +19,13 @@ from lgdist_scvi.data import (
     CountsField,
     LibraryField,
     MaskField,
-    ModalityField,
-    NeighborhoodManager,
     ObspField,
     PrefillField,
     SampleField,
     gene_statistics,
     set_aside_patterns,
 )
+from lgdist_scvi.model._registration import RegistrationMixin
 from lgdist_scvi.model._setup import (
     DEFAULT_GRAPH,
     check_anndata,
@@ -35,10 +33,6 @@ from lgdist_scvi.model._setup import (
     choose_sample_key,
     modality_of,
     same_key,
-    warn_of_equal_totals,
-    warn_of_masked_library,
-    warn_of_spots,
-    with_graph,
 )
 from lgdist_scvi.model._stages import DiffusionStage, VAEStage
 from lgdist_scvi.model.base import (
@@ -53,7 +47,9 @@ from lgdist_scvi.module import LGDiSTConfig, LGDiSTModule
 from lgdist_scvi.module.likelihood import LIKELIHOODS, choose_likelihood
 
 
-class LGDiST(TrainingMixin, ExpressionMixin, SkillMixin, CompletionMixin, RecordMixin, BaseModelClass):
+class LGDiST(
+    RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, SkillMixin, CompletionMixin, BaseModelClass
+):
     """Latent gene diffusion for the completion of spatial transcriptomics (Cárdenas et al. 2025, arXiv 2509.01864).
 
     A neighbourhood VAE encodes each spot from its own visible entries and its spatial neighbours; a latent diffusion model
@@ -296,6 +292,8 @@ class LGDiST(TrainingMixin, ExpressionMixin, SkillMixin, CompletionMixin, Record
     def _fields(cls, setup: Mapping[str, Any]) -> list[BaseAnnDataField]:
         """Fields to register; `setup` holds the arguments of :meth:`setup_anndata`. A further field reaches the batch by itself."""
         sample_key, graph_key = setup["sample_key"], setup["graph_key"]
+        if setup["prefill_layer"] is not None and setup["mask_layer"] is None:
+            raise ValueError("prefill_layer stands in for missing entries: register the mask_layer that names them")
         fields = [
             CountsField(setup["layer"]),
             CoordinatesField(setup["spatial_key"], sample_key),
@@ -308,49 +306,6 @@ class LGDiST(TrainingMixin, ExpressionMixin, SkillMixin, CompletionMixin, Record
             (PrefillField, setup["prefill_layer"]),
         )
         return fields + [field(key) for field, key in optional if key is not None]
-
-    @classmethod
-    def _register(
-        cls, container: AnnData | MuData, adata: AnnData, setup_method_args: dict[str, Any], kwargs: dict[str, Any]
-    ) -> None:
-        """Register the fields of `adata`, which is the container or a modality of it."""
-        setup = setup_method_args["setup_args"]
-        if setup["prefill_layer"] is not None and setup["mask_layer"] is None:
-            raise ValueError("prefill_layer stands in for missing entries: register the mask_layer that names them")
-        fields = cls._fields(setup)
-        if container is not adata:
-            fields = [ModalityField(field, setup["modality"]) for field in fields]
-        adata_manager = NeighborhoodManager(fields=fields, setup_method_args=setup_method_args)
-        with with_graph(adata, setup["graph_key"], setup["sample_key"], setup["spatial_key"]):
-            adata_manager.register_fields(container, **kwargs)
-            dataset = adata_manager.register_now()
-        warn_of_spots(adata, setup["graph_key"], setup["mask_layer"])
-        warn_of_equal_totals(dataset)
-        warn_of_masked_library(dataset, setup["size_factor_key"])
-        cls.register_manager(adata_manager)
-
-    @classmethod
-    def load(cls, *args: Any, **kwargs: Any) -> LGDiST:
-        """Load a saved model, as in scvi-tools; `adata` may hold the genes in another order, or more of them."""
-        with warnings.catch_warnings():
-            # genes are found by their names
-            warnings.filterwarnings("ignore", message=".*var_names.* does not match")
-            return super().load(*args, **kwargs)
-
-    def _validate_anndata(self, adata: AnnData | MuData | None = None, copy_if_view: bool = True) -> AnnData | MuData:
-        if adata is None or adata is self.adata:
-            return super()._validate_anndata(adata, copy_if_view)
-        setup = self.registry_["setup_args"]
-        if (modality := setup.get("modality")) is None:
-            check_anndata(adata, "a question")
-        holder = adata if modality is None else modality_of(adata, modality, "a question")
-        # before scvi-tools looks for a manager: it registers copies of known data while it looks, and they may lack the graph
-        sample_key = choose_sample_key(holder, setup["sample_key"], setup["spatial_key"])
-        built_with = self.get_state_registry(keys.GRAPH)["n_neighbors"]
-        with with_graph(holder, setup["graph_key"], sample_key, setup["spatial_key"], built_with):
-            validated = super()._validate_anndata(adata, copy_if_view)
-        warn_of_spots(holder, setup["graph_key"], setup["mask_layer"])
-        return validated
 
     def __repr__(self) -> str:
         stats = self.summary_stats

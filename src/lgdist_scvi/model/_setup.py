@@ -36,6 +36,7 @@ __all__ = [
 
 DEFAULT_GRAPH = "spatial_connectivities"
 _MANY_NEIGHBORS = 50
+_OUTSIDE = ("0", "0.0", "false", "f", "no", "n")  # the tissue, as numbers or as words
 _CORRECTION = ("batch_key", "labels_key", "categorical_covariate_keys", "continuous_covariate_keys")
 
 
@@ -151,12 +152,14 @@ def warn_of_spots(adata: AnnData, graph_key: str, mask_layer: str | None) -> Non
     messages = []
     if "in_tissue" in adata.obs:
         in_tissue = adata.obs["in_tissue"]
-        numbers = in_tissue if pd.api.types.is_numeric_dtype(in_tissue) else pd.to_numeric(in_tissue, errors="coerce")
-        if n_off := int((numbers == 0).sum()):
-            cast = "" if numbers is in_tissue else ".astype(int)"
+        outside = [value for value in in_tissue.unique().tolist() if str(value).strip().lower() in _OUTSIDE]
+        if n_off := int(in_tissue.isin(outside).sum()):
+            inside = "adata.obs['in_tissue'] == 1"
+            if not pd.api.types.is_numeric_dtype(in_tissue):
+                inside = f"~adata.obs['in_tissue'].isin({outside})"
             messages.append(
-                f"{n_off:,} of {adata.n_obs:,} spots lie outside the tissue (adata.obs['in_tissue'] is 0) and would be filled with "
-                f"expression; leave them out: adata = adata[adata.obs['in_tissue']{cast} == 1].copy()"
+                f"{n_off:,} of {adata.n_obs:,} spots lie outside the tissue (adata.obs['in_tissue'] is {outside[0]!r}) and would be "
+                f"filled with expression; leave them out: adata = adata[{inside}].copy()"
             )
     record = adata.uns.get("hold_out")
     if "held_out" in adata.layers and not (isinstance(record, Mapping) and record.get("scheme") == "thinning"):

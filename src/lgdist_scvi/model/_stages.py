@@ -10,7 +10,7 @@ import torch
 from scvi import settings
 
 from lgdist_scvi import _keys as keys
-from lgdist_scvi.module import LGDiSTModule, fit_experts
+from lgdist_scvi.module import LGDiSTModule
 from lgdist_scvi.train import StagePlan
 
 _N_SCALE_BATCHES = 8
@@ -29,10 +29,6 @@ class VAEStage(StagePlan):
         # experts correct what is predicted of spots of which something is visible
         self.finishing = f"experts{stage.removeprefix('vae')}" if module.own_entries else None
 
-    def unfinished(self) -> bool:
-        """Whether the experts are missing."""
-        return self.module.own_entries and not self.module.experts.in_use
-
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Train the network on its own."""
         self.module.experts.in_use.fill_(False)
@@ -40,7 +36,7 @@ class VAEStage(StagePlan):
     def finish(self, batches: Iterable[Batch]) -> dict[str, Any]:
         """Fit the experts and choose their averaging weights on set-aside entries."""
         self.module.eval()
-        fit_experts(self.module, batches, torch.Generator().manual_seed(settings.seed or 0))
+        self.module.finish(batches, torch.Generator().manual_seed(settings.seed or 0))
         average = self.module.experts
         if not average.in_use:
             return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lgdist_scvi.module._spots import Condition, Inputs, Neighborhood, Spots, sum_of_neighbors
 from lgdist_scvi.module.lgdist import LGDiSTConfig, LGDiSTModule, fit_experts
+from lgdist_scvi.module.stem import StemConfig, StemModule
 
 __all__ = [
     "Condition",
@@ -12,6 +13,8 @@ __all__ = [
     "LGDiSTModule",
     "Neighborhood",
     "Spots",
+    "StemConfig",
+    "StemModule",
     "fit_experts",
     "sum_of_neighbors",
 ]

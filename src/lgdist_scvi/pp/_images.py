@@ -42,7 +42,7 @@ def image_features(
     size: int | None = None,
     augment: Literal["mean", "stack"] | None = None,
     normalize: tuple[Sequence[float], Sequence[float]] | None = None,
-    batch_size: int = 32,
+    batch_size: int = 8,
     check_tissue: bool = True,
     silent: bool = False,
 ) -> None:
@@ -93,7 +93,7 @@ def image_features(
     normalize
         Mean and standard deviation of red, green and blue that a function expects to be taken out; named encoders know theirs.
     batch_size
-        Patches encoded at a time.
+        Patches encoded at a time; few are fastest on CPUs.
     check_tissue
         Refuse an image in which spots do not lie on tissue.
     silent
@@ -164,6 +164,7 @@ def image_patches(
     library_key: str | None = None,
     spatial_key: str = "spatial",
     size: int = _PIXELS,
+    indices: Sequence[int] | None = None,
     tissue: bool = False,
     overlap: float = 0.0,
     min_tissue: float = 0.5,
@@ -180,6 +181,8 @@ def image_patches(
         As in :func:`image_features`; here, every slide needs an image.
     size
         Edge in pixels to which patches are resized.
+    indices
+        Rows of the spots whose patches are cut, in this order; ``None``: all.
     tissue
         Give every tile of the tissue, on a square grid, whether there is a spot or not, slide by slide.
     overlap
@@ -224,6 +227,8 @@ def image_patches(
         record = _record(slides, adata, check_tissue)
         if tissue:
             slides = _tiles(slides, overlap, min_tissue)
+        elif indices is not None:
+            slides = _chosen(slides, np.asarray(indices), adata.n_obs)
         n = sum(len(slide.spots) for slide in slides)
         with _Store(store, (n, size, size, 3)) as out:
             for rows, patches in _batches(slides, size, 256, "cutting patches", silent):
@@ -305,6 +310,19 @@ def _batches(
         if rows:
             yield np.array(rows), np.stack(patches)
             bar.update(len(rows))
+
+
+def _chosen(slides: list[Slide], indices: np.ndarray, n_obs: int) -> list[Slide]:
+    """Leave the spots named by their rows, in this order."""
+    if not indices.size or indices.dtype.kind not in "iu" or indices.min() < 0 or indices.max() >= n_obs:
+        raise ValueError(f"indices must be rows of adata, whole numbers from 0 to {n_obs - 1:,}")
+    chosen = []
+    for slide in slides:
+        place = np.full(n_obs, -1)
+        place[slide.spots] = np.arange(len(slide.spots))
+        rows = np.flatnonzero(place[indices] >= 0)
+        chosen.append(slide.moved(rows, slide.pixels[place[indices[rows]]]))
+    return chosen
 
 
 def _tiles(slides: list[Slide], overlap: float, min_tissue: float) -> list[Slide]:

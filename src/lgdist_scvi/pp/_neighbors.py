@@ -11,7 +11,7 @@ from scipy import sparse
 
 from lgdist_scvi._anndata import get_coordinates, get_samples
 from lgdist_scvi._checks import check_new_key, check_positive_int
-from lgdist_scvi._lattice import array_rows, lattice
+from lgdist_scvi._lattice import array_rows, in_plane, lattice
 from lgdist_scvi._slides import choose_sample_key
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def spatial_neighbors(
         raise ValueError(f"max_distance must be positive, got {max_distance!r}")
     sample_key = choose_sample_key(adata, sample_key, spatial_key)
     coordinates = get_coordinates(adata, spatial_key, sample_key)
-    rows = array_rows(np.asarray(adata.obsm[spatial_key], dtype=np.float64), adata.obs)
+    rows = array_rows(in_plane(np.asarray(adata.obsm[spatial_key], dtype=np.float64)), adata.obs)
     if rows is not None:
         warnings.warn(
             f"adata.obsm[{spatial_key!r}] holds rows and columns of the array, no pixels: column {rows} is taken for the rows, which "

@@ -63,10 +63,6 @@ class StagePlan(lightning.LightningModule):
         """Set what follows from the trained network, and return what there is to tell of it."""
         return {}
 
-    def unfinished(self) -> bool:
-        """Whether an interruption kept :meth:`finish` from being done."""
-        return False
-
     def training_loss(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Loss to minimise, a scalar."""
         raise NotImplementedError

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 import torch
+from scvi import settings
 from scvi.model.base import BaseModelClass
 
 from lgdist_scvi import _keys as keys
@@ -24,7 +26,7 @@ from lgdist_scvi.inference import (
 )
 from lgdist_scvi.model.base._predictor import forget_region_effects, predictor_of
 from lgdist_scvi.module.likelihood import Estimand
-from lgdist_scvi.train import named_step
+from lgdist_scvi.train import EntrySplitter, named_step
 
 
 @torch.inference_mode()
@@ -80,10 +82,19 @@ def calibration_of(model: BaseModelClass) -> Calibration:
             raise ValueError(
                 "training was interrupted before intervals were calibrated; load the model with the data it was trained on"
             )
-        model.calibration_ = calibrate(
-            model, model.adata_manager.create_torch_dataset()
-        )  # whole or not at all: Ctrl-C may come at any time
+        data = model.adata_manager.create_torch_dataset()
+        _finish_networks(model, data)
+        model.calibration_ = calibrate(model, data)  # whole or not at all: Ctrl-C may come at any time
     return model.calibration_
+
+
+def _finish_networks(model: BaseModelClass, data: NeighborhoodDataset) -> None:
+    """Fit what an interruption kept the stages of the training from fitting."""
+    if model.module.is_finished():
+        return
+    splitter = EntrySplitter(data, model.module.spots_set_aside(len(data)), seed=settings.seed or 0)
+    with named_step(model, "experts"):
+        model.module.finish(splitter.train_dataloader(), torch.Generator().manual_seed(settings.seed or 0))
 
 
 class SkillMixin:
@@ -132,7 +143,7 @@ def resolve_estimand(model: BaseModelClass, estimand: Estimand | None) -> Estima
     offered = model.module.likelihood.estimands
     if estimand is None:
         return offered[0]
-    check_choice("estimand", estimand, ("rate", "captured"))
+    check_choice("estimand", estimand, get_args(Estimand))
     if estimand not in offered:
         raise ValueError(
             f"estimand={estimand!r} needs a model of counts, but this one saw captured values only (its mask calls every zero "

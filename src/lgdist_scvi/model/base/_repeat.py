@@ -19,9 +19,10 @@ from lgdist_scvi.data import NeighborhoodDataset, registered_anndata
 from lgdist_scvi.model.base._completion import check_target
 from lgdist_scvi.model.base._query import Query
 from lgdist_scvi.model.base._record import Recorded, versions, weights_fingerprint
+from lgdist_scvi.model.base._training import TrainingMixin
 
 
-class RecordMixin(Recorded):
+class RecordMixin(TrainingMixin, Recorded):
     """Record of how a layer was completed, and its repetition."""
 
     @classmethod

@@ -10,7 +10,7 @@ from lgdist_scvi.module.diffusion._vector_dit import VectorDiT
 
 
 class ResidualDiffusion(nn.Module):
-    """What a vector differs by from a mean that is known, in units of a spread that is known about.
+    """Diffusion of a vector's difference from a given mean, in units of a given spread.
 
     The spread follows how much is hidden, so that what is diffused has unit variance whatever is hidden. Until
     the diffusion is trained, the vector is Gaussian with this mean and spread.
@@ -84,6 +84,7 @@ class ResidualDiffusion(nn.Module):
         """
         residual = (target - mean[:, None]) / (self.scale * spread)[:, None]
         timestep = self._timesteps(len(mean), generator, mean.device)
+        # the process sees one batch of (batch * n_draws) vectors
         noisy, velocity = self.process.training_pair(
             residual.flatten(0, 1), noise.reshape(-1, self.n_data), timestep.flatten()
         )

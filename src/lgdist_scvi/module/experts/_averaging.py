@@ -20,7 +20,7 @@ _N_SHARED = 500  # entries of all genes, as many as count in every group
 class HeldOutBatch(NamedTuple):
     """A batch that chooses weights: predictions, (batch, n_genes), and what they are judged by.
 
-    `experts` are the experts' predictions, (n_experts, batch, n_genes), `reliability` how much of a spot they know, (batch, 1),
+    `experts` are the experts' predictions, (n_experts, batch, n_genes), `reliability` how reliable they are, (batch, 1),
     `scored` the held-out entries, bool, `exposure` the library size of the target.
     """
 
@@ -64,7 +64,7 @@ class ExpertAverage(nn.Module):
     def predict(
         self, centre: Spots, library: torch.Tensor, neighborhood: Sequence[Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Predictions of the experts, (n_experts, batch, n_genes), not normalised, and how much they know, (batch, 1)."""
+        """Predictions of the experts, (n_experts, batch, n_genes), not normalised, and how reliable they are, (batch, 1)."""
         pairs = [expert(centre, library, part) for expert, part in zip(self.experts, neighborhood, strict=True)]
         known = next((reliability for _, reliability in pairs if reliability is not None), torch.ones_like(library))
         return torch.stack([values for values, _ in pairs]), known
@@ -88,7 +88,7 @@ def correction(
     Parameters
     ----------
     likelihood
-        Tells what a correction is.
+        Defines what a correction is.
     network
         Prediction at the posterior mean, (batch, n_genes).
     experts, reliability
@@ -104,7 +104,7 @@ def best_weights(likelihood: Likelihood, n_experts: int, batches: Iterable[HeldO
     candidates = _candidates(n_experts).to(likelihood.gene_rate)
     n_groups, n_genes = likelihood.n_weight_groups, len(likelihood.gene_rate)
     group = likelihood.gene_rate.argsort().argsort() * n_groups // n_genes
-    losses, n_scored = candidates.new_zeros(len(candidates), n_groups), 0
+    losses, n_scored = candidates.new_zeros(len(candidates), n_groups), 0  # by weights and group of genes
     alone = torch.eye(n_experts, device=candidates.device)[:, :, None, None]
     for network, experts, reliability, target, exposure, scored in batches:
         target, exposure = target[scored], exposure.expand_as(network)[scored]  # (n_entries,)

@@ -62,14 +62,14 @@ class Expert(nn.Module, ABC):
         self.register_buffer("typical_library", torch.tensor(1.0))
 
     def initialise(self, likelihood: Likelihood, counts: np.ndarray, known: np.ndarray, library: np.ndarray) -> None:
-        """Set what is known before training.
+        """Initialise from the data, before training.
 
         Parameters
         ----------
         likelihood
             With the statistics of the genes.
         counts, known, library
-            Counts, (n, n_genes), 1 where they may be looked at, and library sizes, (n, 1), of some spots.
+            Counts, (n, n_genes), 1 where they are visible, and library sizes, (n, 1), of some spots.
         """
         self.gene_rate.copy_(likelihood.gene_rate)
         self.typical_library.copy_(likelihood.typical_library)
@@ -78,7 +78,7 @@ class Expert(nn.Module, ABC):
         """Learn, after the network; random numbers are drawn from `generator`."""
 
     def release(self, share: torch.Tensor) -> None:
-        """Know, after all fitting, that held-out entries, a share of each gene's, (n_genes,), are visible from now on."""
+        """Called after fitting: held-out entries, a share of each gene's, (n_genes,), are visible from now on."""
 
     @abstractmethod
     def neighborhood(self, neighbors: Spots, library: torch.Tensor, index: torch.Tensor, valid: torch.Tensor) -> Any:
@@ -98,7 +98,7 @@ class Expert(nn.Module, ABC):
     def forward(
         self, centre: Spots, library: torch.Tensor, neighborhood: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Expected values in the likelihood's unit, (batch, n_genes), and how much of a spot is known, (batch, 1), or ``None``.
+        """Expected values in the likelihood's unit, (batch, n_genes), and their reliability, 0 to 1, (batch, 1), or ``None``.
 
-        Where several experts tell how much of a spot is known, the first is believed.
+        The first expert that gives a reliability gives it for all.
         """

@@ -59,7 +59,7 @@ class FactorAnalysis(Expert):
             shown = replace(centre, visible=centre.visible * (1.0 - hidden))
             own, pull, carried, _ = self.parts(*self.residuals(shown, likelihood.visible_library(shown)), neighborhood)
             error = target - weight * own
-            x = torch.stack([(weight * pull).flatten(), (weight * carried).flatten()]).cpu().double()
+            x = torch.stack([(weight * pull).flatten(), (weight * carried).flatten()]).cpu().double()  # (2, n_entries)
             gram += x @ x.T
             moment += x @ error.flatten().cpu().double()
         common = torch.linalg.solve(gram + 1e-3 * torch.eye(2, dtype=torch.float64), moment).clamp(0.0, 1.0)
@@ -86,7 +86,7 @@ class FactorAnalysis(Expert):
         -------
         Mean and variance, (n, n_factors) each.
         """
-        right = (residuals * weights) @ self.loadings
+        right = (residuals * weights) @ self.loadings  # (n, n_factors)
         mean, variance = torch.empty_like(right), torch.empty_like(right)
         # where nothing is missing precisions differ by a factor, and one decomposition serves them all
         complete = (weights == weights[:, :1]).all(1)
@@ -108,7 +108,7 @@ class FactorAnalysis(Expert):
     def _precision(self, weights: torch.Tensor) -> torch.Tensor:
         """Precision of the scores, (n, n_factors, n_factors)."""
         first, second = torch.triu_indices(self.n_factors, self.n_factors, device=weights.device)
-        upper = weights**2 @ (self.loadings[:, first] * self.loadings[:, second])
+        upper = weights**2 @ (self.loadings[:, first] * self.loadings[:, second])  # (n, n_pairs)
         precision = upper.new_zeros(len(upper), self.n_factors, self.n_factors)
         precision[:, first, second] = upper
         precision[:, second, first] = upper
@@ -121,7 +121,7 @@ class FactorAnalysis(Expert):
         residuals, weights = self.residuals(neighbors, library)
         score, _ = self.posterior(residuals, weights)
         unexplained = weights * (residuals - weights * (score @ self.loadings.T))
-        # one pseudo-neighbour without a residual shrinks what few neighbours tell
+        # one pseudo-neighbour without a residual shrinks the mean over few neighbours
         carried = sum_of_neighbors(unexplained, index, valid) / (sum_of_neighbors(weights**2, index, valid) + 1.0)
         return sum_of_neighbors(score, index, valid) / valid.sum(1, keepdim=True).clamp(min=1.0), carried
 

@@ -59,7 +59,7 @@ class GammaPoisson(nn.Module):
         Parameters
         ----------
         counts, visible
-            (n, n_genes); `visible` is 0 where a count may not be looked at.
+            (n, n_genes); `visible` is 0 where a count is hidden.
         library
             In counts, (n, 1).
         index, valid
@@ -71,7 +71,7 @@ class GammaPoisson(nn.Module):
         """
         counts = counts * visible
         n_profiles = len(self.profiles)
-        # a start that tells profiles apart a little
+        # a random start breaks the symmetry between profiles
         noise = torch.rand(self.profiles.shape, generator=generator).to(counts)
         self.profiles.copy_(gene_rate * (0.75 + 0.5 * noise))
         self.geometric.copy_(self.profiles)
@@ -82,6 +82,7 @@ class GammaPoisson(nn.Module):
             rate = self._loading_rate(known, library, self.prior_mean(loading, index, valid))
             loading, geometric = self._loading_step(counts, rate, geometric)
             self.typical_loading.copy_(loading.mean(0).clamp(min=1e-6))
+            # posterior of the profiles, (n_profiles, n_genes)
             shape = _PROFILE_SHAPE + self.geometric * (geometric.T @ self._ratio(counts, geometric))
             rate = _PROFILE_SHAPE / gene_rate + (library * loading).T @ known
             self.profiles.copy_(shape / rate)
@@ -110,7 +111,7 @@ class GammaPoisson(nn.Module):
 
     def _ratio(self, counts: torch.Tensor, geometric: torch.Tensor) -> torch.Tensor:
         """Counts over what they are attributed to, (n, n_genes)."""
-        attributed = (geometric @ self.geometric).add_(_SMALLEST)
+        attributed = (geometric @ self.geometric).add_(_SMALLEST)  # (n, n_genes)
         if torch.is_grad_enabled():
             return counts / attributed
         return torch.div(counts, attributed, out=attributed)  # in place: large, and made again in every step
@@ -142,18 +143,18 @@ class GammaPoisson(nn.Module):
         Parameters
         ----------
         counts, visible
-            (n, n_genes); `visible` is 0 where a count may not be looked at.
+            (n, n_genes); `visible` is 0 where a count is hidden.
         library
             In counts, (n, 1).
         expected
             Prior mean, (n, n_profiles) or (n_profiles,).
         """
         counts = counts * visible
-        loading = geometric = expected.expand(len(counts), -1)
+        loading = geometric = expected.expand(len(counts), -1)  # (n, n_profiles)
         logarithm, direction, known = geometric.log(), 0.0, None
         for step in range(_STEPS):
             before, known = known, self.known(visible, library, loading)
-            if known is not before:  # what is known for certain stays the same
+            if known is not before:  # visible entries keep their weight
                 rate = self._loading_rate(known, library, expected)
             loading, target = self._loading_step(counts, rate, geometric)
             if step < _STEPS - 1:
@@ -191,4 +192,4 @@ class GammaPoissonExpert(Expert):
         """Expected rates, (batch, n_genes)."""
         pairs = zip(self.factorisations, neighborhood, strict=True)
         rates = [one.loading(centre.counts, centre.visible, library, prior) @ one.profiles for one, prior in pairs]
-        return torch.stack(rates).mean(0), None
+        return torch.stack(rates).mean(0), None  # (n_mixtures, batch, n_genes) -> (batch, n_genes)

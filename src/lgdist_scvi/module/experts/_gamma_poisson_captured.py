@@ -47,7 +47,7 @@ class CapturedGammaPoisson(GammaPoisson):
     ) -> torch.Tensor:
         """As :meth:`GammaPoisson.known`: 1 where visible, else the probability of a zero; 0 in a spot without a count."""
         in_use, unseen = visible.any(1, keepdim=True).to(visible), 1.0 - visible
-        zero = ((-library * loading) @ self.profiles).exp_()
+        zero = ((-library * loading) @ self.profiles).exp_()  # probability of a zero count, (n, n_genes)
         if learn:
             n = in_use.sum().clamp(min=1.0)
             n_zeros, n_unseen = (in_use.T @ zero)[0] / n, (in_use.T @ unseen)[0] / n
@@ -56,7 +56,7 @@ class CapturedGammaPoisson(GammaPoisson):
         return in_use * (1.0 - unseen * self.missing / chance)
 
     def expected_counts(self, visible: torch.Tensor, library: torch.Tensor, loading: torch.Tensor) -> torch.Tensor:
-        """Expected counts of what is known, (n, n_genes); arguments as in :meth:`known`."""
+        """Expected counts, weighted as :meth:`known` weighs observed ones, (n, n_genes); same arguments."""
         return self.known(visible, library, loading) * library * (loading @ self.profiles)
 
 
@@ -108,7 +108,7 @@ class CapturedGammaPoissonExpert(Expert):
     def _expected_counts(
         self, visible: torch.Tensor, library: torch.Tensor, loadings: Iterable[torch.Tensor]
     ) -> torch.Tensor:
-        """Expected counts of what is known, the mean of the factorisations, (n, n_genes)."""
+        """Mean over the factorisations of their expected counts, (n, n_genes)."""
         pairs = zip(self.factorisations, loadings, strict=True)
         total = sum(one.expected_counts(visible, library, loading) for one, loading in pairs)
         return total / len(self.factorisations)

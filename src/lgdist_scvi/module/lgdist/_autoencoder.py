@@ -127,7 +127,7 @@ class NeighborhoodAutoencoder(nn.Module):
         summary = own
         for block in self.blocks:
             summary = block(summary, tokens, valid)
-        mean, log_variance = self.posterior(summary).chunk(2, dim=-1)
+        mean, log_variance = self.posterior(summary).chunk(2, dim=-1)  # (batch, n_latent) each
         return Condition(
             mean=mean,
             log_variance=log_variance.clamp(*_LOG_VARIANCE_RANGE),
@@ -142,5 +142,5 @@ class NeighborhoodAutoencoder(nn.Module):
     def decode(self, latent: torch.Tensor, condition: Condition) -> torch.Tensor:
         """Expected values in the likelihood's unit, (..., batch, n_latent) -> (..., batch, n_genes)."""
         latent = self.likelihood.with_depth(latent, condition.depth)
-        score = self.decode_gene(self.decode_hidden(latent))
+        score = self.decode_gene(self.decode_hidden(latent))  # (..., batch, n_genes)
         return self.likelihood.expected(score + _GAIN_SCALE * self.neighbor_gain * condition.log_ratio)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -10,7 +11,9 @@ from lgdist_scvi import _keys as keys
 from lgdist_scvi.module._spots import Inputs, Spots
 from lgdist_scvi.module.experts import HeldOutBatch, TrainingSpots, best_weights
 from lgdist_scvi.module.lgdist._hiding import Hide
-from lgdist_scvi.module.lgdist._module import LGDiSTModule
+
+if TYPE_CHECKING:
+    from lgdist_scvi.module.lgdist._module import LGDiSTModule
 
 _N_PROFILE_SPOTS = 4096  # that profiles are learnt from, fewer of whole transcriptomes
 _N_PROFILE_ENTRIES = 8_000_000
@@ -34,7 +37,7 @@ def fit_experts(module: LGDiSTModule, batches: Iterable[Batch], generator: torch
     """
     module.experts.in_use.fill_(False)
     if not module.own_entries:
-        return  # experts correct predictions of spots of which something is visible
+        return  # experts correct predictions of spots with visible entries
     try:
         _fit(module, batches, generator)
     except BaseException:  # Ctrl-C among them: experts are fitted whole or not at all
@@ -67,12 +70,15 @@ def _fit(module: LGDiSTModule, batches: Iterable[Batch], generator: torch.Genera
         held_out = _held_out(module, chosen, hold_out, generator)
         average.weights_of(hold_out).copy_(best_weights(likelihood, len(average.experts), held_out))
     likelihood.fit_gene_effects(_halves(module, chosen, generator))
+    # share of each gene's entries that is held out, in spots that are not held out whole
+    patterns = module.set_aside_patterns
+    share = patterns[~patterns.all(dim=1)].float().mean(0)  # (n_genes,)
     for expert in average.experts:
-        expert.release(module.share_set_aside())
+        expert.release(share)
 
 
 def _for_profiles(module: LGDiSTModule, batch: Batch) -> tuple[torch.Tensor, ...]:
-    """Counts, which of them may be looked at, library, rows of the spots and of their neighbours, and which of these exist."""
+    """Counts, which of them are visible, library, rows of the spots and of their neighbours, and which of these exist."""
     centre = module.inputs(batch, "set_aside").centre
     neighbor = batch[keys.NEIGHBOR_SPOT].flatten().long()[batch[keys.NEIGHBOR_INDEX].long()]
     library = module.likelihood.visible_library(centre)

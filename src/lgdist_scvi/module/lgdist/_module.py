@@ -1,4 +1,4 @@
-"""The LGDiST module: what is hidden, what is scored, and what is asked at inference."""
+"""The LGDiST module: inputs of a pass, encoding and decoding, and the losses of both stages."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from lgdist_scvi.module.diffusion import ResidualDiffusion
 from lgdist_scvi.module.experts import EXPERTS, ExpertAverage, correction
 from lgdist_scvi.module.lgdist._autoencoder import NeighborhoodAutoencoder
 from lgdist_scvi.module.lgdist._config import LGDiSTConfig
+from lgdist_scvi.module.lgdist._fit_experts import fit_experts
 from lgdist_scvi.module.lgdist._hiding import Hide, Split, draw_hidden
 from lgdist_scvi.module.likelihood import LIKELIHOODS, HoldOut, Likelihood, split_counts
 
@@ -28,7 +29,7 @@ _WHOLE_SPOTS_IN_DIFFUSION = 0.3
 class LGDiSTModule(BaseModuleClass):
     """Neighbourhood autoencoder, experts beside it, and latent diffusion over it.
 
-    Everything that is hidden is hidden before anything is encoded: a token only ever sees `counts * visible`.
+    Entries are hidden before anything is encoded: a token only ever sees `counts * visible`.
 
     Parameters
     ----------
@@ -61,27 +62,22 @@ class LGDiSTModule(BaseModuleClass):
         self.config, self.own_entries = config, own_entries
         self.autoencoder = self._autoencoder_cls(n_genes, LIKELIHOODS[likelihood], compositional, config)
         self.diffusion = ResidualDiffusion(
-            config.n_latent,
-            config.n_hidden,
-            config.n_denoiser_hidden,
-            config.n_denoiser_layers,
-            config.n_denoiser_heads,
-            config.n_timesteps,
-            config.n_draws,
-        )
+            config.n_latent, config.n_hidden, config.n_denoiser_hidden, config.n_denoiser_layers, config.n_denoiser_heads,
+            config.n_timesteps, config.n_draws,
+        )  # fmt: skip
         experts = (expert(n_genes, config) for expert in EXPERTS[self.likelihood.modelled])
         self.experts = ExpertAverage(experts, n_genes)
         # of region effects of slides and surroundings; infinite: none
         self.register_buffer("region_shrinkage", torch.full((2,), torch.inf))
         self.register_buffer("set_aside_patterns", set_aside_patterns)
-        # to be asked without its own entries, a spot must often be seen without them
+        # predictions without a spot's own entries must be trained often
         self.hide_spot = config.hide_spot if own_entries else max(config.hide_spot, 0.5)
         # of a second round of training: what completed the data that it was trained on
         self.first_round: LGDiSTModule | None = None
 
     @property
     def likelihood(self) -> Likelihood:
-        """What is known of measured values given expected ones."""
+        """The likelihood of measured values."""
         return self.autoencoder.likelihood
 
     @property
@@ -90,13 +86,21 @@ class LGDiSTModule(BaseModuleClass):
         return self.likelihood.hold_outs
 
     def initialise(self, statistics: Any) -> None:
-        """Start from what is known of the data: a :class:`~lgdist_scvi.data.GeneStatistics`."""
+        """Start from statistics of the data: a :class:`~lgdist_scvi.data.GeneStatistics`."""
         names = ("rate", "value_mean", "value_scale", "loadings", "signal")
         rate, mean, scale, loadings, signal = (torch.from_numpy(getattr(statistics, name)) for name in names)
         self.likelihood.set_statistics(rate, mean, scale, statistics.typical_library)
         self.autoencoder.initialise(loadings, signal)
         for expert in self.experts.experts:
             expert.initialise(self.likelihood, *statistics.some_spots)
+
+    def is_finished(self) -> bool:
+        """Whether nothing is left to fit after the networks."""
+        return bool(self.experts.in_use) or not self.own_entries
+
+    def finish(self, batches: Iterable[dict[str, torch.Tensor]], generator: torch.Generator) -> None:
+        """Fit what comes after the networks; see :func:`fit_experts`."""
+        fit_experts(self, batches, generator)
 
     def begin_second_round(self) -> None:
         """Keep the networks as they are for completing what the second round looks at."""
@@ -118,10 +122,6 @@ class LGDiSTModule(BaseModuleClass):
         """Rows of the spots that are held out whole, among the first `n_obs`."""
         whole = self.set_aside_patterns.all(dim=1).cpu().numpy()
         return np.flatnonzero(whole[np.arange(n_obs) % len(whole)])
-
-    def share_set_aside(self) -> torch.Tensor:
-        """Share of each gene's entries that is held out, (n_genes,), in spots that are not held out whole."""
-        return self.set_aside_patterns[~self.set_aside_patterns.all(dim=1)].float().mean(0)
 
     def inputs(
         self,
@@ -241,7 +241,7 @@ class LGDiSTModule(BaseModuleClass):
         return neighborhood
 
     def encode(self, centre: Spots, neighborhood: Neighborhood) -> Condition:
-        """Posterior of the centre's latent given what is visible, and what else decoding needs."""
+        """Posterior of the centre's latent given its visible entries and its neighbourhood, and what else decoding needs."""
         library = self.likelihood.visible_library(centre)
         condition = self.autoencoder.encode(centre, library, neighborhood)
         if neighborhood.experts is not None:
@@ -259,12 +259,12 @@ class LGDiSTModule(BaseModuleClass):
         return condition
 
     def condition_of(self, inputs: Inputs) -> Condition:
-        """What the visible entries of a batch tell about its spots."""
+        """Condition of the spots of a batch given their visible entries."""
         return self.encode(inputs.centre, self.neighborhood(inputs))
 
     @auto_move_data
     def condition(self, batch: dict[str, torch.Tensor], hide: Hide = "nothing", own_entries: bool = True) -> Condition:
-        """What all observed entries, or those that are not hidden, tell about each spot of the batch; see :meth:`inputs`."""
+        """Condition of the spots of a batch given all observed entries, or those that `hide` leaves; see :meth:`inputs`."""
         return self.condition_of(self.inputs(batch, hide, own_entries=own_entries))
 
     def shared(self, latent: torch.Tensor, condition: Condition) -> torch.Tensor:
@@ -285,7 +285,7 @@ class LGDiSTModule(BaseModuleClass):
         latent
             (..., batch, n_latent)
         condition
-            What is known of the batch.
+            Of the batch, (batch, ...).
 
         Returns
         -------

@@ -22,7 +22,7 @@ Own = tuple[torch.Tensor, torch.Tensor]
 
 
 class Thinned(NamedTuple):
-    """Counts of a training step: looked at and fitted, and the shares of the library that both are a part of.
+    """Counts of a training step: visible and fitted ones, and the shares of the library that both are a part of.
 
     `weight` is the weight of a visible entry in the loss, against 1 for a hidden one.
     """
@@ -35,7 +35,7 @@ class Thinned(NamedTuple):
 
 
 class Likelihood(nn.Module, ABC):
-    """What is known of measured values given what is expected of them.
+    """Distribution of measured values given expected ones, and all that depends on the kind of value.
 
     Expected values ("decoded") are in the likelihood's own unit: shares of the library for counts, log1p(CP10K) for captured values.
 
@@ -49,7 +49,7 @@ class Likelihood(nn.Module, ABC):
     Attributes
     ----------
     estimands
-        What can be asked for; the first is what is modelled.
+        What can be predicted; the first is what is modelled.
     hold_outs
         How entries can be held out to judge predictions: hidden (``"set_aside"``), or half of their molecules (``"split"``).
     region_effect
@@ -121,11 +121,11 @@ class Likelihood(nn.Module, ABC):
         return torch.where(library > 0, library, self.typical_library)
 
     def visible_library(self, spots: Spots) -> torch.Tensor:
-        """Library size, in counts (n, 1), without looking at hidden entries."""
+        """Library size, in counts (n, 1), from visible entries alone."""
         return self.usable(spots.library)
 
     def whole_library(self, library: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
-        """Library size as it would be without missing entries, (n, 1), where that can be told."""
+        """Library size as it would be without missing entries, (n, 1), where that can be estimated."""
         return library
 
     @staticmethod
@@ -149,7 +149,7 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def thin(self, counts: torch.Tensor, visible: torch.Tensor, keep_at_least: float, visible_weight: float) -> Thinned:
-        """Counts to look at and to fit in a training step, (batch, n_genes)."""
+        """Counts that are visible and counts that are fitted in a training step, (batch, n_genes)."""
 
     # ---- from the decoder's scores to expected values
 
@@ -183,7 +183,7 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def own_variance(self, decoded: torch.Tensor, own: Own | None) -> torch.Tensor:
-        """Variance of an expected value that no latent holds: what is peculiar to one gene in one spot, (batch, n_genes)."""
+        """Variance of an expected value that no latent holds, of a single gene in a single spot, (batch, n_genes)."""
 
     def reset_gene_effects(self) -> None:
         """No gene effects."""

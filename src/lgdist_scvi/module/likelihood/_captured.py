@@ -101,7 +101,7 @@ class CapturedLikelihood(Likelihood):
 
     @property
     def lasting_variance(self) -> torch.Tensor:
-        """Variance of what is peculiar to a gene in a spot, and not sampling noise, (n_genes,)."""
+        """Variance of a single gene in a single spot that is no sampling noise, (n_genes,)."""
         return self.lasting_share * self.sigma**2
 
     # ---- losses and noise
@@ -127,7 +127,7 @@ class CapturedLikelihood(Likelihood):
 
     @torch.no_grad()
     def scale_noise(self, square: torch.Tensor, sampling: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-        """Bring the noise to the size that was seen, and tell what lasts from sampling noise."""
+        """Bring the noise to the size that was seen, and find the share of it that is no sampling noise."""
         factor = (square / expected).clamp(*NOISE_FACTORS)
         self.log_sigma += 0.5 * torch.log(factor)
         self.lasting_share.copy_((1.0 - sampling / square.clamp(min=1e-12)).clamp(min=0.0))

@@ -77,11 +77,11 @@ class PoissonLikelihood(Likelihood):
     # ---- what networks see
 
     def visible_library(self, spots: Spots) -> torch.Tensor:
-        """Library size, in counts (n, 1), without looking at hidden entries.
+        """Library size, in counts (n, 1), from visible entries alone.
 
         If the genes make up the library, it is estimated from the visible counts and the share of the library that their genes
         usually make up; one pseudo-count's worth of the typical library keeps it finite where nothing is visible. If other
-        genes are in the library, that share tells something about the spot, and the registered library is used.
+        genes are in the library, that share differs between spots, and the registered library is used.
         """
         if not self.compositional:
             return self.usable(spots.library)
@@ -96,7 +96,7 @@ class PoissonLikelihood(Likelihood):
         up, so that rates mean the same in every spot.
         """
         left = 1.0 - ((1.0 - observed) @ self.gene_rate)[:, None]
-        # the library of a spot without observed entries is the depth that is asked about
+        # the library of a spot without observed entries is the depth to predict for
         left = torch.where(observed.bool().any(dim=1, keepdim=True), left, 1.0)
         return library / left.clamp(min=_SMALLEST_SHARE)
 
@@ -108,7 +108,7 @@ class PoissonLikelihood(Likelihood):
         return torch.log((counted + 1.0) / (expected + 1.0))
 
     def thin(self, counts: torch.Tensor, visible: torch.Tensor, keep_at_least: float, visible_weight: float) -> Thinned:
-        """Split visible counts: a share, uniform between `keep_at_least` and 1, is looked at, and the rest is fitted."""
+        """Split visible counts: a share, uniform between `keep_at_least` and 1, is visible, and the rest is fitted."""
         kept = torch.rand(len(counts), 1, device=counts.device)
         looked_at = keep_at_least + (1.0 - keep_at_least) * kept
         return Thinned(*split_counts(counts, looked_at, visible), looked_at, 1.0)
@@ -280,7 +280,7 @@ class NegativeBinomialLikelihood(PoissonLikelihood):
 def split_counts(
     counts: torch.Tensor, kept: torch.Tensor, visible: torch.Tensor, generator: torch.Generator | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Thin the visible counts: one part is looked at, the rest is fitted (count splitting).
+    """Thin the visible counts: one part is visible, the rest is fitted (count splitting).
 
     Under Poisson noise the two parts are independent given the rate, so that a visible count can be fitted without
     learning to repeat it.
@@ -290,7 +290,7 @@ def split_counts(
     counts
         (batch, n_genes)
     kept
-        Share that is looked at, (batch, 1).
+        Share that stays visible, (batch, 1).
     visible
         (batch, n_genes)
     generator
@@ -298,7 +298,7 @@ def split_counts(
 
     Returns
     -------
-    Counts to look at, counts to fit, and the share of the exposure that the latter have.
+    Visible counts, counts to fit, and the share of the exposure that the latter have; the last two (batch, n_genes).
     """
     # draws with a generator are made where it is: devices take none of another
     device = counts.device if generator is None else generator.device

@@ -36,7 +36,7 @@ class GeneEffects(nn.Module):
         rate
             Expected without it, share of the library, (..., batch, n_genes).
         counts, exposure
-            The count and its library size, in counts, (batch, n_genes); both 0 where it may not be looked at.
+            The count and its library size, in counts, (batch, n_genes); both 0 where it is hidden.
         """
         return _updated(rate, counts, exposure, self.variance)
 
@@ -70,7 +70,7 @@ class GeneEffects(nn.Module):
         # small differences of large numbers; not every device has double precision
         given = (rate, counts, exposure, again, exposure_again)
         rate, counts, exposure, again, exposure_again = (part.cpu().double() for part in given)
-        return torch.stack(
+        return torch.stack(  # one row for each variance
             [
                 _log_likelihood(
                     again, exposure_again * _updated(rate, counts, exposure, variance) + 1e-8, counts, variance

@@ -14,7 +14,7 @@ from scipy.special import ndtr, ndtri
 from lgdist_scvi._units import cp10k_per_count, from_cp10k, to_log1p
 
 _SMALLEST_THETA, _LARGEST_THETA = 1e-3, 1e8
-_SMALLEST_TAIL = 1e-30  # probabilities beyond are not told apart
+_SMALLEST_TAIL = 1e-30  # smaller probabilities count as equal
 _LARGEST_LOG = 40.0  # of a count; keeps exp finite
 _ROUNDING = 2e-6  # relative, of a value: one at an end is inside however it was rounded
 _TAIL_ROUNDING = 1e-9  # relative
@@ -23,7 +23,7 @@ _SMALLEST_EXACT_TAIL = 1e-5  # whose complement to 1 holds it to that
 
 @dataclass
 class Predictive(ABC):
-    """Distribution of counts, looked at through central intervals.
+    """Distribution of counts, and its central intervals.
 
     Attributes
     ----------

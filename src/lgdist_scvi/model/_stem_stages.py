@@ -1,0 +1,59 @@
+"""The two stages of Stem; the second is that of LGDiST, and what follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from scvi import settings
+
+from lgdist_scvi.model._stages import DiffusionStage
+from lgdist_scvi.module import StemModule
+from lgdist_scvi.train import StagePlan
+
+Batch = dict[str, torch.Tensor]
+
+
+class NetworkStage(StagePlan):
+    """Stage 1: each network learns rates of all slides but one part, and is judged by the counts of that; the expert is fitted after."""
+
+    n_steps = 400
+    finishing = "experts"
+
+    def __init__(self, module: StemModule, stage: str = "network", lr: float = 2e-3, weight_decay: float = 0.1):
+        super().__init__(module, module.networks, stage, lr, weight_decay)
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Train the networks on their own."""
+        self.module.experts.in_use.fill_(False)
+
+    def finish(self, batches: Iterable[Batch]) -> dict[str, Any]:
+        """Fit the expert, and choose its weight on slides that were not seen."""
+        self.module.eval()
+        self.module.fit_experts(batches, torch.Generator().manual_seed(settings.seed or 0))
+        average = self.module.experts
+        names = [type(expert).__name__ for expert in average.experts]
+        return {"weights_hidden": dict(zip(names, average.weights_hidden.mean(1).tolist(), strict=True))}
+
+    def on_train_start(self) -> None:
+        self.module.train()  # the module itself tells training from validation by it
+
+    def training_loss(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        return self.module(batch)[2].loss
+
+    def validation_loss(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        return self.module(batch)[2].loss
+
+
+class ResidualStage(DiffusionStage):
+    """Stage 2: the denoiser learns what the latent differs by from means of networks that did not see the slide."""
+
+    finishing = "samples"
+
+    def finish(self, batches: Iterable[Batch]) -> dict[str, Any]:
+        """Use the diffusion, as far as counts of an unseen slide say."""
+        super().finish(batches)
+        self.module.eval()
+        self.module.settle(batches, torch.Generator().manual_seed(settings.seed or 0))
+        return {"pull": float(self.module.pull)}

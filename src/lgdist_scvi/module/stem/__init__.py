@@ -1,0 +1,9 @@
+"""Stem: expression from image features."""
+
+from __future__ import annotations
+
+from lgdist_scvi.module.stem._components import ImageComponents
+from lgdist_scvi.module.stem._config import StemConfig
+from lgdist_scvi.module.stem._module import StemModule
+
+__all__ = ["ImageComponents", "StemConfig", "StemModule"]

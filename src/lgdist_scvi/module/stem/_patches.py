@@ -1,0 +1,95 @@
+"""Patches around spots in torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lgdist_scvi import _keys as keys
+from lgdist_scvi.module._spots import Spots, sum_of_neighbors
+
+
+@dataclass(kw_only=True)
+class Patches(Spots):
+    """Spots of which the image is visible, and no count.
+
+    Attributes
+    ----------
+    image
+        Components of the features, (n, n_components), 0 where there is no image.
+    present
+        1 where there is an image, (n, 1).
+    fold
+        Part of the training data that a spot belongs to, whose networks had no part of it, (n,); ``None`` of other data.
+    """
+
+    image: torch.Tensor
+    present: torch.Tensor
+    fold: torch.Tensor | None = None
+
+
+@dataclass
+class PatchInputs:
+    """One batch in one pass; see :class:`~lgdist_scvi.module._spots.Inputs`."""
+
+    centre: Patches
+    neighbors: Patches
+    index: torch.Tensor
+    distance: torch.Tensor
+    valid: torch.Tensor
+
+    @classmethod
+    def of(cls, batch: dict[str, torch.Tensor]) -> PatchInputs:
+        """What is visible of a batch."""
+        fold = batch[keys.FOLD].flatten().long() if keys.FOLD in batch else None
+        index, valid = batch[keys.NEIGHBOR_INDEX].long(), batch[keys.NEIGHBOR_VALID].bool()
+        return cls(
+            centre=_patches(batch[keys.COUNTS], batch[keys.LIBRARY], batch[keys.IMAGE], fold),
+            neighbors=_patches(batch[keys.NEIGHBOR_COUNTS], batch[keys.NEIGHBOR_LIBRARY], batch[keys.NEIGHBOR_IMAGE]),
+            index=index,
+            distance=batch[keys.NEIGHBOR_DISTANCE],
+            valid=valid,
+        )
+
+
+def _patches(
+    counts: torch.Tensor, library: torch.Tensor, image: torch.Tensor, fold: torch.Tensor | None = None
+) -> Patches:
+    present = torch.isfinite(image).all(dim=1, keepdim=True)
+    return Patches(
+        counts,
+        torch.zeros_like(counts),
+        library,
+        image=torch.where(present, image, 0.0),
+        present=present.float(),
+        fold=fold,
+    )
+
+
+def mean_of_neighbors(values: torch.Tensor, index: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Mean over the neighbours of each centre, 0 without any, (batch, n_columns)."""
+    return sum_of_neighbors(values, index, valid) / valid.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+@dataclass
+class TrainingPatches:
+    """What experts learn from.
+
+    Attributes
+    ----------
+    spots
+        All spots of the training, with their raw counts.
+    around
+        Mean of the components of the neighbours, (n, n_components).
+    observed
+        1 where an entry is observed, (n, n_genes).
+    rate, latent
+        Rates to learn, (n, n_genes), and their latents, (n, n_latent).
+    """
+
+    spots: Patches
+    around: torch.Tensor
+    observed: torch.Tensor
+    rate: torch.Tensor
+    latent: torch.Tensor

@@ -1,0 +1,239 @@
+"""Stem: expression from image features, on slides that were never seen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import scvi
+from anndata import AnnData
+
+from lgdist_scvi import LGDiST, Stem, datasets
+from lgdist_scvi.metrics import poisson_deviance_explained
+from lgdist_scvi.model._stages import DiffusionStage, VAEStage
+
+QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
+SIZES = {
+    "n_components": 16, "n_latent": 6, "n_hidden": 32, "n_heads": 2, "n_denoiser_hidden": 32, "n_denoiser_layers": 1,
+    "n_denoiser_heads": 2, "n_timesteps": 50,
+}  # fmt: skip
+SETUP = {"sample_key": "sample", "size_factor_key": "total", "target_layer": "expected"}
+
+
+def slides(n_spots: int = 240, n_samples: int = 4, shuffled: bool = False) -> AnnData:
+    """Slides whose image features are a noisy function of what is expressed, stained in a way of their own."""
+    adata = datasets.simulated_visium(n_spots=n_spots, n_genes=40, n_samples=n_samples, seed=0)
+    rng = np.random.default_rng(1)
+    score = np.log(adata.layers["rate"])
+    features = np.tanh((score - score.mean(0)) @ rng.normal(size=(40, 24)) / 6) + 0.3 * rng.normal(size=(n_spots, 24))
+    codes = adata.obs["sample"].cat.codes.to_numpy()
+    if shuffled:
+        features = features[rng.permutation(n_spots)]
+    adata.obsm["X_image"] = (
+        features * rng.uniform(0.7, 1.4, (n_samples, 24))[codes] + rng.normal(size=(n_samples, 24))[codes]
+    ).astype(np.float32)
+    adata.obs["total"] = np.asarray(adata.X.sum(1)).ravel()
+    adata.layers["expected"] = np.log1p(adata.layers["rate"] * 1e4)
+    return adata
+
+
+def parts(adata: AnnData) -> tuple[AnnData, AnnData]:
+    """All slides but the last, and that."""
+    last = (adata.obs["sample"] == adata.obs["sample"].cat.categories[-1]).to_numpy()
+    return adata[~last].copy(), adata[last].copy()
+
+
+def pictures(adata: AnnData, genes: bool = False) -> AnnData:
+    """What is known of a slide that was never sequenced."""
+    var = pd.DataFrame(index=adata.var_names if genes else [])
+    return AnnData(
+        obs=adata.obs[["sample"]].copy(), var=var, obsm={k: adata.obsm[k].copy() for k in ("spatial", "X_image")}
+    )
+
+
+def fitted(adata: AnnData, setup: dict = SETUP, train: dict | None = None, **kwargs) -> Stem:
+    before, scvi.settings.seed = scvi.settings.seed, 0
+    Stem.setup_anndata(adata, **setup)
+    model = Stem(adata, **{**SIZES, **kwargs})
+    model.train(max_epochs=4, **QUICK, **(train or {}))
+    scvi.settings.seed = before
+    return model
+
+
+def explained(train: AnnData, test: AnnData, prediction: pd.DataFrame) -> float:
+    mean = np.asarray(train.X.sum(0)).ravel() / train.obs["total"].sum()
+    return poisson_deviance_explained(test.X, np.expm1(prediction.to_numpy()) / 1e4, test.obs["total"].to_numpy(), mean)
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[AnnData, AnnData]:
+    return parts(slides())
+
+
+@pytest.fixture(scope="module")
+def model(data) -> Stem:
+    return fitted(data[0])
+
+
+def test_a_slide_without_counts_is_predicted(model, data):
+    """From features and coordinates alone, nearly as well as the noise of the features allows."""
+    train, test = data
+    prediction = model.get_predicted_expression(pictures(test))
+    assert prediction.shape == test.shape and list(prediction.columns) == list(train.var_names)
+    best = explained(train, test, pd.DataFrame(np.log1p(test.layers["rate"] * 1e4)))
+    assert explained(train, test, prediction) > 0.3 * best > 0.1
+    rates = model.get_normalized_expression(pictures(test), return_numpy=True)
+    np.testing.assert_allclose(np.log1p(rates * 1e4), prediction, rtol=1e-4)
+
+
+def test_shuffled_features_tell_nothing(data):
+    train, test = parts(slides(shuffled=True))
+    assert abs(explained(train, test, fitted(train).get_predicted_expression(pictures(test)))) < 0.03
+
+
+def test_counts_of_the_slide_asked_about_change_nothing(model, data):
+    test = data[1]
+    changed = test.copy()
+    changed.X = changed.X[:, ::-1].copy()  # of the same totals
+    answers = [model.get_predicted_expression(one, return_numpy=True) for one in (pictures(test), test, changed)]
+    for one in answers[1:]:
+        np.testing.assert_allclose(one, answers[0], atol=1e-6)
+
+
+def test_spots_without_an_image(model, data):
+    """They are predicted from the patches around them, and change nothing but their neighbours."""
+    test = pictures(data[1])
+    test.obsm["X_image"][[3, 17]] = np.nan
+    prediction = model.get_predicted_expression(test, return_numpy=True)
+    assert np.isfinite(prediction).all()
+    means = model.get_predicted_expression(pictures(data[1]), return_numpy=True)
+    assert not np.allclose(prediction[3], means[3])
+    train = data[0].copy()
+    train.obsm["X_image"][::7] = np.nan
+    assert np.isfinite(fitted(train).get_predicted_expression(test, return_numpy=True)).all()
+
+
+def test_samples_differ_and_repeat(model, data):
+    test = pictures(data[1])
+    kwargs = {"n_samples": 3, "return_mean": False}
+    samples = model.get_predicted_expression(test, seed=1, **kwargs)
+    assert samples.shape == (3, *data[1].shape) and (samples.std(axis=0) > 0).all()
+    np.testing.assert_array_equal(samples, model.get_predicted_expression(test, seed=1, **kwargs))
+    in_parts = model.get_predicted_expression(test, seed=1, batch_size=13, **kwargs)
+    np.testing.assert_allclose(samples, in_parts, atol=1e-4)
+    assert not np.allclose(samples, model.get_predicted_expression(test, seed=2, **kwargs))
+    mean, std = model.get_predicted_expression(test, return_std=True)
+    assert (std.to_numpy() > 0).all() and mean.shape == std.shape
+
+
+def test_intervals_cover_the_counts_of_an_unseen_slide(model, data):
+    test = data[1]
+    lower, upper = model.get_prediction_interval(0.9, test, return_numpy=True)
+    measured = np.log1p(test.X.toarray() / test.obs["total"].to_numpy()[:, None] * 1e4)
+    inside = ((measured >= lower) & (measured <= upper)).mean()
+    assert 0.85 < inside < 0.97
+    assert set(model.calibration_.std_factors) == {"unseen_slide"}
+
+
+def test_predict_writes_layers_skill_and_record(model, data):
+    test = pictures(data[1], genes=True)
+    model.predict(test, silent=True)
+    for suffix in ("", "_std", "_lower", "_upper"):
+        assert np.isfinite(test.layers[f"predicted{suffix}"]).all()
+    assert (test.layers["predicted_provenance"] == 2).all()  # nothing was measured
+    np.testing.assert_array_equal(test.layers["predicted"], model.get_predicted_expression(test, return_numpy=True))
+    assert test.var["predicted_skill"].median() > 0 and test.uns["predicted"]["level"] == 0.9
+    assert test.X is None
+
+
+def test_predict_says_where_genes_are_missing(model, data):
+    with pytest.raises(ValueError, match=r"40 of the 40 predicted genes have no place in adata\.var_names"):
+        model.predict(pictures(data[1]), silent=True)
+
+
+def test_slides_of_the_training_are_predicted_by_networks_that_did_not_see_them(model, data):
+    train = data[0]
+    honest = model.get_predicted_expression(return_numpy=True)
+    for network in model.module.networks[1:]:
+        assert any(parameter.abs().sum() > 0 for parameter in network.parameters())
+    first = (train.obs["sample"] == train.obs["sample"].cat.categories[0]).to_numpy()
+    others = model.module.networks[1:]
+    before = [{name: value.clone() for name, value in one.state_dict().items()} for one in others]
+    for one in others:
+        for parameter in one.parameters():
+            parameter.data.zero_()
+    changed = model.get_predicted_expression(return_numpy=True)
+    for one, state in zip(others, before, strict=True):
+        one.load_state_dict(state)
+    np.testing.assert_array_equal(changed[first], honest[first])
+
+
+def test_save_and_load(model, data, tmp_path):
+    test = pictures(data[1])
+    model.save(tmp_path / "stem")
+    loaded = Stem.load(tmp_path / "stem", adata=data[0])
+    np.testing.assert_array_equal(
+        loaded.get_predicted_expression(test, return_numpy=True),
+        model.get_predicted_expression(test, return_numpy=True),
+    )
+    elsewhere = Stem.load(tmp_path / "stem", adata=test)
+    np.testing.assert_array_equal(
+        elsewhere.get_predicted_expression(return_numpy=True), model.get_predicted_expression(test, return_numpy=True)
+    )
+
+
+def test_one_slide(data):
+    """Strips of it are left out in turn."""
+    train = data[0][data[0].obs["sample"] == data[0].obs["sample"].cat.categories[0]].copy()
+    stem = fitted(train, {"target_layer": "expected"})
+    assert stem.module.n_folds == 4
+    assert np.isfinite(stem.get_predicted_expression(pictures(data[1]), return_numpy=True)).all()
+
+
+def test_targets(data, monkeypatch):
+    """Counts, the rates of an LGDiST that is at hand, and those of one that training fits itself."""
+    monkeypatch.setattr(VAEStage, "n_steps", 20)
+    monkeypatch.setattr(DiffusionStage, "n_steps", 20)
+    train, test = data
+    setup = {"sample_key": "sample", "size_factor_key": "total"}
+    answers = {"counts": fitted(train.copy(), setup, {"targets": "counts"})}
+    answers["expected"] = fitted(train.copy(), setup)
+    completed = train.copy()
+    LGDiST.setup_anndata(completed, **setup)
+    lgdist = LGDiST(completed)
+    lgdist.train(**QUICK)
+    answers["lgdist"] = fitted(train.copy(), setup, {"targets": lgdist})
+    for name, model in answers.items():
+        least = 0.0 if name == "counts" else 0.05  # few and noisy
+        assert explained(train, test, model.get_predicted_expression(pictures(test))) > least, name
+    with pytest.raises(ValueError, match="same spots in the same order"):
+        fitted(train[:-1].copy(), setup, {"targets": lgdist})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x[:, :5], r"has 5 features, and the model was trained on 24; make them with the encoder"),
+        (lambda x: np.full_like(x, np.nan), "every row is NaN"),
+        (lambda x: np.where(np.arange(24) == 2, np.inf, x), "a spot without an image has a row of NaN"),
+        (lambda x: x[:, 0], "must hold numbers"),
+    ],
+)
+def test_features_that_cannot_be(model, data, change, message):
+    test = pictures(data[1])
+    features = change(test.obsm["X_image"])
+    if features.ndim == 1:
+        features = np.array([[str(value)] for value in features], dtype=object)
+    test.obsm["X_image"] = features
+    with pytest.raises(ValueError, match=message):
+        model.get_predicted_expression(test)
+
+
+def test_what_registration_refuses(data):
+    train = data[0].copy()
+    with pytest.raises(KeyError, match="pp.image_features"):
+        Stem.setup_anndata(train, image_key="nothing", sample_key="sample")
+    with pytest.raises(KeyError, match="nothing.* not found in adata.layers"):
+        Stem.setup_anndata(train, target_layer="nothing", sample_key="sample")
+    with pytest.raises(ValueError, match=r"adata\.X holds no counts"):
+        Stem.setup_anndata(pictures(train, genes=True), sample_key="sample")
