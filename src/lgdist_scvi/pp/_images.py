@@ -216,6 +216,8 @@ def image_patches(
         raise ValueError(
             f"overlap must be from 0 to below 1 and min_tissue from 0 to 1, got {overlap!r} and {min_tissue!r}"
         )
+    if tissue and indices is not None:
+        raise ValueError("tissue=True cuts tiles of the whole tissue, not of spots; leave out indices")
     if key_added is not None and (tissue or store is not None):
         raise ValueError("key_added stores patches of spots in adata.obsm; leave it out with tissue=True or store=...")
     with ExitStack() as stack:
