@@ -86,7 +86,7 @@ CHANGES = {
     "values of neighbours": (prefilled, "are others now"),
     "slides": (
         lambda adata: adata.obs.insert(0, "slide", adata.obs.pop("slide").to_numpy()[::-1]),
-        "join spots of different",
+        "slides, graph or coordinates are others",
     ),
     "no graph": (gone("obsp", "spatial_connectivities"), "'spatial_connectivities' not found in adata.obsp"),
     "no coordinates": (gone("obsm", "spatial"), "'spatial' not found in adata.obsm"),
