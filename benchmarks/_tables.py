@@ -60,7 +60,7 @@ def slide(file: str) -> str:
 
 def scored(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of the methods that came to an end, in the order of the registry."""
-    rows = rows[rows["failed"].isna() & rows["method"].isin(list(METHODS))].copy()
+    rows = rows[rows["failed"].isna() & rows["protocol"].isin(PROTOCOLS) & rows["method"].isin(list(METHODS))].copy()
     rows["method"] = pd.Categorical(rows["method"], categories=list(METHODS), ordered=True)
     if {"mse", "floor"} <= set(rows):
         rows["excess"] = rows["mse"] - rows["floor"]

@@ -68,6 +68,7 @@ def write(rows: pd.DataFrame, folder: Path, seeds: list[int] | None = None) -> P
 
 
 def _of(rows: pd.DataFrame, seeds: list[int] | None) -> pd.DataFrame:
+    rows = rows[rows["protocol"].isin(PROTOCOLS)]  # those of other commands have reports of their own
     return rows if seeds is None else rows[rows["seed"].isin(seeds)]
 
 

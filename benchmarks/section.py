@@ -88,8 +88,10 @@ def _run(arguments: argparse.Namespace) -> None:
     images = _sections.images(path)
     if unknown := sorted(set(arguments.sections or ()) - set(images)):
         arguments.error(f"--sections: {path.name} has images of sections {list(images)}, not of {unknown}")
-    if len(images) < 3:
-        arguments.error(f"{path.name} has images beside it of {len(images)} sections; 3 are needed, two to learn from")
+    if len(images) < 4:  # one is left out of those that methods learn from, and another one stops training early
+        arguments.error(
+            f"{path.name} has images beside it of {len(images)} sections; 4 are needed, three to learn from"
+        )
     cache = arguments.cache or arguments.output / "cache"
     results = Results(arguments.output, arguments.again, digest)
     todo = [job for job in _jobs(arguments, list(images)) if not results.has(*job[:4])]

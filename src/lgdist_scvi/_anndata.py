@@ -37,6 +37,11 @@ def in_memory(x: Any) -> Any:
     return np.asarray(x)
 
 
+def get_obs(adata: AnnData) -> pd.DataFrame:
+    """Annotation of the spots in memory, also where it is read when asked for (:func:`anndata.experimental.read_lazy`)."""
+    return adata.obs if isinstance(adata.obs, pd.DataFrame) else adata.obs.to_memory()
+
+
 def as_csr(x: sparse.spmatrix | sparse.sparray) -> sparse.csr_matrix:
     """Give any scipy sparse matrix or array as `csr_matrix`: sorted, without duplicates or stored zeros.
 
@@ -175,7 +180,7 @@ def get_samples(adata: AnnData, sample_key: str | None) -> np.ndarray:
     if sample_key is None:
         return np.zeros(adata.n_obs, dtype=np.int64)
     require_key(adata.obs, sample_key, "adata.obs", "sample_key is the column that names the slide of each spot")
-    codes = pd.factorize(adata.obs[sample_key])[0].astype(np.int64)
+    codes = pd.factorize(get_obs(adata)[sample_key])[0].astype(np.int64)
     if n_missing := int((codes < 0).sum()):
         raise ValueError(
             f"{n_missing:,} of {adata.n_obs:,} spots have no value in adata.obs[{sample_key!r}]; "
@@ -246,7 +251,7 @@ def get_coordinates(
                 f"{n_shared:,} of {adata.n_obs:,} spots share their coordinates in {where} with another spot of the same "
                 f"slide; {hint}keep one spot per place"
             )
-    if (rows := array_rows(coordinates, adata.obs)) is not None:
+    if (rows := array_rows(coordinates, get_obs(adata))) is not None:
         coordinates = coordinates.copy()
         coordinates[:, rows] *= np.sqrt(3)
     return coordinates
@@ -323,7 +328,7 @@ def get_library(adata: AnnData, size_factor_key: str) -> np.ndarray:
     require_key(adata.obs, size_factor_key, "adata.obs", remedy)
     where = f"adata.obs[{size_factor_key!r}]"
     try:
-        library = np.asarray(adata.obs[size_factor_key], dtype=np.float64)
+        library = np.asarray(get_obs(adata)[size_factor_key], dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where} is not numeric; give library sizes in counts") from error
     if n_bad := int((~np.isfinite(library) | (library < 0)).sum()):

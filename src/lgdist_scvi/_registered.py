@@ -73,11 +73,12 @@ def registered(adata: AnnData, completed: str, /, counts_layer: str | None = Non
     if size_factor_key is None and "registered_genes" in record:
         found = adata.var_names.isin(record["registered_genes"])
         if n_gone := len(record["registered_genes"]) - int(found.sum()):
-            remedy = "ask before genes are left out" if found.any() else _RENAMED.format(f"uns[{completed!r}]")
+            remedy = "ask before genes are left out, or name a column with the library sizes (size_factor_key)"
+            if not found.any():
+                remedy = _RENAMED.format(f"uns[{completed!r}]")
             raise ValueError(
                 f"{n_gone:,} of the {len(record['registered_genes']):,} genes whose counts were the library behind "
-                f"layers[{completed!r}] are not in adata.var_names any more; {remedy}, or name a column with the library "
-                "sizes (size_factor_key)"
+                f"layers[{completed!r}] are not in adata.var_names any more; {remedy}"
             )
         summed = counts[:, found]
     library = library_of(adata, summed, size_factor_key)

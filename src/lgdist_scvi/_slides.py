@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from lgdist_scvi._anndata import get_coordinates, get_samples
+from lgdist_scvi._anndata import get_coordinates, get_obs, get_samples
 from lgdist_scvi._checks import list_names, require_key
 from lgdist_scvi._lattice import lattice
 
@@ -75,7 +75,7 @@ def choose_sample_key(
         column = found.column
         if column is not None:
             warnings.warn(
-                f"adata.obs[{column!r}] names {adata.obs[column].nunique()} slides and is used to keep them apart; pass "
+                f"adata.obs[{column!r}] names {get_obs(adata)[column].nunique()} slides and is used to keep them apart; pass "
                 f"sample_key={column!r} to say so, or another sample_key",
                 UserWarning,
                 stacklevel=stacklevel,
@@ -118,7 +118,8 @@ def slide_evidence(adata: AnnData, spatial_key: str = "spatial") -> Evidence:
             ) from error
         if 1 < n_slides < adata.n_obs:  # where every spot has its own, these are names of spots
             return Evidence(column)
-    groups = dict(_groups(adata.obs))
+    obs = get_obs(adata)
+    groups = dict(_groups(obs))
     attributes = adata.uns.get("spatialdata_attrs")
     region_key = attributes.get("region_key") if isinstance(attributes, Mapping) else None
     if region_key in groups:
@@ -126,7 +127,7 @@ def slide_evidence(adata: AnnData, spatial_key: str = "spatial") -> Evidence:
     images = adata.uns.get("spatial")
     images = [key for key, value in images.items() if isinstance(value, Mapping)] if isinstance(images, Mapping) else []
     if len(images) > 1:
-        named = [column for column in groups if adata.obs[column].astype(str).isin(images).all()]
+        named = [column for column in groups if obs[column].astype(str).isin(images).all()]
         if named:
             return Evidence(named[0])
     coordinates = _coordinates(adata, spatial_key)
@@ -140,7 +141,7 @@ def _within(adata: AnnData, spatial_key: str, column: str) -> Evidence:
         return Evidence()
     for sample in range(samples.max(initial=-1) + 1):
         spots = np.flatnonzero(samples == sample)
-        found = _of_one_slide(coordinates[spots], dict(_groups(adata.obs.iloc[spots])))
+        found = _of_one_slide(coordinates[spots], dict(_groups(get_obs(adata).iloc[spots])))
         if found.column is not None:
             return Evidence(None, [found.column], "spots of one slide lie between those of another")
         if found.reason:

@@ -159,7 +159,7 @@ def test_one_sentence_before_any_training(beads, tmp_path, capsys, monkeypatch):
     del adata.layers["completed"]
     adata.write_h5ad(tmp_path / "log.h5ad")
     # the option is named as it is called here
-    refuses(["demo", "--input", str(tmp_path / "log.h5ad"), "--output", str(tmp_path / "demo")], "(--layer)")
+    refuses(["demo", "--input", str(tmp_path / "log.h5ad"), "--output", str(tmp_path / "demo")], "(--layer;")
     assert not Path(out).exists()
 
 

@@ -46,6 +46,74 @@ def test_genes_may_not_be_filtered_between_setup_and_model(adata):
         LGDiST(adata)
 
 
+def turned(adata):
+    adata.obsm["spatial"] = np.array(adata.obsm["spatial"])[::-1]
+
+
+def permuted(adata):
+    adata.X = adata.X[::-1]
+
+
+def permuted_in_place(adata):
+    adata.X.data[:] = adata.X.data[::-1].copy()
+
+
+def larger(adata):
+    adata.obs["total"] *= 2
+
+
+def shown(adata):
+    adata.layers["known"][0] = True
+
+
+def prefilled(adata):
+    adata.layers["first"][0, 0] += 1
+
+
+def gone(attribute, key):
+    return lambda adata: getattr(adata, attribute).pop(key)
+
+
+CHANGES = {
+    "counts permuted": (permuted, "its spots, counts, .* are others now"),
+    "counts permuted in place": (permuted_in_place, "its spots, counts, .* are others now"),
+    "names permuted": (lambda adata: setattr(adata, "var_names", list(adata.var_names[::-1])), "are others now"),
+    "spots left out": (lambda adata: adata._inplace_subset_obs(np.arange(40)), "are others now"),
+    "coordinates turned": (turned, "graph or coordinates are others now"),
+    "another graph": (lambda adata: pp.spatial_neighbors(adata, 4), "graph or coordinates are others now"),
+    "library sizes": (larger, "library sizes, .* are others now"),
+    "mask": (shown, "mask, .* are others now"),
+    "values of neighbours": (prefilled, "are others now"),
+    "slides": (
+        lambda adata: adata.obs.insert(0, "slide", adata.obs.pop("slide").to_numpy()[::-1]),
+        "join spots of different",
+    ),
+    "no graph": (gone("obsp", "spatial_connectivities"), "'spatial_connectivities' not found in adata.obsp"),
+    "no coordinates": (gone("obsm", "spatial"), "'spatial' not found in adata.obsm"),
+    "no library sizes": (gone("obs", "total"), "'total' not found in adata.obs"),
+    "no mask": (gone("layers", "known"), "'known' not found in adata.layers"),
+    "no values of neighbours": (gone("layers", "first"), "'first' not found in adata.layers"),
+    "no slides": (gone("obs", "slide"), "'slide' not found in adata.obs"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+@pytest.mark.parametrize("when", ["before the model", "before training"])
+def test_data_may_not_change_after_setup(adata, case, when):
+    change, message = CHANGES[case]
+    adata.obs["slide"] = np.where(np.arange(N_SPOTS) < 20, "one", "two")
+    pp.spatial_neighbors(adata, sample_key="slide")
+    adata.obs["total"] = np.asarray(adata.X.sum(axis=1)).ravel() + 100
+    adata.layers["known"] = np.random.default_rng(0).random(adata.shape) < 0.9
+    adata.layers["first"] = np.ones(adata.shape, dtype=np.float32)
+    keys = {"sample_key": "slide", "size_factor_key": "total", "mask_layer": "known", "prefill_layer": "first"}
+    LGDiST.setup_anndata(adata, **keys)
+    model = LGDiST(adata) if when == "before training" else None
+    change(adata)
+    with pytest.raises(ValueError, match=f"^adata was changed after setup_anndata.*{message}"):
+        LGDiST(adata) if model is None else model.train(max_epochs=1)
+
+
 def without_graph(adata):
     del adata.obsp["spatial_connectivities"], adata.obsp["spatial_distances"], adata.uns["spatial_neighbors"]
 

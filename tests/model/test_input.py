@@ -465,7 +465,7 @@ def test_setup_can_be_repeated(adata):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"gene_likelihood": "zinb"}, "gene_likelihood must be one of 'auto', 'nb', 'normal', 'poisson', got 'zinb'"),
+        ({"gene_likelihood": "zinb"}, "gene_likelihood must be one of 'auto', 'nb', 'poisson', 'normal', got 'zinb'"),
         ({"conditioning": "image"}, "conditioning must be one of"),
         ({"n_hidden": 30, "n_heads": 4}, "n_hidden=30 must be a multiple of n_heads=4"),
         ({"n_denoiser_hidden": 33, "n_denoiser_heads": 3}, "n_denoiser_hidden=33 must be even"),

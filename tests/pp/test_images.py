@@ -146,7 +146,9 @@ def test_coordinate_systems_of_spatialdata():
     channels = np.moveaxis(pixels, -1, 0)
     adata = spots((2 * 100 + 50, 2 * 60 - 30))
     for factors in (None, [2]):
-        element = Image2DModel.parse(channels, transformations=to_global, c_coords="rgb", scale_factors=factors)
+        element = Image2DModel.parse(
+            channels, transformations=to_global, c_coords=["r", "g", "b"], scale_factors=factors
+        )
         patch = pp.image_patches(adata, element, patch_px=80, size=40, check_tissue=False)[0]
         np.testing.assert_array_equal(patch, pixels[40:80, 80:120])
 
@@ -455,7 +457,7 @@ def test_too_many_arguments():
     for given, message in (
         ({"overlap": 1.0}, "overlap must be from 0 to below 1"),
         ({"size": 0}, "size must be a whole number of at least 1"),
-        ({"tissue": True, "key_added": "x"}, "key_added stores patches of all spots"),
+        ({"tissue": True, "key_added": "x"}, "key_added stores patches of spots"),
         ({"tissue": True, "indices": [0]}, "leave out indices"),
     ):
         with pytest.raises(ValueError, match=message):

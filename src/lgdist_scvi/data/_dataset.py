@@ -16,8 +16,8 @@ from scvi.data import AnnDataManager, AnnTorchDataset
 from torch.utils.data import Subset
 
 from lgdist_scvi import _keys as keys
-from lgdist_scvi._anndata import as_csr, get_coordinates, get_counts, get_graph, get_mask, get_samples
-from lgdist_scvi._checks import list_names
+from lgdist_scvi._anndata import as_csr, get_coordinates, get_counts, get_graph, get_library, get_mask, get_samples
+from lgdist_scvi._checks import list_names, require_key
 from lgdist_scvi._units import library_size
 from lgdist_scvi.data._graph import nearest, reach_further, spot_pitch
 
@@ -64,7 +64,7 @@ class NeighborhoodManager(AnnDataManager):
             ) from error
         if self.fingerprint not in (None, dataset.fingerprint):
             raise ValueError(
-                "adata was changed after setup_anndata: its counts, mask, library sizes, slides, graph or coordinates are others "
+                "adata was changed after setup_anndata: its spots, counts, mask, library sizes, slides, graph or coordinates are others "
                 "now; restore them, call setup_anndata again and train a new model, or pass a copy as adata to ask about it as new data"
             )
         return dataset.create_torch_dataset(indices)
@@ -136,7 +136,7 @@ class NeighborhoodDataset(AnnTorchDataset):
         if keys.LIBRARY not in registry:
             return summed
         key = registry[keys.LIBRARY].attr_key
-        library = np.asarray(self.adata.obs[key], dtype=np.float64)
+        library = get_library(self.adata, key)
         # half a count of slack for totals that were stored as float32
         if n_small := int((library < summed * (1 - 1e-6) - 0.5).sum()):
             raise ValueError(
@@ -147,8 +147,11 @@ class NeighborhoodDataset(AnnTorchDataset):
 
     def _field(self, name: str) -> Any:
         """A registered field: an array or a sparse matrix, (n_obs, ...)."""
+        field = self.adata_manager.data_registry[name]
+        if field.attr_key is not None:
+            require_key(getattr(self.adata, field.attr_name), field.attr_key, f"adata.{field.attr_name}")
         values = self.adata_manager.get_from_registry(name)
-        if self.adata_manager.data_registry[name].attr_name in ("X", "layers"):
+        if field.attr_name in ("X", "layers"):
             values = _take_columns(values, self._columns)
         return as_csr(values) if sparse.issparse(values) else np.asarray(values)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from lgdist_scvi._anndata import get_samples
+from lgdist_scvi._anndata import get_obs, get_samples
 from lgdist_scvi._checks import require_key
 from lgdist_scvi._registered import completed_genes, registered
 from lgdist_scvi._units import log1p_cp10k
@@ -92,7 +92,7 @@ def do_no_harm(
     rows: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     if labels_key is not None:
         require_key(adata.obs, labels_key, "adata.obs", "labels_key names the tissue domains")
-        labels = adata.obs[labels_key]
+        labels = get_obs(adata)[labels_key]
         labelled = labels.notna().to_numpy()
         codes, found = pd.factorize(labels[labelled].astype(str))
         if len(found) < 2:

@@ -15,7 +15,7 @@ from mudata import MuData
 from scvi import settings
 
 from lgdist_scvi import pp
-from lgdist_scvi._anndata import get_graph, get_mask
+from lgdist_scvi._anndata import get_graph, get_mask, get_obs
 from lgdist_scvi._checks import require_key
 from lgdist_scvi._slides import choose_sample_key
 from lgdist_scvi._units import library_size
@@ -151,7 +151,7 @@ def warn_of_spots(adata: AnnData, graph_key: str, mask_layer: str | None) -> Non
     """Warn of spots outside the tissue, of entries that a hold-out hides and no mask does, and of costly graphs."""
     messages = []
     if "in_tissue" in adata.obs:
-        in_tissue = adata.obs["in_tissue"]
+        in_tissue = get_obs(adata)["in_tissue"]
         outside = [value for value in in_tissue.unique().tolist() if str(value).strip().lower() in _OUTSIDE]
         if n_off := int(in_tissue.isin(outside).sum()):
             inside = "adata.obs['in_tissue'] == 1"

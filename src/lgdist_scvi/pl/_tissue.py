@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from lgdist_scvi._anndata import get_coordinates, get_samples, in_memory
+from lgdist_scvi._anndata import get_coordinates, get_obs, get_samples, in_memory
 from lgdist_scvi._checks import list_names
 from lgdist_scvi._registered import registered
 from lgdist_scvi._units import log1p_cp10k
@@ -202,7 +202,7 @@ def _slides(adata: AnnData, sample_key: str | None, sample: str | Sequence[str] 
         if sample is not None:
             raise KeyError(f"sample={sample!r} needs sample_key, the column of adata.obs that names slides")
         return {None: np.arange(adata.n_obs)}
-    labels = adata.obs[sample_key].astype(str)
+    labels = get_obs(adata)[sample_key].astype(str)
     available = list(labels.unique())
     if sample is None:
         chosen = available[:_MOST_SLIDES]

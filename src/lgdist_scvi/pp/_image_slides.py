@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lgdist_scvi._anndata import get_coordinates, get_samples
+from lgdist_scvi._anndata import get_coordinates, get_obs, get_samples
 from lgdist_scvi._checks import check_has_spots, list_names, require_key
 from lgdist_scvi._lattice import lattice
 from lgdist_scvi._slides import choose_sample_key
@@ -129,7 +129,7 @@ def open_slides(
         sample_key = choose_sample_key(adata, None, spatial_key, stacklevel=4)
     coordinates = get_coordinates(adata, spatial_key, sample_key)[:, :2]
     samples = get_samples(adata, sample_key)
-    names = [None] if sample_key is None else [str(name) for name in pd.unique(adata.obs[sample_key])]
+    names = [None] if sample_key is None else [str(name) for name in pd.unique(get_obs(adata)[sample_key])]
     images = _of_slides(images, names, adata)
 
     slides = []

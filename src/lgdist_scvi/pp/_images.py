@@ -218,10 +218,15 @@ def image_patches(
         raise ValueError(
             f"overlap must be from 0 to below 1 and min_tissue from 0 to 1, got {overlap!r} and {min_tissue!r}"
         )
+    if tissue and indices is not None:
+        raise ValueError("tissue=True cuts tiles of the whole tissue, not of spots; leave out indices")
     if key_added is not None:
         check_new_key(key_added, "key_added")
-    if key_added is not None and (tissue or store is not None):
-        raise ValueError("key_added stores patches of spots in adata.obsm; leave it out with tissue=True or store=...")
+        if tissue or indices is not None or store is not None:
+            raise ValueError(
+                "key_added stores patches of spots in adata.obsm, those of all; leave it out with tissue=True, indices=... or "
+                "store=..."
+            )
     with ExitStack() as stack:
         slides = open_slides(adata, image, size_of_patch, image_res_key, sample_key, spatial_key, stack)
         if missing := adata.n_obs - sum(len(slide.spots) for slide in slides):

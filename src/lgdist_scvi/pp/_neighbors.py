@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from lgdist_scvi._anndata import get_coordinates, get_samples
+from lgdist_scvi._anndata import get_coordinates, get_obs, get_samples
 from lgdist_scvi._checks import check_new_key, check_positive_int
 from lgdist_scvi._lattice import array_rows, in_plane, lattice
 from lgdist_scvi._slides import choose_sample_key
@@ -91,7 +91,7 @@ def spatial_neighbors(
         raise ValueError(f"max_distance must be positive, got {max_distance!r}")
     sample_key = choose_sample_key(adata, sample_key, spatial_key)
     coordinates = get_coordinates(adata, spatial_key, sample_key)
-    rows = array_rows(in_plane(np.asarray(adata.obsm[spatial_key], dtype=np.float64)), adata.obs)
+    rows = array_rows(in_plane(np.asarray(adata.obsm[spatial_key], dtype=np.float64)), get_obs(adata))
     if rows is not None:
         warnings.warn(
             f"adata.obsm[{spatial_key!r}] holds rows and columns of the array, no pixels: column {rows} is taken for the rows, which "
@@ -112,7 +112,7 @@ def spatial_neighbors(
     }
     if sample_key is not None:
         params["sample_key"] = sample_key
-        params["samples"] = np.asarray(pd.unique(adata.obs[sample_key]), dtype=str)
+        params["samples"] = np.asarray(pd.unique(get_obs(adata)[sample_key]), dtype=str)
     if max_distance is not None:
         params["max_distance"] = float(max_distance)
     adata.obsp[f"{key_added}_connectivities"] = connectivities

@@ -30,6 +30,11 @@ _REMEDIES = {
 }
 _FEW = 10  # names that a message can list
 _NOT_FOR_THE_CALLER = {"self", "kwargs", "args", *_REMEDIES}
+_ONE_DEVICE = {
+    "overfit_batches": (None, 0),
+    "strategy": (None, "auto"),
+    "num_nodes": (None, 1),
+}  # values that leave it so
 _PRECISIONS = (None, 32, "32", "32-true", 16, "16", "16-mixed", "bf16", "bf16-mixed")
 
 
@@ -85,7 +90,8 @@ def check_trainer_arguments(arguments: Mapping[str, Any], stages: Iterable[str],
     TypeError
         If an argument is unknown, or a callback or logger is none.
     ValueError
-        If weights would be kept in half or double precision, checkpoints be written, or no known loss be monitored.
+        If several devices are asked for, weights would be kept in half or double precision, checkpoints be written, or no known loss
+        be monitored.
     """
     known = {
         name
@@ -104,6 +110,15 @@ def check_trainer_arguments(arguments: Mapping[str, Any], stages: Iterable[str],
         raise ValueError("limit_train_batches=0 leaves nothing to train on; leave it out")
     if arguments.get("limit_val_batches") == 0 and arguments.get("early_stopping"):
         raise ValueError("with limit_val_batches=0 there is no loss to stop by; pass early_stopping=False")
+    for name, harmless in _ONE_DEVICE.items():
+        if arguments.get(name) not in harmless:
+            raise ValueError(
+                f"{name}={arguments[name]!r} would replace the sampler of batches, which gathers neighbours, and training is on "
+                "one device; leave it out"
+            )
+    devices = arguments.get("devices")
+    if len(devices) > 1 if isinstance(devices, list | tuple) else str(devices).isdecimal() and int(devices) > 1:
+        raise ValueError(f"training is on one device, got devices={devices!r}; pass one, such as devices=[0]")
     every = arguments.get("check_val_every_n_epoch")
     if every is not None and (not isinstance(every, int) or every < 1):
         raise ValueError(f"check_val_every_n_epoch must be a whole number of at least 1, got {every!r}")

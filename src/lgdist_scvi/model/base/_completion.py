@@ -13,7 +13,7 @@ from scvi import settings
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi._anndata import get_counts
-from lgdist_scvi._checks import check_new_key
+from lgdist_scvi._checks import check_new_key, did_you_mean, list_names
 from lgdist_scvi._units import log1p_cp10k
 from lgdist_scvi.inference import LEFT_MISSING, MEASURED, N_SAMPLES
 from lgdist_scvi.metrics._skill import MIN_ENTRIES, skill_per_gene
@@ -31,6 +31,7 @@ from lgdist_scvi.module.likelihood import Estimand
 if TYPE_CHECKING:
     from anndata import AnnData
 
+_SEVERAL = ("all", "skilled")
 _SUFFIXES = ("", "_std", "_lower", "_upper", "_provenance")
 
 
@@ -108,7 +109,7 @@ class CompletionMixin:
         skill = skill_per_gene(self, estimand)
         query = Query(
             self, adata, estimand=estimand, seed=seed, batch_size=batch_size, silent=silent, n_steps=n_steps,
-            n_samples=samples_for_spread(n_samples), gene_list=None if isinstance(genes, str) else genes,
+            n_samples=samples_for_spread(n_samples), gene_list=_named(genes, skill.index),
         )  # fmt: skip
         chosen = _chosen(genes, query, skill)
         arguments = {
@@ -156,12 +157,30 @@ def _completed(query: Query, level: float | None, observed: str, fill: str) -> d
     return layers
 
 
+def _named(genes: str | Sequence[str], registered: pd.Index) -> Sequence[str] | None:
+    """Genes that are asked for by their names; ``None`` if by a word for several of them.
+
+    Raises
+    ------
+    KeyError
+        If a single word is neither.
+    """
+    if not isinstance(genes, str):
+        return genes
+    if genes in _SEVERAL:
+        return None
+    if genes not in registered:
+        raise KeyError(
+            f'genes={genes!r} is neither "all" nor "skilled", nor a gene registered with the model; '
+            f"{did_you_mean([genes], [*_SEVERAL, *registered])}available: {list_names(registered)}"
+        )
+    return [genes]
+
+
 def _chosen(genes: str | Sequence[str], query: Query, skill: pd.DataFrame) -> np.ndarray:
     """Names of the genes to complete, in the order of registration."""
-    if isinstance(genes, str) and genes == "all":
-        return skill.index.to_numpy()
-    if isinstance(genes, str) and genes == "skilled":
-        return skill.index[skill["skilled"]].to_numpy()
+    if isinstance(genes, str) and genes in _SEVERAL:
+        return skill.index[skill["skilled"] | (genes == "all")].to_numpy()
     if not len(query.positions):
         raise ValueError('genes is empty; pass names of genes, "skilled" or "all"')
     return skill.index[np.unique(query.positions)].to_numpy()

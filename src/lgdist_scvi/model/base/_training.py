@@ -13,6 +13,7 @@ import torch
 from scvi import settings
 
 from lgdist_scvi import _keys as keys
+from lgdist_scvi._anndata import get_obs
 from lgdist_scvi._checks import check_choice, check_positive_int, list_names
 from lgdist_scvi.data import NeighborhoodDataset, registered_anndata
 from lgdist_scvi.model.base._calibration import calibrate
@@ -108,7 +109,7 @@ class TrainingMixin(DataMixin):
         self._check_call(stage, n_rounds, max_epochs, batch_size, ema_decay)
         names = [name for name in self._stages if stage in ("all", name)] * n_rounds
         stages = [name if place < len(self._stages) else f"{name}_round2" for place, name in enumerate(names)]
-        arguments = {**trainer_kwargs, "early_stopping": early_stopping}
+        arguments = {**trainer_kwargs, "early_stopping": early_stopping, "devices": devices}
         check_trainer_arguments(arguments, stages, inspect.signature(self.train).parameters)
         refuse_unknown(plan_kwargs or {}, ("lr", "weight_decay"), "plan_kwargs")
         data = self.adata_manager.create_torch_dataset()
@@ -227,11 +228,8 @@ class TrainingMixin(DataMixin):
             raise ValueError("validation_samples needs slides; pass sample_key=... to setup_anndata")
         chosen = [validation_samples] if np.ndim(validation_samples) == 0 else list(validation_samples)
         chosen = set(map(str, chosen))
-        labels = (
-            registered_anndata(self.adata_manager)
-            .obs[self.adata_manager.data_registry[keys.SAMPLE].attr_key]
-            .astype(str)
-        )
+        sample_key = self.adata_manager.data_registry[keys.SAMPLE].attr_key
+        labels = get_obs(registered_anndata(self.adata_manager))[sample_key].astype(str)
         unknown = sorted(chosen - set(labels))
         if unknown:
             raise ValueError(f"unknown slides {list_names(unknown)}; available: {list_names(sorted(set(labels)), 20)}")

@@ -98,7 +98,7 @@ class StemModule(BaseModuleClass):
         for dispersion in self.likelihood.parameters():
             nn.init.zeros_(dispersion)  # images leave much open; its size is measured after training
         for expert in self.experts.experts:
-            expert.initialise(self.likelihood, *statistics.sample)
+            expert.initialise(self.likelihood, *statistics.some_spots)
 
     def set_basis(self, rate: np.ndarray) -> None:
         """Take the latent from expected rates of the training spots, (n, n_genes)."""
