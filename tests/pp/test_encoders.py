@@ -50,7 +50,7 @@ def test_network_is_asked_in_evaluation_mode_and_left_as_it_was(tissue):
     network.convolution.register_forward_hook(lambda *_: grad.append(torch.is_grad_enabled()))
     pp.image_features(tissue, encoder=network, key_added="a", silent=True)
     pp.image_features(tissue, encoder=network, key_added="b", batch_size=7, silent=True)
-    np.testing.assert_allclose(tissue.obsm["a"], tissue.obsm["b"], atol=1e-6)
+    np.testing.assert_allclose(tissue.obsm["a"], tissue.obsm["b"], atol=1e-5)
     assert network.training and network.drop.training and not any(grad)
     assert torch.get_num_threads() == threads and torch.is_grad_enabled()
 

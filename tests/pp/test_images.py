@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 import sys
 import warnings
 
@@ -207,7 +206,7 @@ def test_edge_of_patches(tissue):
     assert edge(adata) == pytest.approx((100, 200))  # the pitch, which is more than 112 um
     alone = spots((100, 100), (220, 130))
     patches = pp.image_patches(alone, picture(), check_tissue=False)
-    np.testing.assert_array_equal(patches[1], np.pad(picture()[18:242, 108:332], ((0, 0), (0, 0), (0, 0))))
+    np.testing.assert_array_equal(patches[1], picture()[18:242, 108:332])
     for given, message in (
         ({"patch_um": 50}, "patch_um needs the micrometres of a pixel"),
         ({"patch_um": 50, "patch_px": 20}, "pass one of them"),
@@ -258,52 +257,36 @@ def test_written_and_read(slides, tmp_path):
     np.testing.assert_array_equal(read.uns["X_image"]["on_tissue"], [1, 1])
 
 
-def swap(xy, image, scale):
-    return xy[:, ::-1]
-
-
-def mirror_x(xy, image, scale):
-    return np.column_stack([image.shape[1] / scale - xy[:, 0], xy[:, 1]])
-
-
-def mirror_y(xy, image, scale):
-    return np.column_stack([xy[:, 0], image.shape[0] / scale - xy[:, 1]])
-
-
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (swap, "100% would with x and y swapped"),
-        (mirror_x, r"100% would with x mirrored \(width - x\)"),
-        (mirror_y, r"100% would with y mirrored \(height - y\)"),
-        (lambda xy, image, scale: xy / scale, r"100% would with coordinates multiplied by tissue_hires_scalef"),
+        (lambda x, y, width, height: (y, x), "with x and y swapped"),
+        (lambda x, y, width, height: (width - x, y), r"with x mirrored \(width - x\)"),
+        (lambda x, y, width, height: (x, height - y), r"with y mirrored \(height - y\)"),
+        (lambda x, y, width, height: (2 * x, 2 * y), r"with coordinates multiplied by tissue_hires_scalef \(0.5\)"),
     ],
 )
-def test_spots_beside_the_tissue_are_refused(wrong, message, tissue):
-    adata = tissue[tissue.obsm["spatial"][:, 1] > np.median(tissue.obsm["spatial"][:, 1])].copy()
-    (image, scale), lattice = hires(adata), adata.obsm["spatial"]
+def test_spots_beside_the_tissue_are_refused(wrong, message, slides):
+    image, scale = hires(slides)
+    assert scale == 1
+    xy = slides.obsm["spatial"][:80]
+    lower = np.flatnonzero(xy[:, 1] > np.median(xy[:, 1]))
+    adata, top = slides[lower].copy(), int(xy[lower, 1].min()) - 60
     # half of a slide in the corner of a large glass: no symmetry hides the mistake
     glass = np.full((2 * image.shape[0], 3 * image.shape[1], 3), 244, dtype=np.uint8)
-    top = int(lattice[:, 1].min() * scale - 60)
     glass[: image.shape[0] - top, : image.shape[1]] = image[top:]
-    library = adata.uns["spatial"]["slide_1"]
-    library["images"] = {"hires": glass}
-    adata.obsm["spatial"] = lattice - [0, top / scale]
-    pp.image_features(adata, encoder="stain", silent=True)
-    assert adata.uns["X_image"]["on_tissue"] == 1
+    height, width = glass.shape[:2]
+    half = np.asarray(Image.fromarray(glass).resize((width // 2, height // 2)))
+    adata.uns["spatial"] = {"a": {"images": {"hires": half}, "scalefactors": {"tissue_hires_scalef": 0.5}}}
+    x, y = (xy[lower] - [0, top]).T
+    adata.obsm["spatial"] = np.column_stack([x, y])
+    pp.image_features(adata, encoder="stain", silent=True, key_added="right")
+    assert adata.uns["right"]["on_tissue"] == 1
 
-    library["scalefactors"]["tissue_hires_scalef"] = scale = scale * 0.5 if "multiplied" in message else scale
-    if "multiplied" in message:
-        library["scalefactors"]["tissue_hires_scalef"] = 0.5
-        library["images"] = {
-            "hires": np.asarray(Image.fromarray(glass).resize((glass.shape[1] // 2, glass.shape[0] // 2)))
-        }
-        adata.obsm["spatial"] = adata.obsm["spatial"] * (hires(tissue)[1])
-        adata.obsm["spatial"] = adata.obsm["spatial"] / 0.5
-    else:
-        adata.obsm["spatial"] = wrong(adata.obsm["spatial"], glass, scale)
-    del adata.obsm["X_image"], adata.uns["X_image"]
-    with pytest.raises(ValueError, match=rf"only \d+% of the spots lie on tissue in the hires image, but {message}"):
+    adata.obsm["spatial"] = np.column_stack(wrong(x, y, width, height))
+    with pytest.raises(
+        ValueError, match=rf"only \d+% of the spots lie on tissue in the hires image, but 100% would {message}"
+    ):
         pp.image_features(adata, encoder="stain", silent=True)
     assert "X_image" not in adata.obsm and "X_image" not in adata.uns
     with warnings.catch_warnings():
@@ -320,10 +303,7 @@ def test_full_resolution_coordinates_with_a_small_image_are_refused():
     message = (
         r"lie on tissue in the image: it is of another slide or scale \(300 x 240 pixels, spots reach .*image_res_key"
     )
-    with (
-        warnings.catch_warnings(),
-        pytest.raises(ValueError, match=message),
-    ):
+    with warnings.catch_warnings(), pytest.raises(ValueError, match=message):
         warnings.simplefilter("ignore")
         pp.image_features(adata, small, "stain", silent=True)
 
@@ -434,7 +414,7 @@ def test_what_does_not_fit_together(tissue, slides):
     unscaled.uns["spatial"]["slide_1"]["scalefactors"] = {}
     for adata, given, kind, message in (
         (without, {}, KeyError, r"there is no image in adata.uns\['spatial'\]; pass image="),
-        (tissue[:0].copy(), {}, ValueError, "adata has no spots"),
+        (tissue[:0].copy(), {}, ValueError, "adata has 0 spots"),
         (nothing, {}, KeyError, "'hires' not found in the images"),
         (unscaled, {}, KeyError, "'hires' not found in the scale factors"),
         (
@@ -443,9 +423,7 @@ def test_what_does_not_fit_together(tissue, slides):
             KeyError,
             "'medres' not found in the images.*available: 'hires', 'lowres'",
         ),
-        (tissue, {"spatial_key": "none"}, KeyError, "'none' not found in adata.obsm"),
-        (slides, {}, ValueError, "pass sample_key"),
-        (slides, {"image": {"slide_1": image, "slide_2": image}}, ValueError, "pass sample_key"),
+        (tissue, {"image": image, "spatial_key": "none"}, KeyError, "'none' not found in adata.obsm"),
         (
             slides,
             {"image": {"a": image, "b": image}, "sample_key": "sample"},
@@ -458,15 +436,20 @@ def test_what_does_not_fit_together(tissue, slides):
     ):
         with pytest.raises(kind, match=message):
             pp.image_features(adata, encoder="stain", **given)
-    two = slides.copy()
-    two.obsm["spatial"][:80] += 0.5  # no two spots share a place
-    with pytest.raises(
-        ValueError,
-        match=re.escape(
-            "pass sample_key=..., the column of adata.obs that names the slide of each spot, for example 'sample'"
-        ),
-    ):
-        pp.image_features(two, encoder="stain")
+    unnamed = slides.copy()
+    unnamed.obs = unnamed.obs[["library_size"]].copy()
+    unnamed.obsm["spatial"][80:] += [3000, 0]
+    with pytest.raises(ValueError, match="there are 2 images .'slide_1', 'slide_2'.; pass sample_key="):
+        pp.image_features(unnamed, encoder="stain")
+
+
+def test_slides_are_found(slides):
+    adata = slides.copy()
+    with pytest.warns(UserWarning, match=r"adata.obs\['sample'\] names 2 slides and is used"):
+        pp.image_features(adata, encoder="stain", silent=True)
+    found = adata.obsm["X_image"].copy()
+    pp.image_features(adata, encoder="stain", sample_key="sample", silent=True)
+    np.testing.assert_array_equal(adata.obsm["X_image"], found)
 
 
 def test_too_many_arguments():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,20 +84,21 @@ def _open_tiff(path: Path) -> TissueImage:
     import zarr
 
     where = repr(path.name)
-    try:
-        file = tifffile.TiffFile(path)
-        series = file.series[0]
-        levels = []
-        for number, level in enumerate(series.levels):
-            array = zarr.open_array(series.aszarr(level=number), mode="r")
-            levels.append(_level(_Planes(array, level.axes), where))
-        levels[0].read(slice(0, 1), slice(0, 1))  # a codec that is absent says so now
-    except (tifffile.TiffFileError, ValueError, IndexError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{where} cannot be read as an image ({reason}); save it as TIFF with colours (compressed ones need "
-            "pip install imagecodecs)"
-        ) from error
+    with ExitStack() as failed:
+        try:
+            file = failed.enter_context(tifffile.TiffFile(path))
+            series = file.series[0]
+            levels = []
+            for number, level in enumerate(series.levels):
+                array = zarr.open_array(series.aszarr(level=number), mode="r")
+                levels.append(_level(_Planes(array, level.axes), where))
+            levels[0].read(slice(0, 1), slice(0, 1))  # a codec that is absent says so now
+        except Exception as error:  # tifffile, zarr and codecs raise all kinds
+            raise ValueError(
+                f"{where} cannot be read as an image ({str(error) or type(error).__name__}); save it as TIFF with colours "
+                "(compressed ones may need pip install imagecodecs)"
+            ) from error
+        failed.pop_all()
     return TissueImage(levels, where, close=file.close)
 
 

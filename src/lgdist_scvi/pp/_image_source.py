@@ -90,7 +90,9 @@ class TissueImage:
 
     def scaled(self, factor: float) -> TissueImage:
         """Give the same image for coordinates of which one unit is `factor` pixels."""
-        return TissueImage(self.levels, self.where, self.matrix * factor, self._microns, self.release, self._close)
+        return TissueImage(
+            self.levels, self.where, self.matrix * [factor, factor, 1], self._microns, self.release, self._close
+        )
 
     def pixels(self, coordinates: np.ndarray) -> np.ndarray:
         """Pixels (x, y) of the finest level at coordinates, (n, 2) each."""

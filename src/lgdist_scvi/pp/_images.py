@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lgdist_scvi._checks import check_positive_int
+from lgdist_scvi._checks import check_new_key, check_positive_int
 from lgdist_scvi._version import __version__
 from lgdist_scvi.pp._encoders import get_encoder
-from lgdist_scvi.pp._slides import PatchSize, Slide, open_slides
+from lgdist_scvi.pp._image_slides import PatchSize, Slide, open_slides
 from lgdist_scvi.pp._tissue import Tissue, check_spots
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ def image_features(
         Image in ``uns["spatial"]``, such as ``"hires"``; ``None``: the finest. With `image`: that image is of this resolution, and
         its scale factor applies.
     sample_key
-        Column of `adata.obs` with the slide, which names its image; needed for several.
+        Column of `adata.obs` with the slide, which names its image; ``None``: one slide, or for several images the column that
+        clearly names slides.
     key_added
         Key of `obsm` and `uns` to write.
     library_key
@@ -120,8 +121,8 @@ def image_features(
     Warns
     -----
     UserWarning
-        If patches reach beyond the image (what is missing is white), patches hold few pixels, less than half of the spots lie on
-        tissue, or spots have no image.
+        If patches reach beyond the image (what is missing is white), patches hold few pixels, less than 80 % of the spots lie on
+        tissue or some more would in another frame, spots have no image, or a column was found to name the slides.
 
     Examples
     --------
@@ -129,6 +130,7 @@ def image_features(
     >>> pp.image_features(adata, {"A": "a.jpg", "B": "b.jpg"}, sample_key="sample")  # doctest: +SKIP
     """
     check_positive_int(batch_size, "batch_size")
+    check_new_key(key_added, "key_added")
     sample_key, size_of_patch = _either(sample_key, library_key), PatchSize(patch_um, patch_px, microns_per_pixel)
     with ExitStack() as stack:
         slides = open_slides(adata, image, size_of_patch, image_res_key, sample_key, spatial_key, stack)
@@ -218,8 +220,13 @@ def image_patches(
         )
     if tissue and indices is not None:
         raise ValueError("tissue=True cuts tiles of the whole tissue, not of spots; leave out indices")
-    if key_added is not None and (tissue or store is not None):
-        raise ValueError("key_added stores patches of spots in adata.obsm; leave it out with tissue=True or store=...")
+    if key_added is not None:
+        check_new_key(key_added, "key_added")
+        if tissue or indices is not None or store is not None:
+            raise ValueError(
+                "key_added stores patches of spots in adata.obsm, those of all; leave it out with tissue=True, indices=... or "
+                "store=..."
+            )
     with ExitStack() as stack:
         slides = open_slides(adata, image, size_of_patch, image_res_key, sample_key, spatial_key, stack)
         if missing := adata.n_obs - sum(len(slide.spots) for slide in slides):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 _QUANTILES = (0.1, 0.5, 0.9)
-_NUCLEUS = 0.08  # haematoxylin, in optical density, of a pixel that belongs to a nucleus
+_NUCLEUS = 0.08  # haematoxylin of a pixel that belongs to a nucleus, in units of rgb2hed
 
 
 def stain_features(patches: np.ndarray) -> np.ndarray:
     """Describe patches by their colours and by their load of haematoxylin and eosin.
 
-    Stains are separated by Ruifrok and Johnston's matrix (2001; :func:`skimage.color.rgb2hed`), in units of optical density.
+    Stains are separated by Ruifrok and Johnston's matrix (2001; :func:`skimage.color.rgb2hed`, in its units).
 
     Parameters
     ----------

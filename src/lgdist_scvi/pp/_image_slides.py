@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lgdist_scvi._anndata import get_coordinates, get_samples
-from lgdist_scvi._checks import list_names, require_key
+from lgdist_scvi._anndata import get_coordinates, get_obs, get_samples
+from lgdist_scvi._checks import check_has_spots, list_names, require_key
+from lgdist_scvi._lattice import lattice
+from lgdist_scvi._slides import choose_sample_key
 from lgdist_scvi.pp._image_files import open_image
 from lgdist_scvi.pp._image_source import TissueImage
-from lgdist_scvi.pp._neighbors import lattice
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -112,31 +113,24 @@ def open_slides(
     ValueError
         If there is no spot, or slides and images do not fit each other.
     """
-    if adata.n_obs == 0:
-        raise ValueError("adata has no spots; there is nothing to cut patches around")
-    coordinates = get_coordinates(adata, spatial_key, sample_key)[:, :2]
-    samples = get_samples(adata, sample_key)
-    names = [None] if sample_key is None else [str(name) for name in pd.unique(adata.obs[sample_key])]
+    check_has_spots(adata)
     libraries = adata.uns.get(spatial_key)
     libraries = libraries if isinstance(libraries, Mapping) else {}
     where = f"adata.uns[{spatial_key!r}]"
+    if image is None and not libraries:
+        raise KeyError(f"there is no image in {where}; pass image=... (a path, an array, or a dict slide -> image)")
     if image is None:
-        if not libraries:
-            raise KeyError(f"there is no image in {where}; pass image=... (a path, an array, or a dict slide -> image)")
-        images, what = dict.fromkeys(libraries), f"libraries of {where}"
+        images = dict.fromkeys(map(str, libraries))
+    elif isinstance(image, Mapping) and not hasattr(image, "children"):
+        images = {str(name): one for name, one in image.items()}
     else:
-        images, what = (
-            (image, "images") if isinstance(image, Mapping) and not hasattr(image, "children") else (None, "images")
-        )
-    if images is not None:
-        images = _of_slides(adata, {str(name): one for name, one in images.items()}, names, what)
-    elif len(names) > 1:
-        raise ValueError(
-            f"one image was passed for {len(names):,} slides; pass a dict slide -> image, or no sample_key if all spots lie in "
-            "this image"
-        )
-    else:
-        images = {names[0]: image}
+        images = {None: image}
+    if sample_key is None and len(images) > 1:
+        sample_key = choose_sample_key(adata, None, spatial_key, stacklevel=4)
+    coordinates = get_coordinates(adata, spatial_key, sample_key)[:, :2]
+    samples = get_samples(adata, sample_key)
+    names = [None] if sample_key is None else [str(name) for name in pd.unique(get_obs(adata)[sample_key])]
+    images = _of_slides(images, names, adata)
 
     slides = []
     for code, name in enumerate(names):
@@ -156,21 +150,25 @@ def open_slides(
     return slides
 
 
-def _of_slides(adata: AnnData, images: dict[str, Any], names: list[str | None], what: str) -> dict[str | None, Any]:
+def _of_slides(images: dict[str | None, Any], names: list[str | None], adata: AnnData) -> dict[str | None, Any]:
     """Match images to slides by their names; one image and one slide need no name."""
     if len(images) == 1 and len(names) == 1:
         return dict(zip(names, images.values(), strict=True))
-    if names == [None]:
-        fits = [key for key in adata.obs if set(adata.obs[key].astype(str)) & set(images)]
-        hint = f", for example {fits[0]!r}" if fits else ""
+    if None in images:
         raise ValueError(
-            f"there are {len(images):,} {what} ({list_names(images)}); pass sample_key=..., the column of adata.obs that names the "
-            f"slide of each spot{hint}"
+            f"one image was passed for {len(names):,} slides; pass a dict slide -> image, or no sample_key if all spots lie in "
+            "this image"
+        )
+    if None in names:
+        fits = [key for key in adata.obs if set(adata.obs[key].astype(str)) & set(images)]
+        raise ValueError(
+            f"there are {len(images):,} images ({list_names(images)}); pass sample_key=..., the column of adata.obs that names the "
+            f"slide of each spot{f', such as {fits[0]!r}' if fits else ''}"
         )
     found = {name: images[name] for name in names if name in images}
     if not found:
         raise KeyError(
-            f"none of the {what} ({list_names(images) or 'none'}) is named like a slide ({list_names(names)})"
+            f"none of the images ({list_names(images) or 'none'}) is named like a slide ({list_names(names)})"
         )
     return found
 
