@@ -118,3 +118,21 @@ def cp10k() -> Callable:
         )
 
     return cp10k
+
+
+@pytest.fixture
+def aside(trained) -> np.ndarray:
+    """Known entries that training set aside, but for spots that it set aside whole, (n_obs, n_vars)."""
+    aside = np.asarray(trained.adata.layers["known"]) & _pattern(trained)
+    aside[trained.module.spots_set_aside(len(aside))] = False
+    return aside
+
+
+@pytest.fixture
+def visible(trained) -> np.ndarray:
+    """Known entries that training did not set aside, (n_obs, n_vars)."""
+    return np.asarray(trained.adata.layers["known"]) & ~_pattern(trained)
+
+
+def _pattern(model) -> np.ndarray:
+    return model.module.set_aside(torch.arange(model.adata.n_obs)).numpy()

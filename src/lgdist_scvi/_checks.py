@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from scipy import sparse
 if TYPE_CHECKING:
     from anndata import AnnData
 
+_SAME_FEATURES = 1e-2  # of the size of features: other machines and versions of torch differ less, other weights more
 _BLOCK = 1 << 22  # entries looked at in one go: temporaries stay below 40 MB
 
 
@@ -214,3 +215,33 @@ def check_unique_names(adata: AnnData) -> None:
                 f"{len(duplicated):,} {what} name{'s' if len(duplicated) > 1 else ''} in adata.{axis}_names occur more "
                 f"than once ({list_names(duplicated)}); call adata.{axis}_names_make_unique()"
             )
+
+
+def check_encoder(trained: Mapping[str, Any], given: Mapping[str, Any], key: str) -> None:
+    """Refuse image features of another encoder than those that a model was trained on.
+
+    Parameters
+    ----------
+    trained, given
+        Records of :func:`~lgdist_scvi.pp.image_features`, ``uns[key]``.
+    key
+        Key of `adata.obsm` with the features given, for the message.
+
+    Raises
+    ------
+    ValueError
+        If they are of another encoder, of other weights, or of patches treated in another way.
+    """
+    for what in ("encoder", "n_features", "size", "augment"):
+        ours, theirs = trained.get(what), given.get(what)
+        if ours != theirs:
+            raise ValueError(
+                f"adata.obsm[{key!r}] was made with {what}={theirs!r}, but the model was trained on {what}={ours!r}; "
+                f"call pp.image_features(adata, ..., key_added={key!r}) as for the training data"
+            )
+    ours, theirs = np.asarray(trained["probe"]), np.asarray(given["probe"])
+    if ours.shape != theirs.shape or np.abs(ours - theirs).max() > _SAME_FEATURES * np.abs(ours).max():
+        raise ValueError(
+            f"adata.obsm[{key!r}] was made with an encoder {given['encoder']!r} of other weights than the one of the training "
+            f"data; call pp.image_features(adata, ..., key_added={key!r}) with the same weights"
+        )

@@ -120,24 +120,38 @@ def test_completed_targets_are_those_of_the_layer(held_out):
 
 
 def test_depth_correlates_and_explains_nothing(held_out):
+    """Here the depth says nothing of rates, so that the tuned predictor gives the gene means; the score of others says the same."""
     data = held_out()
-    scores = data.score(METHODS["depth"].run(data, 0))
-    assert abs(scores["d2"]) < 0.02 and scores["pcc_depth"] > 0.1
-    # rates that do not differ between spots have no correlation
-    assert not abs(scores["pcc_given_depth"]) >= 0.1
-    assert 0.1 < data.score(METHODS["ridge_raw"].run(data, 0))["pcc_given_depth"]
+    rates = METHODS["depth"].run(data, 0)
+    np.testing.assert_allclose(rates, np.broadcast_to(data.gene_mean, rates.shape), rtol=1e-6)
+    scores = data.score(data.gene_mean * np.sqrt(data.measured_library / data.measured_library.mean())[:, None])
+    assert scores["pcc_depth"] > 0.1
+    assert scores["pcc_gene"] == pytest.approx(scores["pcc_depth"], abs=0.15)
+    assert abs(scores["pcc_given_depth"]) < 0.1 < data.score(METHODS["ridge_raw"].run(data, 0))["pcc_given_depth"]
     assert data.score(METHODS["gene_mean"].run(data, 0))["d2"] == pytest.approx(0, abs=1e-12)
+
+
+def _thinned(data: _sections.Sections, share: float) -> _sections.Sections:
+    """The same sections with a share of their molecules."""
+    rng, training = np.random.default_rng(0), data.training.copy()
+    training.X, counts = (
+        sparse.csr_matrix(rng.binomial(part.toarray().astype(int), share), dtype=np.float32)
+        for part in (training.X, data._counts if sparse.issparse(data._counts) else sparse.csr_matrix(data._counts))
+    )
+    training.obs["total_counts"] = np.maximum(np.asarray(training.X.sum(axis=1)).ravel(), 1)
+    library = np.maximum(np.round(data.measured_library * share), 1.0)
+    return _sections.Sections(training, data.held_out, data.scored, counts, library)
 
 
 def test_the_misleading_score_is_won_by_filling_zeros(held_out):
     """A prediction that lies at the values that are not zero has less error there than the gene means, and is worse."""
-    data = held_out()
+    data = _thinned(held_out(), 0.05)  # a few molecules of most genes, as a real slide has
     honest = data.score(METHODS["gene_mean"].run(data, 0))
     log1p = np.log1p(1e4 * data.counts / data.library[:, None])
     filled = np.expm1(log1p.sum(axis=0) / (log1p > 0).sum(axis=0)) / 1e4
     filler = data.score(np.broadcast_to(filled, (data.held_out.n_obs, len(filled))))
-    assert filler["mse_nonzero"] < honest["mse_nonzero"]
-    assert filler["d2"] < -0.02
+    assert filler["mse_nonzero"] < 0.9 * honest["mse_nonzero"]
+    assert filler["d2"] < -0.05 and filler["mse"] > honest["mse"]
 
 
 def test_genes_are_brought_to_their_means(held_out):

@@ -11,24 +11,6 @@ from lgdist_scvi.inference import Predictor, estimate_region_effects, measure_sk
 from lgdist_scvi.inference._skill import _entries, _lines
 
 
-@pytest.fixture
-def aside(trained) -> np.ndarray:
-    """Known entries that training set aside, but for spots that it set aside whole, (n_obs, n_vars)."""
-    aside = np.asarray(trained.adata.layers["known"]) & _pattern(trained)
-    aside[trained.module.spots_set_aside(len(aside))] = False
-    return aside
-
-
-@pytest.fixture
-def visible(trained) -> np.ndarray:
-    """Known entries that training did not set aside, (n_obs, n_vars)."""
-    return np.asarray(trained.adata.layers["known"]) & ~_pattern(trained)
-
-
-def _pattern(model) -> np.ndarray:
-    return model.module.set_aside(torch.arange(model.adata.n_obs)).numpy()
-
-
 def test_gene_mean_from_scratch(trained, visible, cp10k):
     """Least squares on the visible entries: value against the logarithm of the library."""
     known, values = np.asarray(trained.adata.layers["known"]), cp10k(trained.adata)

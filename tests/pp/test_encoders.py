@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lgdist_scvi import datasets, pp
-from lgdist_scvi.pp._encoders import check_encoder, dihedral, get_encoder
+from lgdist_scvi._checks import check_encoder
+from lgdist_scvi.pp._encoders import dihedral, get_encoder
 from lgdist_scvi.pp._stain import stain_features
 
 

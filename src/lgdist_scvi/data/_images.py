@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy import sparse
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi._anndata import in_memory
-from lgdist_scvi._checks import check_has_spots, list_names, require_key
+from lgdist_scvi._checks import check_encoder, check_has_spots, list_names, require_key
 from lgdist_scvi.data._dataset import NeighborhoodDataset, NeighborhoodManager
 from lgdist_scvi.data._fields import CountsField, LibraryField, MaskField, _Field
 
@@ -27,7 +28,9 @@ class ImageField(_Field):
         self._features(adata)
 
     def register_field(self, adata: AnnData) -> dict:
-        return super().register_field(adata) | {"n_features": self._features(adata).shape[1]}
+        record = adata.uns.get(self.attr_key)  # features made elsewhere have none
+        encoder = dict(record) if isinstance(record, Mapping) and "probe" in record else None
+        return super().register_field(adata) | {"n_features": self._features(adata).shape[1], "encoder": encoder}
 
     def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: Any) -> dict:
         state, trained_on = self.register_field(adata_target), state_registry["n_features"]
@@ -36,6 +39,8 @@ class ImageField(_Field):
                 f"adata.obsm[{self.attr_key!r}] has {state['n_features']:,} features, and the model was trained on {trained_on:,}; "
                 "make them with the encoder of the training"
             )
+        if state["encoder"] is not None and state_registry["encoder"] is not None:
+            check_encoder(state_registry["encoder"], state["encoder"], self.attr_key)
         return state
 
     def _features(self, adata: AnnData) -> np.ndarray:

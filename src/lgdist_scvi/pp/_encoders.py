@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,7 +18,6 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard 
 _SIZE = 224  # pixels
 _AUGMENT = (None, "mean", "stack")
 _PROBE = 16  # features of the probe patch that are kept
-_SAME = 1e-2  # of the size of features: other machines and versions of torch differ less, other weights more
 
 
 @dataclass
@@ -110,36 +109,6 @@ def get_encoder(
     else:
         raise ValueError(f"encoder must be a name or a function from images to vectors, got {type(encoder).__name__}")
     return Encoder(name, size, _encode_with(network, normalize), augment)
-
-
-def check_encoder(trained: Mapping[str, Any], given: Mapping[str, Any], key: str) -> None:
-    """Refuse image features of another encoder than those that a model was trained on.
-
-    Parameters
-    ----------
-    trained, given
-        Records of :func:`~lgdist_scvi.pp.image_features`, ``uns[key]``.
-    key
-        Key of `adata.obsm` with the features given, for the message.
-
-    Raises
-    ------
-    ValueError
-        If they are of another encoder, of other weights, or of patches treated in another way.
-    """
-    for what in ("encoder", "n_features", "size", "augment"):
-        ours, theirs = trained.get(what), given.get(what)
-        if ours != theirs:
-            raise ValueError(
-                f"adata.obsm[{key!r}] was made with {what}={theirs!r}, but the model was trained on {what}={ours!r}; "
-                f"call pp.image_features(adata, ..., key_added={key!r}) as for the training data"
-            )
-    ours, theirs = np.asarray(trained["probe"]), np.asarray(given["probe"])
-    if ours.shape != theirs.shape or np.abs(ours - theirs).max() > _SAME * np.abs(ours).max():
-        raise ValueError(
-            f"adata.obsm[{key!r}] was made with an encoder {given['encoder']!r} of other weights than the one of the training "
-            f"data; call pp.image_features(adata, ..., key_added={key!r}) with the same weights"
-        )
 
 
 def _encode_with(
