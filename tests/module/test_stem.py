@@ -128,7 +128,7 @@ def test_components_of_a_slide_do_not_depend_on_its_stain():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(400, 6)).astype(np.float32)
     samples = np.repeat([0, 1], 200)
-    components = ImageComponents(6, 4)
+    components = ImageComponents([6], 4)
     components.fit(features, samples)
     plain = components.transform(features, samples)
     stained = components.transform(features * np.where(samples, 3.0, 1.0)[:, None] + samples[:, None] * 2.0, samples)
@@ -136,7 +136,7 @@ def test_components_of_a_slide_do_not_depend_on_its_stain():
     features[7] = np.nan
     missing = components.transform(features, samples)
     assert np.isnan(missing[7]).all() and np.isfinite(np.delete(missing, 7, axis=0)).all()
-    alone = ImageComponents(6, 4, per_slide=False)
+    alone = ImageComponents([6], 4, per_slide=False)
     alone.fit(features, samples)
     shifted = alone.transform(features + 1.0, samples)
     assert np.abs(shifted - alone.transform(features, samples))[:5].max() > 0.5

@@ -30,7 +30,11 @@ class ImageField(_Field):
     def register_field(self, adata: AnnData) -> dict:
         record = adata.uns.get(self.attr_key)  # features made elsewhere have none
         encoder = dict(record) if isinstance(record, Mapping) and "probe" in record else None
-        return super().register_field(adata) | {"n_features": self._features(adata).shape[1], "encoder": encoder}
+        n_features = self._features(adata).shape[1]
+        blocks = [int(size) for size in (encoder or {}).get("blocks", ())]  # features side by side, of several encoders
+        if sum(blocks) != n_features:
+            blocks = [n_features]
+        return super().register_field(adata) | {"n_features": n_features, "blocks": blocks, "encoder": encoder}
 
     def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: Any) -> dict:
         state, trained_on = self.register_field(adata_target), state_registry["n_features"]

@@ -64,7 +64,7 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
         ``"slide"``: features are standardised by the mean and the standard deviation of each slide, which takes differences
         of staining off; ``"all"``: by those of the training.
     n_components
-        Principal components of the image features.
+        Principal components of the image features, of each encoder where several made them.
     n_latent
         Principal axes of log rates: the latent.
     n_hidden, n_layers, n_heads, dropout_rate
@@ -136,7 +136,7 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
         self.module = self._module_cls(
             gene_likelihood,
             n_genes=self.summary_stats["n_vars"],
-            n_features=self.get_state_registry(keys.IMAGE)["n_features"],
+            blocks=self.get_state_registry(keys.IMAGE)["blocks"],
             compositional=compositional,
             per_slide=standardise == "slide",
             n_folds=n_folds,
