@@ -29,11 +29,17 @@ class ImageField(_Field):
 
     def register_field(self, adata: AnnData) -> dict:
         record = adata.uns.get(self.attr_key)  # features made elsewhere have none
-        encoder = dict(record) if isinstance(record, Mapping) and "probe" in record else None
+        record = dict(record) if isinstance(record, Mapping) else {}
+        encoder = record if "probe" in record else None
         n_features = self._features(adata).shape[1]
-        blocks = [int(size) for size in (encoder or {}).get("blocks", ())]  # features side by side, of several encoders
-        if sum(blocks) != n_features:
-            blocks = [n_features]
+        blocks = [
+            int(size) for size in record.get("blocks", (n_features,))
+        ]  # features side by side, of several encoders
+        if sum(blocks) != n_features or min(blocks) < 1:
+            raise ValueError(
+                f"adata.uns[{self.attr_key!r}]['blocks'] says {blocks} features, and adata.obsm[{self.attr_key!r}] has {n_features:,}; "
+                "correct or delete it"
+            )
         return super().register_field(adata) | {"n_features": n_features, "blocks": blocks, "encoder": encoder}
 
     def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: Any) -> dict:

@@ -193,7 +193,8 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
             Training slides, (n_obs, n_vars), with counts and image features.
         image_key
             Key of `adata.obsm` with features of the patch around each spot, (n_obs, n_features), of any encoder; a row of NaN where
-            there is no image.
+            there is no image. Of several encoders side by side, ``adata.uns[image_key]["blocks"]`` holds the number of features of
+            each, as :func:`~lgdist_scvi.pp.image_features` writes it.
         layer, sample_key, size_factor_key, mask_layer, graph_key, spatial_key, library_key
             As in :meth:`LGDiST.setup_anndata`. Data that are predicted later need none of the counts, library sizes and masks.
         target_layer

@@ -29,7 +29,10 @@ _COARSE = 16  # pixels of the image in a patch, below which no cell is seen
 def image_features(
     adata: AnnData,
     image: Any = None,
-    encoder: str | Callable[[Tensor], Tensor] | Sequence[str | Callable[[Tensor], Tensor]] = ("efficientnet-lite0", "stain"),
+    encoder: str | Callable[[Tensor], Tensor] | Sequence[str | Callable[[Tensor], Tensor]] = (
+        "efficientnet-lite0",
+        "stain",
+    ),
     patch_um: float | None = None,
     patch_px: float | None = None,
     microns_per_pixel: float | None = None,

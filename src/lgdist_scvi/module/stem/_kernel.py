@@ -41,6 +41,7 @@ class ImageKernel(Expert):
         self.register_buffer("landmarks", torch.zeros(_N_LANDMARKS, 2 * n_components))
         self.register_buffer("scale", torch.ones(2))  # of the patch, and of those around it
         self.register_buffer("length", torch.tensor(1.0))
+        self.register_buffer("penalty", torch.tensor(0.0))
         self.register_buffer("coefficients", torch.zeros(n_folds + 1, _N_LANDMARKS, n_latent))
         self.register_buffer("constant", torch.zeros(n_folds + 1, n_latent))
         self.register_buffer("level", torch.zeros(n_folds + 1, n_genes))
@@ -64,7 +65,9 @@ class ImageKernel(Expert):
         exposure, best = likelihood.usable(spots.library), float("inf")
         for length in _LENGTHS:
             kernel = _kernel(design, design[chosen], length)  # (n, n_landmarks)
-            regressions = [_Regression(kernel[chosen][:, of][of], kernel[rows][:, of], data.latent[rows]) for rows, of in parts]
+            regressions = [
+                _Regression(kernel[chosen][:, of][of], kernel[rows][:, of], data.latent[rows]) for rows, of in parts
+            ]
             for penalty in _PENALTIES:
                 loss, fitted = 0.0, []
                 for fold, ((rows, of), regression) in enumerate(zip(parts, regressions, strict=True)):
@@ -74,14 +77,17 @@ class ImageKernel(Expert):
                     left_out = present & (spots.fold == fold)
                     if left_out.any():
                         rate = self._rate(kernel[left_out][:, of] @ coefficients + constant, level)
-                        error = likelihood.error(likelihood.normalised(rate), spots.counts[left_out], exposure[left_out])
+                        error = likelihood.error(
+                            likelihood.normalised(rate), spots.counts[left_out], exposure[left_out]
+                        )
                         loss += float((error * data.observed[left_out]).sum(dtype=torch.float64))
                 if loss < best:
                     best = loss
-                    self._keep(length, fitted)
+                    self._keep(length, penalty, fitted)
 
-    def _keep(self, length: float, fitted: list[tuple[torch.Tensor, ...]]) -> None:
+    def _keep(self, length: float, penalty: float, fitted: list[tuple[torch.Tensor, ...]]) -> None:
         self.length.fill_(length)
+        self.penalty.fill_(penalty)
         self.coefficients.zero_()
         for fold, (of, coefficients, constant, level) in enumerate(fitted):
             self.coefficients[fold, : len(of)][of] = coefficients

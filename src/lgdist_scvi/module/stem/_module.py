@@ -19,9 +19,9 @@ from lgdist_scvi.module.likelihood import LIKELIHOODS, HoldOut, Likelihood
 from lgdist_scvi.module.stem._basis import LogRates
 from lgdist_scvi.module.stem._components import ImageComponents
 from lgdist_scvi.module.stem._config import StemConfig
+from lgdist_scvi.module.stem._kernel import ImageKernel
 from lgdist_scvi.module.stem._network import PatchNetwork
 from lgdist_scvi.module.stem._patches import PatchInputs, TrainingPatches, mean_of_neighbors
-from lgdist_scvi.module.stem._kernel import ImageKernel
 
 Batch = dict[str, torch.Tensor]
 
