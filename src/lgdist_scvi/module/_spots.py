@@ -86,12 +86,15 @@ class Neighborhood:
         Of each gene in the neighbours: logarithm of observed over expected counts, or mean standardised value; (batch, n_genes).
     experts
         What each expert takes from the neighbours; ``None`` if the experts are not used.
+    image
+        What the image adds; ``None`` if it is not used.
     """
 
     tokens: torch.Tensor
     valid: torch.Tensor
     log_ratio: torch.Tensor
     experts: list[Any] | None
+    image: Any = None
 
 
 @dataclass(kw_only=True)
