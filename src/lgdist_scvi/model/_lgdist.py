@@ -150,7 +150,7 @@ class LGDiST(
         n_draws: int = 4,
         decoded_weight: float = 0.1,
         kl_weight: float = 0.2,
-        n_image_components: int = 32,
+        n_image_components: int = 64,
         hide_image: float = 0.3,
         seed: int = 0,
     ):

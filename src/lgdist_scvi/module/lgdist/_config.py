@@ -48,7 +48,7 @@ class LGDiSTConfig:
     n_draws: int
     decoded_weight: float
     kl_weight: float
-    n_image_components: int = 32
+    n_image_components: int = 64
     hide_image: float = 0.3
 
     @classmethod

@@ -35,11 +35,12 @@ class _Case(NamedTuple):
 
 
 @torch.no_grad()
-def fit_image(module: LGDiSTModule, batches: Iterable[Batch], generator: torch.Generator) -> None:
+def fit_image(module: LGDiSTModule, batches: Iterable[Batch], seed: int) -> None:
     """Fit the shift of the latent by the image, and choose its weights on held-out entries.
 
     What is learnt is how the posterior given everything that is known differs from that given the neighbours alone (ridge
-    regression). Spots are judged by a regression that they had no part in.
+    regression). Spots are judged by a regression that they had no part in. Whatever follows draws the same random numbers as
+    without an image.
 
     Parameters
     ----------
@@ -47,30 +48,43 @@ def fit_image(module: LGDiSTModule, batches: Iterable[Batch], generator: torch.G
         With a trained autoencoder.
     batches
         Batches of spots.
-    generator
+    seed
         Of the parts of the spots, and of the entries that are hidden in turn.
     """
+    module.image.reset()
+    try:
+        with torch.random.fork_rng(devices=[]):  # batches come in random order
+            _fit(module, batches, torch.Generator().manual_seed(seed))
+    except BaseException:  # Ctrl-C among them: the image is fitted whole or not at all
+        module.image.reset()
+        raise
+
+
+def _fit(module: LGDiSTModule, batches: Iterable[Batch], generator: torch.Generator) -> None:
     image = module.image
-    image.reset()
-    kept = _some(batches, module.experts.weights_hidden.device)
+    kept = _some(batches, image.coefficients.device)
     design, target, present = map(torch.cat, zip(*(_lesson(module, batch) for batch in kept), strict=True))
+    if present.sum() < 2 * _N_FOLDS:
+        return
     fold = torch.randperm(len(design), generator=generator).to(design.device) % _N_FOLDS
     target = target - target[present].mean(0)
-    hidden = list(_cases(module, kept, "set_aside", generator, own_entries=False))
-    best = 0.0
+    neighbors_alone = [list(_cases(module, kept, "set_aside", generator, own_entries=False))]
+    best, chosen = 0.0, None
     for penalty in _PENALTIES:
         shift = _cross_fitted(design, target, present, fold, penalty)
-        weight, gain = _best_weight(module, [hidden], shift)
+        weight, gain = _best_weight(module, neighbors_alone, shift)
         if gain > best:
-            best = gain
-            image.weight_hidden.fill_(weight)
-            image.coefficients.copy_(_solve(design[present], target[present], penalty))
-            chosen = shift
-    if not image.in_use:
+            best, chosen = gain, (penalty, weight, shift)
+    if chosen is None:
         return
+    penalty, weight, shift = chosen
+    image.coefficients.copy_(_solve(design[present], target[present], penalty))
+    weight_visible = 0.0
     if module.own_entries:
         own = [list(_cases(module, kept, hold_out, generator)) for hold_out in module.hold_outs]
-        image.weight_visible.fill_(_best_weight(module, own, chosen)[0])
+        weight_visible, _ = _best_weight(module, own, shift)
+    image.weight_visible.fill_(weight_visible)
+    image.weight_hidden.fill_(weight)
 
 
 def _some(batches: Iterable[Batch], device: torch.device) -> list[Batch]:

@@ -104,7 +104,7 @@ class LGDiSTModule(BaseModuleClass):
     def finish(self, batches: Iterable[dict[str, torch.Tensor]], generator: torch.Generator) -> None:
         """Fit what comes after the networks; see :func:`fit_image` and :func:`fit_experts`."""
         if self.image is not None:
-            fit_image(self, batches, generator)
+            fit_image(self, batches, generator.initial_seed())
         fit_experts(self, batches, generator)
 
     @property
