@@ -144,6 +144,10 @@ def test_save_and_load(models, tmp_path):
     loaded = LGDiST.load(tmp_path / "model", adata=tissue(), accelerator="cpu")
     np.testing.assert_array_equal(answer(loaded), answer(model))
     assert repr(loaded) == repr(model)
+    blind = tissue()
+    del blind.obsm["X_image"]
+    loaded = LGDiST.load(tmp_path / "model", adata=blind, accelerator="cpu")
+    np.testing.assert_array_equal(answer(loaded), answer(model, blind.copy()))
 
 
 def test_the_image_is_part_of_the_data(models):

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from anndata import AnnData
 from mudata import MuData
@@ -177,8 +178,9 @@ class LGDiST(
         if dataset is not None:  # else load() fills in parameters and statistics
             counted_among = LIKELIHOODS[gene_likelihood].counted_among
             self.module.initialise(gene_statistics(dataset, patterns, counted_among, compositional, n_latent))
-            if self.module.image is not None:
-                self.module.image.components.fit(dataset.fields[keys.IMAGE], dataset.samples)
+            image = dataset.fields.get(keys.IMAGE)
+            if image is not None and np.isfinite(image).any():  # data to load a model with may lack it
+                self.module.image.components.fit(image, dataset.samples)
         self.gene_likelihood_ = gene_likelihood
         self.training_seed_ = None
         self.calibration_ = None
