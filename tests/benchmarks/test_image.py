@@ -43,7 +43,16 @@ def test_features_are_those_of_the_spots_and_shuffled_within_sections(folder):
 
 
 def test_the_table_says_what_the_image_changes():
-    shared = {"file": "tiny_S", "seed": 0, "failed": None, "versions": "v", "machine": "m", "date": "2026-01-01"}
+    shared = {
+        "file": "tiny_S",
+        "seed": 0,
+        "failed": None,
+        "versions": "v",
+        "machine": "m",
+        "date": "2026-01-01",
+        "threads": 1,
+        "workers": 1,
+    }
     scores = {"lgdist": (0.2, 0.3), "lgdist_image": (0.17, 0.301), "lgdist_image_shuffled": (0.2, 0.3)}
     rows = [
         {**shared, "protocol": protocol, "method": method, "excess": excess, "d2": d2}
