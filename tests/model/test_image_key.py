@@ -35,11 +35,19 @@ def tissue(seed: int = 0, n_side: int = 15) -> AnnData:
     return adata
 
 
-def fit(adata: AnnData, image_key: str | None = "X_image", stage: str = "all", max_epochs: int = 60, **setup) -> LGDiST:
+def fit(
+    adata: AnnData,
+    image_key: str | None = "X_image",
+    stage: str = "all",
+    max_epochs: int = 60,
+    n_rounds: int = 1,
+    conditioning: str = "spot+neighborhood",
+    **setup,
+) -> LGDiST:
     scvi.settings.seed = 0
     LGDiST.setup_anndata(adata, image_key=image_key, **setup)
-    model = LGDiST(adata, **SIZES)
-    model.train(max_epochs=max_epochs, stage=stage, accelerator="cpu", enable_progress_bar=False)
+    model = LGDiST(adata, conditioning=conditioning, **SIZES)
+    model.train(max_epochs=max_epochs, stage=stage, n_rounds=n_rounds, accelerator="cpu", enable_progress_bar=False)
     return model
 
 
@@ -107,6 +115,23 @@ def test_a_spot_without_an_image_is_predicted_as_without_images(models):
     part = model.adata.copy()
     part.obsm["X_image"][10] = np.nan
     assert np.isfinite(answer(model, part)).all()
+
+
+def test_of_neighbors_alone_and_in_two_rounds():
+    model = fit(tissue(), conditioning="neighborhood", stage="vae", **HIDDEN)
+    image = model.module.image
+    assert image.in_use and not image.weight_visible
+    blind = model.adata.copy()
+    del blind.obsm["X_image"]
+    # nothing of any spot is looked at but the neighbours and the image
+    assert (np.abs(answer(model) - answer(model, blind)).max(axis=1) > 1e-3).all()
+    adata = tissue()
+    adata.layers["known"] &= np.asarray(adata.X) > 0
+    model = fit(adata, n_rounds=2, max_epochs=30, **HIDDEN)
+    assert model.gene_likelihood_ == "normal" and model.module.first_round.image is not None
+    blind = adata.copy()
+    del blind.obsm["X_image"]
+    assert np.isfinite(answer(model)).all() and np.isfinite(answer(model, blind)).all()
 
 
 def test_other_data_may_lack_the_image(models):

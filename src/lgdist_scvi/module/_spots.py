@@ -142,7 +142,8 @@ class Posterior:
 class Condition(Posterior):
     """Posterior given a spot's visible entries and its neighbourhood, and what decoding needs of them.
 
-    Tokens are a summary of the neighbourhood, the centre's own visible part, and each neighbour: (batch, 2 + k, n_hidden).
+    Tokens are a summary of the neighbourhood, the centre's own visible part, and each neighbour: (batch, 2 + k, n_hidden). Where the
+    image is used, that of the centre and that of each neighbour follow: (batch, 3 + 2 k, n_hidden).
 
     Attributes
     ----------

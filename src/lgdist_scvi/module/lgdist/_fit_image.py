@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
 from lgdist_scvi import _keys as keys
-from lgdist_scvi.module._spots import Condition, Inputs
 from lgdist_scvi.module.lgdist._image import known
 
 if TYPE_CHECKING:
@@ -19,19 +18,11 @@ if TYPE_CHECKING:
 _PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # per spot
 _WEIGHTS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 _N_FOLDS = 5
-_N_SPOTS = 8192
+_N_LESSONS = 8192  # spots that the shift is learnt from
+_N_JUDGES = 2048  # spots that choose weights
 _CERTAIN = 2.0  # standard errors that a gain must exceed: chance gains nothing
 
 Batch = dict[str, torch.Tensor]
-
-
-class _Case(NamedTuple):
-    """A batch with something held out: condition without the image, and places of its spots among all that learn."""
-
-    batch: Batch
-    inputs: Inputs
-    condition: Condition
-    place: torch.Tensor
 
 
 @torch.no_grad()
@@ -61,40 +52,31 @@ def fit_image(module: LGDiSTModule, batches: Iterable[Batch], seed: int) -> None
 
 
 def _fit(module: LGDiSTModule, batches: Iterable[Batch], generator: torch.Generator) -> None:
-    image = module.image
-    kept = _some(batches, image.coefficients.device)
-    design, target, present = map(torch.cat, zip(*(_lesson(module, batch) for batch in kept), strict=True))
-    if present.sum() < 2 * _N_FOLDS:
+    image, lessons, judges, n_spots = module.image, [], [], 0
+    for batch in batches:
+        if n_spots >= _N_LESSONS:
+            break
+        batch = {key: value.to(image.coefficients.device) for key, value in batch.items()}
+        lessons.append(_lesson(module, batch))
+        if n_spots < _N_JUDGES:  # whole batches are large
+            judges.append(batch)
+        n_spots += len(batch[keys.COUNTS])
+    design, target, teaches = map(torch.cat, zip(*lessons, strict=True))
+    if teaches.sum() < 2 * _N_FOLDS:
         return
     fold = torch.randperm(len(design), generator=generator).to(design.device) % _N_FOLDS
-    target = target - target[present].mean(0)
-    neighbors_alone = [list(_cases(module, kept, "set_aside", generator, own_entries=False))]
-    best, chosen = 0.0, None
-    for penalty in _PENALTIES:
-        shift = _cross_fitted(design, target, present, fold, penalty)
-        weight, gain = _best_weight(module, neighbors_alone, shift)
-        if gain > best:
-            best, chosen = gain, (penalty, weight, shift)
-    if chosen is None:
+    target = target - target[teaches].mean(0)
+    shifts = torch.stack([_cross_fitted(design, target, teaches, fold, penalty) for penalty in _PENALTIES])
+    place, weight = _best(_losses(module, judges, "set_aside", shifts, generator, own_entries=False))
+    if not weight:
         return
-    penalty, weight, shift = chosen
-    image.coefficients.copy_(_solve(design[present], target[present], penalty))
     weight_visible = 0.0
     if module.own_entries:
-        own = [list(_cases(module, kept, hold_out, generator)) for hold_out in module.hold_outs]
-        weight_visible, _ = _best_weight(module, own, shift)
+        chosen = shifts[place : place + 1]
+        _, weight_visible = _best(sum(_losses(module, judges, how, chosen, generator) for how in module.hold_outs))
+    image.coefficients.copy_(_solve(design[teaches], target[teaches], _PENALTIES[place]))
     image.weight_visible.fill_(weight_visible)
     image.weight_hidden.fill_(weight)
-
-
-def _some(batches: Iterable[Batch], device: torch.device) -> list[Batch]:
-    kept, n_spots = [], 0
-    for batch in batches:
-        kept.append({key: value.to(device) for key, value in batch.items()})
-        n_spots += len(batch[keys.COUNTS])
-        if n_spots >= _N_SPOTS:
-            break
-    return kept
 
 
 def _lesson(module: LGDiSTModule, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -110,54 +92,53 @@ def _lesson(module: LGDiSTModule, batch: Batch) -> tuple[torch.Tensor, torch.Ten
 
 
 def _solve(design: torch.Tensor, target: torch.Tensor, penalty: float) -> torch.Tensor:
-    design, target = design.double(), target.double()
-    ridge = penalty * max(len(design), 1) * torch.eye(design.shape[1], dtype=design.dtype, device=design.device)
-    return torch.linalg.solve(design.T @ design + ridge, design.T @ target).float()
+    """Coefficients, (n_columns, n_latent), in double precision, which not every device has."""
+    x, y = design.cpu().double(), target.cpu().double()
+    ridge = penalty * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
+    return torch.linalg.solve(x.T @ x + ridge, x.T @ y).to(target)
 
 
 def _cross_fitted(
-    design: torch.Tensor, target: torch.Tensor, present: torch.Tensor, fold: torch.Tensor, penalty: float
+    design: torch.Tensor, target: torch.Tensor, teaches: torch.Tensor, fold: torch.Tensor, penalty: float
 ) -> torch.Tensor:
     """Shift of each spot by a regression on spots of other folds, (n, n_latent)."""
     shift = torch.zeros_like(target)
     for held_out in range(_N_FOLDS):
-        there, others = present & (fold == held_out), present & (fold != held_out)
+        there, others = teaches & (fold == held_out), teaches & (fold != held_out)
         shift[there] = design[there] @ _solve(design[others], target[others], penalty)
     return shift
 
 
-def _cases(
-    module: LGDiSTModule, batches: Sequence[Batch], hide: Hide, generator: torch.Generator, own_entries: bool = True
-) -> Iterator[_Case]:
-    start = 0
+def _losses(
+    module: LGDiSTModule,
+    batches: Sequence[Batch],
+    hide: Hide,
+    shifts: torch.Tensor,
+    generator: torch.Generator,
+    own_entries: bool = True,
+) -> torch.Tensor:
+    """Loss of each spot, summed over what is held out of it, without a shift and with each weight, (n_shifts, 1 + n_weights, n)."""
+    parts, start = [], 0
     for batch in batches:
         inputs = module.inputs(batch, hide, generator, own_entries=own_entries)
-        place = torch.arange(start, start + len(inputs.target), device=inputs.target.device)
-        start += len(place)
-        yield _Case(batch, inputs, module.encode(inputs.centre, module.neighborhood(inputs, with_experts=False)), place)
+        condition = module.encode(inputs.centre, module.neighborhood(inputs, with_experts=False))
+        exposure, scored = module.fitted_exposure(batch, inputs), inputs.score > 0
+        stop, losses = start + len(scored), []
+        for shift in shifts[:, start:stop]:
+            for weight in (0.0, *_WEIGHTS):
+                decoded = module.autoencoder.decode(condition.mean + weight * shift, condition)
+                losses.append((module.likelihood.error(decoded, inputs.target, exposure) * scored).sum(1))
+        parts.append(torch.stack(losses).view(len(shifts), -1, len(scored)))
+        start = stop
+    return torch.cat(parts, dim=-1)
 
 
-def _best_weight(module: LGDiSTModule, cases: Sequence[Sequence[_Case]], shift: torch.Tensor) -> tuple[float, float]:
-    """Weight of the shift that predicts what is held out best, and how much better than without; 0 where that is not certain."""
-    before = _losses(module, cases, shift, 0.0)
-    best, most = 0.0, 0.0
-    for weight in _WEIGHTS:
-        gain = before - _losses(module, cases, shift, weight)
-        error = gain.std() / len(gain) ** 0.5
-        if gain.mean() > max(most, _CERTAIN * error):
-            best, most = weight, float(gain.mean())
-    return best, most
-
-
-def _losses(module: LGDiSTModule, cases: Sequence[Sequence[_Case]], shift: torch.Tensor, weight: float) -> torch.Tensor:
-    """Loss of each spot, summed over its held-out entries and the ways of holding out, (n,)."""
-    total = 0.0
-    for batches in cases:
-        losses = []
-        for batch, inputs, condition, place in batches:
-            latent = condition.mean + weight * shift[place]
-            decoded = module.autoencoder.decode(latent, condition)
-            error = module.likelihood.error(decoded, inputs.target, module.fitted_exposure(batch, inputs))
-            losses.append((error * (inputs.score > 0)).sum(1))
-        total = total + torch.cat(losses)
-    return total
+def _best(losses: torch.Tensor) -> tuple[int, float]:
+    """Place of the best shift, and its best weight: 0 where none is certain to predict better than no shift."""
+    gain = losses[:, :1] - losses[:, 1:]
+    mean, error = gain.mean(-1), gain.std(-1) / gain.shape[-1] ** 0.5
+    certain = torch.where(mean > _CERTAIN * error, mean, 0.0)
+    if not certain.any():
+        return 0, 0.0
+    place, weight = divmod(int(certain.argmax()), len(_WEIGHTS))
+    return place, _WEIGHTS[weight]
