@@ -40,11 +40,9 @@ class VAEStage(StagePlan):
         self.module.eval()
         self.module.finish(batches, torch.Generator().manual_seed(settings.seed or 0))
         average, image = self.module.experts, self.module.image
-        told = (
-            {}
-            if image is None
-            else {"image": {"hidden": float(image.weight_hidden), "visible": float(image.weight_visible)}}
-        )
+        told = {}
+        if image is not None:
+            told["image"] = {"hidden": float(image.weight_hidden), "visible": float(image.weight_visible)}
         if not average.in_use:
             return told
         names = [expert.name for expert in average.experts]
