@@ -64,8 +64,8 @@ class NeighborhoodManager(AnnDataManager):
             ) from error
         if self.fingerprint not in (None, dataset.fingerprint):
             raise ValueError(
-                "adata was changed after setup_anndata: its spots, counts, mask, library sizes, slides, graph or coordinates are others "
-                "now; restore them, call setup_anndata again and train a new model, or pass a copy as adata to ask about it as new data"
+                "adata was changed after setup_anndata: its spots, counts, mask, library sizes, image features, slides, graph or coordinates "
+                "are others now; restore them, call setup_anndata again and train a new model, or pass a copy as adata to ask about it as new data"
             )
         return dataset.create_torch_dataset(indices)
 
@@ -147,7 +147,9 @@ class NeighborhoodDataset(AnnTorchDataset):
 
     def _field(self, name: str) -> Any:
         """A registered field: an array or a sparse matrix, (n_obs, ...)."""
-        field = self.adata_manager.data_registry[name]
+        field, state = self.adata_manager.data_registry[name], self.adata_manager.get_state_registry(name)
+        if state.get("absent"):  # other data may lack it
+            return np.full((self.adata.n_obs, state["n_features"]), np.nan, dtype=np.float32)
         if field.attr_key is not None:
             require_key(getattr(self.adata, field.attr_name), field.attr_key, f"adata.{field.attr_name}")
         values = self.adata_manager.get_from_registry(name)

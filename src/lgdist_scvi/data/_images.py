@@ -28,6 +28,14 @@ class ImageField(_Field):
         self._features(adata)
 
     def register_field(self, adata: AnnData) -> dict:
+        if not np.isfinite(self._features(adata)).any():
+            raise ValueError(f"adata.obsm[{self.attr_key!r}] holds no feature of any spot: every row is NaN")
+        return self._state(adata)
+
+    def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: Any) -> dict:
+        return self._compared(state_registry, self.register_field(adata_target))
+
+    def _state(self, adata: AnnData) -> dict:
         record = adata.uns.get(self.attr_key)  # features made elsewhere have none
         record = dict(record) if isinstance(record, Mapping) else {}
         encoder = record if "probe" in record else None
@@ -42,15 +50,15 @@ class ImageField(_Field):
             )
         return super().register_field(adata) | {"n_features": n_features, "blocks": blocks, "encoder": encoder}
 
-    def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: Any) -> dict:
-        state, trained_on = self.register_field(adata_target), state_registry["n_features"]
-        if state["n_features"] != trained_on:
+    def _compared(self, trained: dict, state: dict) -> dict:
+        """The state of other data, if their features are such as those of the training."""
+        if state["n_features"] != trained["n_features"]:
             raise ValueError(
-                f"adata.obsm[{self.attr_key!r}] has {state['n_features']:,} features, and the model was trained on {trained_on:,}; "
-                "make them with the encoder of the training"
+                f"adata.obsm[{self.attr_key!r}] has {state['n_features']:,} features, and the model was trained on "
+                f"{trained['n_features']:,}; make them with the encoder of the training"
             )
-        if state["encoder"] is not None and state_registry["encoder"] is not None:
-            check_encoder(state_registry["encoder"], state["encoder"], self.attr_key)
+        if state["encoder"] is not None and trained["encoder"] is not None:
+            check_encoder(trained["encoder"], state["encoder"], self.attr_key)
         return state
 
     def _features(self, adata: AnnData) -> np.ndarray:
@@ -65,9 +73,16 @@ class ImageField(_Field):
             raise ValueError(
                 f"{n_bad:,} rows of {where} hold NaN or infinite features beside finite ones; a spot without an image has a row of NaN"
             )
-        if missing.all():
-            raise ValueError(f"{where} holds no feature of any spot: every row is NaN")
         return values
+
+
+class OptionalImageField(ImageField):
+    """Image features, in training; other data may lack them, of some spots or of all."""
+
+    def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: Any) -> dict:
+        if self.attr_key in adata_target.obsm:
+            return self._compared(state_registry, self._state(adata_target))
+        return {**state_registry, "absent": True}
 
 
 class OptionalCountsField(CountsField):

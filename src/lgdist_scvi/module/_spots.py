@@ -86,12 +86,15 @@ class Neighborhood:
         Of each gene in the neighbours: logarithm of observed over expected counts, or mean standardised value; (batch, n_genes).
     experts
         What each expert takes from the neighbours; ``None`` if the experts are not used.
+    image
+        What the image adds; ``None`` if it is not used.
     """
 
     tokens: torch.Tensor
     valid: torch.Tensor
     log_ratio: torch.Tensor
     experts: list[Any] | None
+    image: Any = None
 
 
 @dataclass(kw_only=True)
@@ -139,7 +142,8 @@ class Posterior:
 class Condition(Posterior):
     """Posterior given a spot's visible entries and its neighbourhood, and what decoding needs of them.
 
-    Tokens are a summary of the neighbourhood, the centre's own visible part, and each neighbour: (batch, 2 + k, n_hidden).
+    Tokens are a summary of the neighbourhood, the centre's own visible part, and each neighbour: (batch, 2 + k, n_hidden). Where the
+    image is used, that of the centre and that of each neighbour follow: (batch, 3 + 2 k, n_hidden).
 
     Attributes
     ----------

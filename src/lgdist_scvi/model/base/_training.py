@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from scvi import settings
 
 from lgdist_scvi import _keys as keys
@@ -205,11 +204,7 @@ class TrainingMixin(DataMixin):
     ) -> Iterator[None]:
         """Keep a call of :meth:`train` in the record, however it ends; or leave no trace of it, if it took no step."""
         module, call["interrupted"] = self.module, True
-
-        def state() -> tuple[torch.Tensor, ...]:
-            return module.diffusion.trained, module.experts.in_use, module.diffusion.scale
-
-        values = [value.clone() for value in state()]
+        values = {name: value.clone() for name, value in module.named_buffers()}
         others = module.first_round, self.n_rounds_, self.calibration_, self.history_
         try:
             yield
@@ -217,8 +212,8 @@ class TrainingMixin(DataMixin):
             if any(plan.global_step > 0 for plan in plans):
                 remember_training(self, call, data.fingerprint)
             else:
-                for current, value in zip(state(), values, strict=True):
-                    current.copy_(value)
+                for name, value in values.items():
+                    module.get_buffer(name).copy_(value)
                 module.first_round, self.n_rounds_, self.calibration_, self.history_ = others
 
     def _validation_spots(self, validation_samples: Sequence[str] | None) -> np.ndarray | None:

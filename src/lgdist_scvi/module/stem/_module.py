@@ -16,8 +16,8 @@ from lgdist_scvi.module._spots import Posterior
 from lgdist_scvi.module.diffusion import ResidualDiffusion
 from lgdist_scvi.module.experts import ExpertAverage, HeldOutBatch, best_weights, correction
 from lgdist_scvi.module.likelihood import LIKELIHOODS, HoldOut, Likelihood
+from lgdist_scvi.module.nn._image_components import ImageComponents
 from lgdist_scvi.module.stem._basis import LogRates
-from lgdist_scvi.module.stem._components import ImageComponents
 from lgdist_scvi.module.stem._config import StemConfig
 from lgdist_scvi.module.stem._kernel import ImageKernel
 from lgdist_scvi.module.stem._network import PatchNetwork
