@@ -6,16 +6,14 @@ import argparse
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
 from scipy import sparse
 
 from lgdist_scvi import LGDiST, datasets, pp
 from lgdist_scvi._units import library_size
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 _FEWEST_COUNTS = 200  # of a spot; a tenth of the median where that is less
 

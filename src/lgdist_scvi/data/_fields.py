@@ -119,8 +119,8 @@ class MaskField(_Field):
 class _OnSlides(_Field):
     """A field that must be right on each slide.
 
-    The slide column is part of the registered state: `sample_key` of the registration, and for other data, of which nothing was
-    named, what :func:`~lgdist_scvi._slides.find_sample_key` is sure of.
+    The slide column is part of the registered state: `sample_key` of the registration, and for other data, of which
+    nothing was named, what :func:`~lgdist_scvi._slides.find_sample_key` is sure of.
     """
 
     def __init__(self, registry_key: str, attr_name: str, attr_key: str, sample_key: str | None, spatial_key: str):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from anndata import AnnData
 
 from lgdist_scvi._checks import list_names
 from lgdist_scvi._lattice import lattice
@@ -27,8 +28,8 @@ class Canvas:
     coordinates
         (n_spots, 2) or more columns.
     libraries
-        ``uns["spatial"]`` as Space Ranger's readers write it: for each slide a mapping with `images` and `scalefactors`.
-        Whatever else it is, or holds, means that there is no image.
+        ``uns["spatial"]`` as Space Ranger's readers write it: for each slide a mapping with `images` and
+        `scalefactors`. Whatever else it is, or holds, means that there is no image.
     slide
         Name of the slide in `libraries`; another name will do where there is but one.
     img_res_key
@@ -64,7 +65,6 @@ class Canvas:
     ) -> None:
         """Draw one value for each spot, (n_spots,); NaN is grey."""
         import squidpy as sq
-        from anndata import AnnData
 
         factors = {"tissue_hires_scalef": self.scale, "spot_diameter_fullres": self.diameter}
         images = {} if self.image is None else {"hires": self.image}

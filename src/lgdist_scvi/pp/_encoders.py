@@ -24,17 +24,9 @@ _PROBE = 16  # features of the probe patch that are kept
 class Encoder:
     """A function from patches to features, and what identifies it.
 
-    Parameters
-    ----------
-    name
-        Its name.
-    size
-        Edge of the patches it takes, in pixels.
-    encode
-        From uint8 (n, size, size, 3) to (n, d).
-    augment
-        ``"mean"``: mean over the eight dihedral copies of a patch (turned and mirrored); ``"stack"``: all eight,
-        (n, 8, d); ``None``: the patch as it is.
+    `size` is the edge of the patches it takes, in pixels; `encode` goes from uint8 (n, size, size, 3) to (n, d). With
+    ``augment="mean"`` features are the mean over the eight dihedral copies of a patch (turned and mirrored), with
+    ``"stack"`` all eight, (n, 8, d).
     """
 
     name: str
@@ -82,19 +74,10 @@ def get_encoder(
     augment: str | None = None,
     normalize: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Encoder:
-    """Find an encoder.
+    """Find an encoder; arguments are those of :func:`~lgdist_scvi.pp.image_features`.
 
-    Parameters
-    ----------
-    encoder, size, augment, normalize
-        As in :func:`~lgdist_scvi.pp.image_features`.
-
-    Raises
-    ------
-    ImportError
-        If the package of a named encoder is not installed.
-    ValueError
-        If the encoder is neither a name nor callable, or its weights cannot be had.
+    Raises ImportError if the package of a named encoder is not installed; ValueError if the encoder is neither a name
+    nor callable, or its weights cannot be had.
     """
     check_choice("augment", augment, _AUGMENT)
     if encoder == "stain":

@@ -20,16 +20,11 @@ _TIFF = (".tif", ".tiff", ".btf", ".svs")
 
 
 def open_image(image: Any, where: str) -> TissueImage:
-    """Open an image.
+    """Open an image, called `where` in messages.
 
-    Parameters
-    ----------
-    image
-        Path of a TIFF (also tiled, pyramidal, OME), JPEG or PNG file, or of a format that OpenSlide reads; an array (numpy,
-        dask, zarr) with grey values, colours, or colours and opacity, channels last or first; or an image element of SpatialData,
-        of one or several scales.
-    where
-        Its name, for messages.
+    It is the path of a TIFF (also tiled, pyramidal, OME), JPEG or PNG file, or of a format that OpenSlide reads; an
+    array (numpy, dask, zarr) with grey values, colours, or colours and opacity, channels last or first; or an image
+    element of SpatialData, of one or several scales.
 
     Raises
     ------

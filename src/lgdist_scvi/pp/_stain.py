@@ -9,19 +9,14 @@ _NUCLEUS = 0.08  # haematoxylin of a pixel that belongs to a nucleus, in units o
 
 
 def stain_features(patches: np.ndarray) -> np.ndarray:
-    """Describe patches by their colours and by their load of haematoxylin and eosin.
+    """Describe patches, uint8, (n, size, size, 3), by their colours and by their load of haematoxylin and eosin.
 
     Stains are separated by Ruifrok and Johnston's matrix (2001; :func:`skimage.color.rgb2hed`, in its units).
 
-    Parameters
-    ----------
-    patches
-        uint8, (n, size, size, 3).
-
     Returns
     -------
-    float32, (n, 27): mean, standard deviation and 10, 50 and 90 % quantiles of red, green, blue, haematoxylin and eosin,
-    share of pixels in nuclei, and mean step of haematoxylin from pixel to pixel.
+    float32, (n, 27): mean, standard deviation and 10, 50 and 90 % quantiles of red, green, blue, haematoxylin and
+    eosin, share of pixels in nuclei, and mean step of haematoxylin from pixel to pixel.
     """
     from skimage.color import rgb2hed
 
