@@ -17,15 +17,9 @@ from scvi.utils import track
 def named_step(model: BaseModelClass, name: str, show: bool = False) -> Iterator[dict[str, Any]]:
     """Take one step of training under a name.
 
-    Parameters
-    ----------
-    model
-        Its `history_` receives a frame of one row for everything that the step reports, under ``"{name}/..."``. A step that fails
-        leaves none.
-    name
-        Name of the step.
-    show
-        Whether to show a progress line, with the time it took; never above ``scvi.settings.verbosity = logging.INFO``.
+    The model's `history_` receives a frame of one row for everything that the step reports, under ``"{name}/..."``; a
+    step that fails leaves none. `show` asks for a progress line, with the time it took; never above
+    ``scvi.settings.verbosity = logging.INFO``.
 
     Yields
     ------
