@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,15 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from lgdist_scvi._checks import check_counts, check_has_spots, check_mask, did_you_mean, list_names, require_key
+from lgdist_scvi._checks import (
+    check_counts,
+    check_has_spots,
+    check_mask,
+    did_you_mean,
+    list_names,
+    mapping,
+    require_key,
+)
 from lgdist_scvi._lattice import array_rows, in_plane, section_column
 
 _COORDINATE_COLUMNS = (
@@ -81,7 +89,7 @@ def get_counts(adata: AnnData, layer: str | None = None, argument: str = "layer"
 def _where_counts_are(adata: AnnData, layer: str | None, argument: str) -> str:
     """Say where in `adata` raw counts are, as the remedy in a message."""
     # layers of a completion hold no counts, whatever their numbers
-    written = {key for key, record in adata.uns.items() if isinstance(record, Mapping) and "provenance" in record}
+    written = {key for key, record in adata.uns.items() if "provenance" in mapping(record)}
     layers = [key for key in adata.layers if key not in (None, layer) and key.rsplit("_", 1)[0] not in written]
     counts = [key for key in layers if _are_counts(adata.layers[key])]
     if layer is not None and adata.X is not None and _are_counts(adata.X):

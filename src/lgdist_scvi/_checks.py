@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,20 @@ def either(**words: Any) -> Any:
         named = " and ".join(f"{name}={value!r}" for name, value in given.items())
         raise ValueError(f"{named} are two words for the same; pass one of them")
     return next(iter(given.values()), None)
+
+
+def mapping(value: Any) -> Mapping[Any, Any]:
+    """What should be a mapping, such as an entry of `uns`; an empty one if it is anything else."""
+    return value if isinstance(value, Mapping) else {}
+
+
+@contextmanager
+def needs(message: str) -> Iterator[None]:
+    """Say of a package that is imported here, and may be absent, what it is for and how to get it (ImportError)."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(message) from error
 
 
 def list_names(names: Iterable[Any], limit: int = 5) -> str:

@@ -11,7 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from lgdist_scvi._anndata import get_counts, get_library, get_mask
-from lgdist_scvi._checks import require_key
+from lgdist_scvi._checks import mapping, require_key
 from lgdist_scvi._units import known_counts, library_size
 
 _DEFAULTS = {"graph_key": "spatial_connectivities", "spatial_key": "spatial"}
@@ -83,8 +83,7 @@ def completed_genes(adata: AnnData, completed: str) -> np.ndarray:
 
 def _record(adata: AnnData, completed: str) -> Mapping[str, Any]:
     require_key(adata.layers, completed, "adata.layers", "complete the slide first: model.complete(adata)")
-    record = adata.uns.get(completed)
-    return record if isinstance(record, Mapping) else {}
+    return mapping(adata.uns.get(completed))
 
 
 def library_of(adata: AnnData, counts: np.ndarray | sparse.csr_matrix, size_factor_key: str | None) -> np.ndarray:

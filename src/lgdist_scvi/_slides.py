@@ -13,7 +13,7 @@ from anndata import AnnData
 from scipy.spatial import cKDTree
 
 from lgdist_scvi._anndata import get_coordinates, get_obs, get_samples
-from lgdist_scvi._checks import list_names, require_key
+from lgdist_scvi._checks import list_names, mapping, require_key
 from lgdist_scvi._lattice import lattice
 
 _SAMPLE_COLUMNS = ("sample", "library_id")
@@ -105,12 +105,9 @@ def slide_evidence(adata: AnnData, spatial_key: str = "spatial") -> Evidence:
             return Evidence(column)
     obs = get_obs(adata)
     groups = dict(_groups(obs))
-    attributes = adata.uns.get("spatialdata_attrs")
-    region_key = attributes.get("region_key") if isinstance(attributes, Mapping) else None
-    if region_key in groups:
+    if (region_key := mapping(adata.uns.get("spatialdata_attrs")).get("region_key")) in groups:
         return Evidence(region_key)
-    images = adata.uns.get("spatial")
-    images = [key for key, value in images.items() if isinstance(value, Mapping)] if isinstance(images, Mapping) else []
+    images = [key for key, value in mapping(adata.uns.get("spatial")).items() if isinstance(value, Mapping)]
     if len(images) > 1:
         named = [column for column in groups if obs[column].astype(str).isin(images).all()]
         if named:

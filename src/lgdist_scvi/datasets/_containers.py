@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import AnnData
 
-from lgdist_scvi._checks import list_names
+from lgdist_scvi._checks import list_names, needs
 
 if TYPE_CHECKING:
     from mudata import MuData
@@ -53,12 +53,8 @@ def from_spatialdata(sdata: Any, where: str, spatial_key: str, table: str | None
 
 def read_spatialdata(path: Path) -> Any:
     """Read a SpatialData store (ImportError if spatialdata is not installed)."""
-    try:
+    with needs(f"{path.name!r} is a SpatialData store, which spatialdata reads; pip install spatialdata"):
         import spatialdata
-    except ImportError as error:
-        raise ImportError(
-            f"{path.name!r} is a SpatialData store, which spatialdata reads; pip install spatialdata"
-        ) from error
     return spatialdata.read_zarr(path)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from lgdist_scvi._checks import list_names
+from lgdist_scvi._checks import list_names, needs
 
 _COUNTS_FILES = ("filtered_feature_bc_matrix.h5", "raw_feature_bc_matrix.h5")
 _POSITIONS_FILES = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
@@ -102,12 +102,8 @@ def _with_counts(folder: Path, bin_size: int | None) -> Path:
 def _positions(file: Path) -> pd.DataFrame:
     """Read where each barcode lies, in the columns of `_POSITIONS`."""
     if file.suffix == ".parquet":
-        try:
+        with needs(f"{file.name!r}, the positions of Visium HD bins, needs pyarrow; pip install pyarrow"):
             table = pd.read_parquet(file)
-        except ImportError as error:
-            raise ImportError(
-                f"{file.name!r}, the positions of Visium HD bins, needs pyarrow; pip install pyarrow"
-            ) from error
     else:
         with file.open() as lines:
             has_header = lines.readline().lower().startswith("barcode")

@@ -227,10 +227,7 @@ def _blocks(
         mask = np.broadcast_to(True, counts.shape)
     elif not len(scored_entries(mask)[0]):
         return
-    if sparse.issparse(counts):
-        counts = counts.tocsr()
-    else:
-        counts = dense(counts)
+    counts = counts.tocsr() if sparse.issparse(counts) else dense(counts)
     check_counts(counts, "counts")
     library = _library(np.asarray(counts.sum(axis=1)).ravel() if library is None else library, counts)
     rate, mask = dense(rate), dense(mask)

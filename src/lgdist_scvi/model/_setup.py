@@ -16,7 +16,7 @@ from scvi import settings
 
 from lgdist_scvi import pp
 from lgdist_scvi._anndata import get_graph, get_mask, get_obs
-from lgdist_scvi._checks import either, require_key
+from lgdist_scvi._checks import either, mapping, require_key
 from lgdist_scvi._slides import choose_sample_key
 from lgdist_scvi._units import library_size
 from lgdist_scvi.data import NeighborhoodDataset
@@ -99,8 +99,7 @@ def with_graph(
         number = {} if n_neighbors is None else {"n_neighbors": n_neighbors}
         pp.spatial_neighbors(adata, sample_key=sample_key, spatial_key=spatial_key, **number)
     elif graph_key == DEFAULT_GRAPH:
-        built = adata.uns.get("spatial_neighbors")
-        params = built.get("params", {}) if isinstance(built, Mapping) else {}
+        params = mapping(mapping(adata.uns.get("spatial_neighbors")).get("params"))
         built_from = params.get("spatial_key", spatial_key)
         if built_from != spatial_key:
             warnings.warn(
@@ -132,8 +131,7 @@ def warn_of_spots(adata: AnnData, graph_key: str, mask_layer: str | None) -> Non
                 f"{n_off:,} of {adata.n_obs:,} spots lie outside the tissue (adata.obs['in_tissue'] is {outside[0]!r}) and would be "
                 f"filled with expression; leave them out: adata = adata[{inside}].copy()"
             )
-    record = adata.uns.get("hold_out")
-    if "held_out" in adata.layers and not (isinstance(record, Mapping) and record.get("scheme") == "thinning"):
+    if "held_out" in adata.layers and mapping(adata.uns.get("hold_out")).get("scheme") != "thinning":
         shown = get_mask(adata, "held_out")
         if mask_layer is not None:
             shown = shown & get_mask(adata, mask_layer)

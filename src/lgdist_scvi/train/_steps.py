@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pandas as pd
@@ -27,14 +27,11 @@ def named_step(model: BaseModelClass, name: str, show: bool = False) -> Iterator
     """
     report: dict[str, Any] = {}
     show = show and settings.verbosity <= logging.INFO
-    bar = track(None, total=1, description=name.replace("_", " "), style="tqdm") if show else None
-    try:
+    line = track(None, total=1, description=name.replace("_", " "), style="tqdm") if show else nullcontext()
+    with line as bar:
         yield report
         if bar is not None:
             bar.update()
-    finally:
-        if bar is not None:
-            bar.close()
     model.history_ = {**(model.history_ or {}), **{f"{name}/{key}": _row(key, told) for key, told in report.items()}}
 
 

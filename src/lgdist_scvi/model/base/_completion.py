@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from scvi import settings
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi._anndata import get_counts
-from lgdist_scvi._checks import check_new_key, did_you_mean, list_names
+from lgdist_scvi._checks import check_new_key, did_you_mean, list_names, mapping
 from lgdist_scvi._units import log1p_cp10k
 from lgdist_scvi.inference import LEFT_MISSING, MEASURED, N_SAMPLES
 from lgdist_scvi.metrics._skill import MIN_ENTRIES, skill_per_gene
@@ -210,7 +210,7 @@ def check_target(adata: AnnData, layer_added: str) -> None:
         )
     check_new_key(layer_added, "layer_added")
     record = adata.uns.get(layer_added)
-    if isinstance(record, Mapping) and "provenance" in record:
+    if "provenance" in mapping(record):
         return
     names = [layer_added + suffix for suffix in _SUFFIXES]
     taken = [f"adata.layers[{name!r}]" for name in names if name in adata.layers]

@@ -14,7 +14,7 @@ from scvi import settings
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi._anndata import in_memory
-from lgdist_scvi._checks import list_names
+from lgdist_scvi._checks import list_names, mapping
 from lgdist_scvi.data import NeighborhoodDataset, registered_anndata
 from lgdist_scvi.model.base._completion import check_target
 from lgdist_scvi.model.base._query import Query
@@ -62,8 +62,8 @@ class RecordMixin(TrainingMixin, Recorded):
         ValueError
             If the data are not those recorded, or training was interrupted by hand.
         """
-        record = adata.uns.get(layer)
-        if not (isinstance(record, Mapping) and "recipe" in record):
+        record = mapping(adata.uns.get(layer))
+        if "recipe" not in record:
             raise KeyError(f"adata.uns[{layer!r}] holds no record of a completion; model.complete(adata) writes one")
         recipe = json.loads(record["recipe"])
         # copies: torch crashes on a state whose memory is not aligned as its own
