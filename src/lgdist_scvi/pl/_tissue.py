@@ -8,10 +8,11 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from anndata import AnnData
 from scipy import sparse
 
 from lgdist_scvi._anndata import get_coordinates, get_obs, get_samples, in_memory
-from lgdist_scvi._checks import list_names
+from lgdist_scvi._checks import either, list_names
 from lgdist_scvi._registered import registered
 from lgdist_scvi._units import log1p_cp10k
 from lgdist_scvi.pl._canvas import Canvas
@@ -19,7 +20,6 @@ from lgdist_scvi.pl._figure import figure_of, new_figure
 from lgdist_scvi.pl._genes import telling_genes
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
@@ -117,13 +117,13 @@ def completion(
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    genes = _either(genes=genes, color=color)
+    genes = either(genes=genes, color=color)
     given = registered(
         adata,
         layer,
         counts_layer,
         size_factor_key=size_factor_key,
-        sample_key=_either(sample_key=sample_key, library_key=library_key),
+        sample_key=either(sample_key=sample_key, library_key=library_key),
         spatial_key=spatial_key,
     )
     coordinates = get_coordinates(adata, given.spatial_key, given.sample_key)
@@ -188,14 +188,6 @@ def completion(
     return figure
 
 
-def _either(**words: Any) -> Any:
-    """Give the value of one argument that has two names."""
-    given = {name: value for name, value in words.items() if value is not None}
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(words)} are two words for the same; pass one of them")
-    return next(iter(given.values()), None)
-
-
 def _slides(adata: AnnData, sample_key: str | None, sample: str | Sequence[str] | None) -> dict[str | None, np.ndarray]:
     """Spots of each slide to show."""
     if sample_key is None:
@@ -209,7 +201,6 @@ def _slides(adata: AnnData, sample_key: str | None, sample: str | Sequence[str] 
         if len(available) > _MOST_SLIDES:
             warnings.warn(
                 f"the first {_MOST_SLIDES} of {len(available):,} slides are shown; name others with sample=[...]",
-                UserWarning,
                 stacklevel=3,
             )
     else:

