@@ -42,6 +42,20 @@ def get_obs(adata: AnnData) -> pd.DataFrame:
     return adata.obs if isinstance(adata.obs, pd.DataFrame) else adata.obs.to_memory()
 
 
+def as_floats(values: Any) -> np.ndarray:
+    """Numbers as float64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they are none: text, dates, durations, complex numbers.
+    """
+    values = np.asarray(values)
+    if values.dtype.kind in "cmM":  # numpy would drop the imaginary part, and count seconds
+        raise TypeError(f"{values.dtype} are no real numbers")
+    return values.astype(np.float64)
+
+
 def as_csr(x: sparse.spmatrix | sparse.sparray) -> sparse.csr_matrix:
     """Give any scipy sparse matrix or array as `csr_matrix`: sorted, without duplicates or stored zeros.
 
@@ -224,7 +238,7 @@ def get_coordinates(
     where, table = f"adata.obsm[{spatial_key!r}]", in_memory(adata.obsm[spatial_key])
     columns = adata.obsm[spatial_key].columns if hasattr(adata.obsm[spatial_key], "columns") else []
     try:
-        coordinates = np.asarray(table, dtype=np.float64)
+        coordinates = as_floats(table)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where} is not numeric; store the x and y of every spot as numbers") from error
     if coordinates.ndim != 2 or not 2 <= coordinates.shape[1] <= 3:
@@ -328,7 +342,7 @@ def get_library(adata: AnnData, size_factor_key: str) -> np.ndarray:
     require_key(adata.obs, size_factor_key, "adata.obs", remedy)
     where = f"adata.obs[{size_factor_key!r}]"
     try:
-        library = np.asarray(get_obs(adata)[size_factor_key], dtype=np.float64)
+        library = as_floats(get_obs(adata)[size_factor_key])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where} is not numeric; give library sizes in counts") from error
     if n_bad := int((~np.isfinite(library) | (library < 0)).sum()):
