@@ -10,7 +10,15 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from lgdist_scvi._checks import check_counts, check_has_spots, check_mask, did_you_mean, list_names, require_key
+from lgdist_scvi._checks import (
+    as_floats,
+    check_counts,
+    check_has_spots,
+    check_mask,
+    did_you_mean,
+    list_names,
+    require_key,
+)
 from lgdist_scvi._lattice import array_rows, in_plane, section_column
 
 if TYPE_CHECKING:
@@ -42,18 +50,9 @@ def get_obs(adata: AnnData) -> pd.DataFrame:
     return adata.obs if isinstance(adata.obs, pd.DataFrame) else adata.obs.to_memory()
 
 
-def as_floats(values: Any) -> np.ndarray:
-    """Numbers as float64.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If they are none: text, dates, durations, complex numbers.
-    """
-    values = np.asarray(values)
-    if values.dtype.kind in "cmM":  # numpy would drop the imaginary part, and count seconds
-        raise TypeError(f"{values.dtype} are no real numbers")
-    return values.astype(np.float64)
+def get_var(adata: AnnData) -> pd.DataFrame:
+    """Annotation of the genes, likewise."""
+    return adata.var if isinstance(adata.var, pd.DataFrame) else adata.var.to_memory()
 
 
 def as_csr(x: sparse.spmatrix | sparse.sparray) -> sparse.csr_matrix:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lgdist_scvi._anndata import get_coordinates
+from lgdist_scvi._anndata import get_coordinates, get_var
 from lgdist_scvi._registered import registered, registered_setup
 from lgdist_scvi._units import log1p_cp10k
 from lgdist_scvi.pl._canvas import Canvas
@@ -113,7 +113,7 @@ def prediction(
     sample_key, spatial_key = setup.get("sample_key"), setup["spatial_key"]
     coordinates = get_coordinates(adata, spatial_key, sample_key)[:, :2]
     slides = named_slides(adata, sample_key, sample)
-    skill = adata.var[f"{layer}_skill"] if f"{layer}_skill" in adata.var else None
+    skill = get_var(adata).get(f"{layer}_skill")
     if genes is None:
         if skill is None or not skill.notna().any():
             raise ValueError(
