@@ -12,6 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from lgdist_scvi._checks import (
+    as_floats,
     check_counts,
     check_has_spots,
     check_mask,
@@ -46,6 +47,11 @@ def in_memory(x: Any) -> Any:
 def get_obs(adata: AnnData) -> pd.DataFrame:
     """Annotation of the spots in memory, also where it is read when asked for (:func:`anndata.experimental.read_lazy`)."""
     return adata.obs if isinstance(adata.obs, pd.DataFrame) else adata.obs.to_memory()
+
+
+def get_var(adata: AnnData) -> pd.DataFrame:
+    """Annotation of the genes, likewise."""
+    return adata.var if isinstance(adata.var, pd.DataFrame) else adata.var.to_memory()
 
 
 def as_csr(x: sparse.spmatrix | sparse.sparray) -> sparse.csr_matrix:
@@ -171,7 +177,7 @@ def get_coordinates(
     where, table = f"adata.obsm[{spatial_key!r}]", in_memory(adata.obsm[spatial_key])
     columns = adata.obsm[spatial_key].columns if hasattr(adata.obsm[spatial_key], "columns") else []
     try:
-        coordinates = np.asarray(table, dtype=np.float64)
+        coordinates = as_floats(table)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where} is not numeric; store the x and y of every spot as numbers") from error
     if coordinates.ndim != 2 or not 2 <= coordinates.shape[1] <= 3:
@@ -246,7 +252,7 @@ def get_library(adata: AnnData, size_factor_key: str) -> np.ndarray:
     require_key(adata.obs, size_factor_key, "adata.obs", remedy)
     where = f"adata.obs[{size_factor_key!r}]"
     try:
-        library = np.asarray(get_obs(adata)[size_factor_key], dtype=np.float64)
+        library = as_floats(get_obs(adata)[size_factor_key])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where} is not numeric; give library sizes in counts") from error
     if n_bad := int((~np.isfinite(library) | (library < 0)).sum()):

@@ -15,6 +15,20 @@ _SAME_FEATURES = 1e-2  # of the size of features: other machines and versions of
 _BLOCK = 1 << 22  # entries looked at in one go: temporaries stay below 40 MB
 
 
+def as_floats(values: Any) -> np.ndarray:
+    """Numbers as float64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they are none: text, dates, durations, complex numbers.
+    """
+    values = np.asarray(values)
+    if values.dtype.kind in "cmM":  # numpy would drop the imaginary part, and count seconds
+        raise TypeError(f"{values.dtype} are no real numbers")
+    return values.astype(np.float64)
+
+
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Refuse an argument that is none of the choices."""
     if value not in choices:

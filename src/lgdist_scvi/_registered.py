@@ -42,8 +42,7 @@ def registered(adata: AnnData, completed: str, /, counts_layer: str | None = Non
     sizes not what they should be.
     """
     record = _record(adata, completed)
-    named = {key: value for key, value in {"layer": counts_layer, **chosen}.items() if value is not None}
-    setup: dict[str, Any] = {**_DEFAULTS, **record.get("setup", {}), **named}
+    setup = registered_setup(adata, completed, layer=counts_layer, **chosen)
     mask_layer, size_factor_key = setup.get("mask_layer"), setup.get("size_factor_key")
     try:
         counts = get_counts(adata, setup.get("layer"))
@@ -66,6 +65,18 @@ def registered(adata: AnnData, completed: str, /, counts_layer: str | None = Non
     return Registered(counts, library, setup.get("sample_key"), setup["graph_key"], setup["spatial_key"])
 
 
+def registered_setup(adata: AnnData, completed: str, /, **chosen: str | None) -> dict[str, Any]:
+    """Arguments of `setup_anndata` of the model behind a layer; those named go before the record, ``None`` leaves it to that.
+
+    Raises
+    ------
+    KeyError
+        If the layer is absent.
+    """
+    named = {key: value for key, value in chosen.items() if value is not None}
+    return {**_DEFAULTS, **_record(adata, completed).get("setup", {}), **named}
+
+
 def completed_genes(adata: AnnData, completed: str) -> np.ndarray:
     """Positions of the genes that a layer completes, (n_genes,): those its record names, else all.
 
@@ -82,7 +93,12 @@ def completed_genes(adata: AnnData, completed: str) -> np.ndarray:
 
 
 def _record(adata: AnnData, completed: str) -> Mapping[str, Any]:
-    require_key(adata.layers, completed, "adata.layers", "complete the slide first: model.complete(adata)")
+    require_key(
+        adata.layers,
+        completed,
+        "adata.layers",
+        "complete the slide first, model.complete(adata), or predict it, stem.predict(adata)",
+    )
     return mapping(adata.uns.get(completed))
 
 

@@ -113,7 +113,20 @@ def slide_evidence(adata: AnnData, spatial_key: str = "spatial") -> Evidence:
         if named:
             return Evidence(named[0])
     coordinates = _coordinates(adata, spatial_key)
-    return Evidence() if coordinates is None else _of_one_slide(coordinates, groups)
+    if coordinates is None:
+        return Evidence()
+    found = _of_one_slide(coordinates, groups)
+    return found if not found.reason or found.candidates else _with_gaps(found, coordinates, obs)
+
+
+def _with_gaps(found: Evidence, coordinates: np.ndarray, obs: pd.DataFrame) -> Evidence:
+    """The same evidence with a column that would name the slides, but for spots without a value."""
+    for column, values in obs.items():
+        known = values.notna().to_numpy()
+        if not known.all() and _of_one_slide(coordinates[known], dict(_groups(obs.loc[known, [column]]))).column:
+            reason = f"{found.reason} (adata.obs[{column!r}] has no value for {int((~known).sum()):,} of them)"
+            return Evidence(None, [column], reason)
+    return found
 
 
 def _within(adata: AnnData, spatial_key: str, column: str) -> Evidence:

@@ -57,16 +57,20 @@ class Canvas:
             crop = image[low[1] : high[1], low[0] : high[0]]
             if crop.size:  # else the image is of another place, or its scale of another image
                 self.image, self.scale, self.coordinates = crop, scale, coordinates - low / scale
-                self.diameter *= _SMALLER
                 break
 
-    def draw(
-        self, values: np.ndarray, ax: Axes, norm: Normalize, cmap: str | Colormap, img_alpha: float | None = None
-    ) -> None:
-        """Draw one value for each spot, (n_spots,); NaN is grey."""
+    def draw_image(self, ax: Axes) -> None:
+        """Draw the image alone; nothing if there is none."""
+        if self.image is not None:
+            ax.imshow(self.image, cmap=None if self.image.ndim == 3 else "gray")
+        _bare(ax)
+
+    def draw(self, values: np.ndarray, ax: Axes, norm: Normalize, cmap: str | Colormap, img_alpha: float) -> None:
+        """Draw one value for each spot, (n_spots,); NaN is grey. `img_alpha`: opacity of the image under them."""
         import squidpy as sq
 
-        factors = {"tissue_hires_scalef": self.scale, "spot_diameter_fullres": self.diameter}
+        diameter = self.diameter if self.image is None or not img_alpha else self.diameter * _SMALLER
+        factors = {"tissue_hires_scalef": self.scale, "spot_diameter_fullres": diameter}
         images = {} if self.image is None else {"hires": self.image}
         canvas = AnnData(
             np.asarray(values, dtype=np.float32)[:, None],
@@ -87,8 +91,13 @@ class Canvas:
             edgecolors="none",
             na_color="0.85",
         )
-        ax.set(xlabel="", ylabel="", title="", xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
+        _bare(ax)
+
+
+def _bare(ax: Axes) -> None:
+    """Take away everything but what is drawn."""
+    ax.set(xlabel="", ylabel="", title="", xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
 
 
 def _images(libraries: Any, slide: str | None, img_res_key: str | None) -> list[tuple[np.ndarray, float]]:

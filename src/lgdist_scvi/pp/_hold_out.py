@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from lgdist_scvi._anndata import get_coordinates, get_counts, get_genes, get_samples, in_memory
+from lgdist_scvi._anndata import (
+    get_coordinates,
+    get_counts,
+    get_genes,
+    get_obs,
+    get_samples,
+    get_var,
+    in_memory,
+)
 from lgdist_scvi._checks import check_choice, check_positive_int, check_unique_names, require_key
 from lgdist_scvi._slides import choose_sample_key
 from lgdist_scvi._units import library_size
@@ -224,15 +232,18 @@ def _skeleton(adata: AnnData) -> AnnData:
     uns = copy.deepcopy(dict(adata.uns))
     for key in ("_scvi_uuid", "_scvi_manager_uuid"):  # the copy is other data: scvi-tools must register it anew
         uns.pop(key, None)
+    parts = {axis: dict(getattr(adata, axis).items()) for axis in ("obsm", "varm", "obsp", "varp")}
     return AnnData(
-        obs=adata.obs.copy(),
-        var=adata.var.copy(),
+        obs=get_obs(adata).copy(),
+        var=get_var(adata).copy(),
         uns=uns,
-        **{
-            axis: {key: value.copy() for key, value in getattr(adata, axis).items()}
-            for axis in ("obsm", "varm", "obsp", "varp")
-        },
+        **{axis: {key: _loaded(value) for key, value in part.items()} for axis, part in parts.items()},
     )
+
+
+def _loaded(value: Any) -> Any:
+    """A copy in memory, of the same kind."""
+    return in_memory(value) if hasattr(value, "compute") or hasattr(value, "to_memory") else value.copy()
 
 
 def _in_format_of(source: np.ndarray | sparse.spmatrix | sparse.sparray, csr: sparse.csr_matrix):

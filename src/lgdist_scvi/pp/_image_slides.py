@@ -106,6 +106,10 @@ def open_slides(
     if image is None:
         images = dict.fromkeys(map(str, libraries))
     elif isinstance(image, Mapping) and not hasattr(image, "children"):
+        if not image:
+            raise ValueError("image is an empty dict; pass a dict slide -> image, or None for the images of adata.uns")
+        if absent := [name for name, one in image.items() if one is None]:
+            raise ValueError(f"image is None for slides {list_names(absent)}; leave them out of the dict")
         images = {str(name): one for name, one in image.items()}
     else:
         images = {None: image}

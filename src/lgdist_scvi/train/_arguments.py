@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning.pytorch as lightning
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.loggers import Logger
 from scvi import train as scvi_train
 
@@ -107,9 +107,13 @@ def check_trainer_arguments(arguments: Mapping[str, Any], stages: Iterable[str],
             "checkpoints within a stage lack what later steps fit; leave out enable_checkpointing and checkpoint callbacks: "
             "train() keeps the weights with the lowest validation loss by itself, and model.save(...) keeps the whole model"
         )
-    monitor, losses = arguments.get("early_stopping_monitor"), loss_names(stages)
-    if monitor is not None and monitor not in losses and not callbacks:
-        raise ValueError(f"early_stopping_monitor must be one of {', '.join(map(repr, losses))}, got {monitor!r}")
+    losses, stoppers = loss_names(stages), [one for one in callbacks if isinstance(one, EarlyStopping)]
+    if len(stoppers) == len(callbacks):  # others may log metrics of their own
+        monitored = {"early_stopping_monitor": arguments.get("early_stopping_monitor")}
+        monitored |= {f"monitor of {type(one).__name__}": one.monitor for one in stoppers if one.strict}
+        for name, monitor in monitored.items():
+            if monitor is not None and monitor not in losses:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, losses))}, got {monitor!r}")
 
 
 def loss_names(stages: Iterable[str]) -> list[str]:
