@@ -135,7 +135,7 @@ def test_the_data_are_left_alone(predicted):
         ({"image": "none.tif"}, ValueError, "one image was passed for 2 slides; pass a dict slide -> image"),
         ({"image": {"slide_1": "none.tif"}}, FileNotFoundError, "there is no image 'none.tif'"),
         ({"image_res_key": "none"}, KeyError, "there is no image 'none'"),
-        ({"genes": "gene_01", "color": "gene_02"}, ValueError, "genes and color are two words"),
+        ({"genes": "gene_01", "color": "gene_02"}, ValueError, "genes='gene_01' and color='gene_02' are two words"),
         ({"genes": []}, ValueError, "genes is empty"),
     ],
 )
