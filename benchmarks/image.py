@@ -138,7 +138,9 @@ def sections(path: Path, cache: Path):
     pp.select_genes(adata, sample_key="sample")
     adata = adata[:, adata.var["target_gene"] | adata.var["context_gene"]].copy()
     rows = pd.Index(features["spots"]).get_indexer(adata.obs_names)
-    adata.obsm["X_both"] = np.hstack([features["X_image"], features["X_stain"]])[rows].astype(np.float32)
+    parts = [features[key] for key in ("X_image", "X_stain")]
+    adata.obsm["X_both"] = np.hstack(parts)[rows].astype(np.float32)
+    adata.uns["X_both"] = adata.uns["X_shuffled"] = {"blocks": [part.shape[1] for part in parts]}
     adata.obsm["X_shuffled"] = adata.obsm["X_both"].copy()
     generator = np.random.default_rng(0)
     for spots in adata.obs.groupby("sample", observed=True).indices.values():

@@ -37,8 +37,18 @@ class ImageField(_Field):
 
     def _state(self, adata: AnnData) -> dict:
         record = adata.uns.get(self.attr_key)  # features made elsewhere have none
-        encoder = dict(record) if isinstance(record, Mapping) and "probe" in record else None
-        return super().register_field(adata) | {"n_features": self._features(adata).shape[1], "encoder": encoder}
+        record = dict(record) if isinstance(record, Mapping) else {}
+        encoder = record if "probe" in record else None
+        n_features = self._features(adata).shape[1]
+        blocks = [
+            int(size) for size in record.get("blocks", (n_features,))
+        ]  # features side by side, of several encoders
+        if sum(blocks) != n_features or min(blocks) < 1:
+            raise ValueError(
+                f"adata.uns[{self.attr_key!r}]['blocks'] says {blocks} features, and adata.obsm[{self.attr_key!r}] has {n_features:,}; "
+                "correct or delete it"
+            )
+        return super().register_field(adata) | {"n_features": n_features, "blocks": blocks, "encoder": encoder}
 
     def _compared(self, trained: dict, state: dict) -> dict:
         """The state of other data, if their features are such as those of the training."""

@@ -102,7 +102,7 @@ class LGDiST(
     kl_weight
         Weight of the divergence from the prior in the VAE's loss.
     n_image_components
-        Number of principal components of the image features, with `image_key`.
+        Number of principal components of the image features, of each encoder, with `image_key`.
     hide_image
         Share of the spots, in training of the diffusion, whose image is hidden.
     seed
@@ -173,7 +173,7 @@ class LGDiST(
             own_entries=conditioning == "spot+neighborhood",
             set_aside_patterns=torch.from_numpy(patterns),
             config=config,
-            n_image_features=fields[keys.IMAGE]["state_registry"]["n_features"] if keys.IMAGE in fields else None,
+            image_blocks=fields[keys.IMAGE]["state_registry"]["blocks"] if keys.IMAGE in fields else None,
         )
         if dataset is not None:  # else load() fills in parameters and statistics
             counted_among = LIKELIHOODS[gene_likelihood].counted_among

@@ -129,7 +129,6 @@ class TrainingMixin(DataMixin):
             warnings.warn(
                 "The model is trained already: training continues from its weights, and what history_ tells of the same stages "
                 "is replaced.",
-                UserWarning,
                 stacklevel=settings.warnings_stacklevel,
             )
         with self._remembered(call, plans, data):
@@ -225,8 +224,7 @@ class TrainingMixin(DataMixin):
         chosen = set(map(str, chosen))
         sample_key = self.adata_manager.data_registry[keys.SAMPLE].attr_key
         labels = get_obs(registered_anndata(self.adata_manager))[sample_key].astype(str)
-        unknown = sorted(chosen - set(labels))
-        if unknown:
+        if unknown := sorted(chosen - set(labels)):
             raise ValueError(f"unknown slides {list_names(unknown)}; available: {list_names(sorted(set(labels)), 20)}")
         spots = np.flatnonzero(labels.isin(chosen))
         if len(spots) == len(labels):

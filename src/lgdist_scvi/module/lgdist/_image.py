@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -34,16 +35,16 @@ class ImageCondition(nn.Module):
 
     Parameters
     ----------
-    n_features
-        Number of image features.
+    blocks
+        Number of image features of each encoder.
     config
         Sizes.
     """
 
-    def __init__(self, n_features: int, config: LGDiSTConfig):
+    def __init__(self, blocks: Sequence[int], config: LGDiSTConfig):
         super().__init__()
-        n_components = config.n_image_components
-        self.components = ImageComponents(n_features, n_components)
+        self.components = ImageComponents(blocks, config.n_image_components)
+        n_components = self.components.n_components
         self.register_buffer("coefficients", torch.zeros(2 * n_components, config.n_latent))
         self.register_buffer("weight_hidden", torch.tensor(0.0))
         self.register_buffer("weight_visible", torch.tensor(0.0))

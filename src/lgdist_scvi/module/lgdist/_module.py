@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -44,8 +44,8 @@ class LGDiSTModule(BaseModuleClass):
         either.
     config
         Sizes and settings.
-    n_image_features
-        Number of image features; ``None`` without an image.
+    image_blocks
+        Number of image features of each encoder; ``None`` without an image.
     """
 
     _autoencoder_cls = NeighborhoodAutoencoder
@@ -57,7 +57,7 @@ class LGDiSTModule(BaseModuleClass):
         own_entries: bool,
         set_aside_patterns: torch.Tensor,
         config: LGDiSTConfig,
-        n_image_features: int | None = None,
+        image_blocks: Sequence[int] | None = None,
     ):
         super().__init__()
         n_genes = set_aside_patterns.shape[1]
@@ -69,7 +69,7 @@ class LGDiSTModule(BaseModuleClass):
         )  # fmt: skip
         experts = (expert(n_genes, config) for expert in EXPERTS[self.likelihood.modelled])
         self.experts = ExpertAverage(experts, n_genes)
-        self.image = None if n_image_features is None else ImageCondition(n_image_features, config)
+        self.image = None if image_blocks is None else ImageCondition(image_blocks, config)
         # of region effects of slides and surroundings; infinite: none
         self.register_buffer("region_shrinkage", torch.full((2,), torch.inf))
         self.register_buffer("set_aside_patterns", set_aside_patterns)
