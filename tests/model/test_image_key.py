@@ -175,6 +175,18 @@ def test_save_and_load(models, tmp_path):
     np.testing.assert_array_equal(answer(loaded), answer(model, blind.copy()))
 
 
+def test_what_an_interruption_left_is_fitted_later(models, tmp_path):
+    model = models["with"]
+    model.save(tmp_path / "model")
+    loaded = LGDiST.load(tmp_path / "model", adata=tissue(), accelerator="cpu")
+    loaded.module.experts.in_use.fill_(False)
+    loaded.module.image.reset()
+    loaded.calibration_ = None
+    loaded.get_prediction_interval()
+    assert loaded.module.image.in_use and loaded.module.experts.in_use
+    assert loaded.module.image.weight_hidden >= 0.5
+
+
 def test_the_image_is_part_of_the_data(models):
     model = models["with"]
     changed = tissue()

@@ -82,7 +82,8 @@ def _finish_networks(model: BaseModelClass, data: NeighborhoodDataset) -> None:
     """Fit what an interruption kept the stages of the training from fitting."""
     if model.module.is_finished():
         return
-    splitter = EntrySplitter(data, model.module.spots_set_aside(len(data)), seed=settings.seed or 0)
+    given = model._data_for(data, "set_aside")
+    splitter = EntrySplitter(given, model.module.spots_set_aside(len(data)), seed=settings.seed or 0)
     with named_step(model, "experts"):
         model.module.finish(splitter.train_dataloader(), torch.Generator().manual_seed(settings.seed or 0))
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lgdist_scvi.module.lgdist._hiding import Hide
     from lgdist_scvi.module.lgdist._module import LGDiSTModule
 
-_PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # per spot
+_PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # per spot
 _WEIGHTS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 _N_FOLDS = 5
 _N_LESSONS = 8192  # spots that the shift is learnt from
