@@ -70,9 +70,7 @@ def test_genes_of_the_highest_skill_are_chosen(predicted):
     rows = _rows(pl.prediction(predicted), 4)
     assert [row[0].get_ylabel().split("\n")[0] for row in rows[::2]] == list(predicted.var_names[:2])
     one = _rows(pl.prediction(predicted, sample="slide_2"), 4)
-    assert [row[0].get_ylabel() for row in one] == [
-        f"gene_0{i}\nskill {0.5 - 0.02 * (i - 1):.2f}" for i in range(1, 5)
-    ]
+    assert [row[0].get_ylabel() for row in one] == [f"gene_0{i}\nskill {0.5 - 0.02 * (i - 1):.2f}" for i in range(1, 5)]
 
 
 def test_nothing_measured(predicted):
@@ -136,6 +134,11 @@ def test_the_data_are_left_alone(predicted):
         ({"spatial_key": "none"}, KeyError, "'none' not found in adata.obsm"),
         ({"image": "none.tif"}, ValueError, "one image was passed for 2 slides; pass a dict slide -> image"),
         ({"image": {"slide_1": "none.tif"}}, FileNotFoundError, "there is no image 'none.tif'"),
+        (
+            {"image": {"slide_1": np.full((90, 90, 3), 200, np.uint8)}, "sample": "slide_2"},
+            ValueError,
+            "image shows nothing at the spots of the slides drawn",
+        ),
         ({"image_res_key": "none"}, KeyError, "there is no image 'none'"),
         ({"genes": "gene_01", "color": "gene_02"}, ValueError, "genes and color are two words"),
         ({"genes": []}, ValueError, "genes is empty"),
