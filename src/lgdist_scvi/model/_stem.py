@@ -64,7 +64,7 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
         ``"slide"``: features are standardised by the mean and the standard deviation of each slide, which takes differences
         of staining off; ``"all"``: by those of the training.
     n_components
-        Principal components of the image features.
+        Principal components of the image features, of each encoder where several made them.
     n_latent
         Principal axes of log rates: the latent.
     n_hidden, n_layers, n_heads, dropout_rate
@@ -136,7 +136,7 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
         self.module = self._module_cls(
             gene_likelihood,
             n_genes=self.summary_stats["n_vars"],
-            n_features=self.get_state_registry(keys.IMAGE)["n_features"],
+            blocks=self.get_state_registry(keys.IMAGE)["blocks"],
             compositional=compositional,
             per_slide=standardise == "slide",
             n_folds=n_folds,
@@ -193,7 +193,8 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
             Training slides, (n_obs, n_vars), with counts and image features.
         image_key
             Key of `adata.obsm` with features of the patch around each spot, (n_obs, n_features), of any encoder; a row of NaN where
-            there is no image.
+            there is no image. Of several encoders side by side, ``adata.uns[image_key]["blocks"]`` holds the number of features of
+            each, as :func:`~lgdist_scvi.pp.image_features` writes it.
         layer, sample_key, size_factor_key, mask_layer, graph_key, spatial_key, library_key
             As in :meth:`LGDiST.setup_anndata`. Data that are predicted later need none of the counts, library sizes and masks.
         target_layer

@@ -1,7 +1,5 @@
 """Figures from AnnData and scores. Each function returns its figure."""
 
-from __future__ import annotations
-
 from lgdist_scvi.pl._controls import negative_controls
 from lgdist_scvi.pl._images import image_patches
 from lgdist_scvi.pl._prediction import prediction

@@ -62,14 +62,6 @@ class Scale:
         return (0.0, high) if self.from_zero else (low, high)
 
 
-def either(**words: Any) -> Any:
-    """Give the value of one argument that has two names."""
-    given = {name: value for name, value in words.items() if value is not None}
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(words)} are two words for the same; pass one of them")
-    return next(iter(given.values()), None)
-
-
 def named_genes(adata: AnnData, genes: str | Sequence[str]) -> list[str]:
     """Names of genes, checked.
 

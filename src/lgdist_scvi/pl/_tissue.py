@@ -7,16 +7,17 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 import numpy as np
+from anndata import AnnData
 
 from lgdist_scvi._anndata import get_coordinates, get_samples
+from lgdist_scvi._checks import either
 from lgdist_scvi._registered import registered
 from lgdist_scvi._units import log1p_cp10k
 from lgdist_scvi.pl._canvas import Canvas
 from lgdist_scvi.pl._genes import telling_genes
-from lgdist_scvi.pl._panels import STD_MAP, Scale, column, draw_panels, either, named_genes, named_slides
+from lgdist_scvi.pl._panels import STD_MAP, Scale, column, draw_panels, named_genes, named_slides
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from scipy import sparse
 
 from lgdist_scvi._anndata import (
@@ -19,21 +20,18 @@ from lgdist_scvi._anndata import (
     get_var,
     in_memory,
 )
-from lgdist_scvi._checks import check_has_spots, check_positive_int, check_unique_names, require_key
+from lgdist_scvi._checks import check_choice, check_positive_int, check_unique_names, require_key
 from lgdist_scvi._slides import choose_sample_key
 from lgdist_scvi._units import library_size
 from lgdist_scvi.pp._neighbors import build_distances
 
-if TYPE_CHECKING:
-    from anndata import AnnData
-
-SCHEMES = ("entry", "spot", "block", "sample", "thinning")
+Scheme = Literal["entry", "spot", "block", "sample", "thinning"]
 
 
 def hold_out(
     adata: AnnData,
     fraction: float = 0.3,
-    scheme: Literal["entry", "spot", "block", "sample", "thinning"] = "entry",
+    scheme: Scheme = "entry",
     genes: str | Sequence[str] | None = None,
     layer: str | None = None,
     sample_key: str | None = None,
@@ -101,9 +99,7 @@ def hold_out(
     """
     if not isinstance(fraction, int | float | np.number) or not 0 < fraction < 1:
         raise ValueError(f"fraction must lie between 0 and 1 (both excluded), got {fraction!r}")
-    if scheme not in SCHEMES:
-        raise ValueError(f"unknown scheme {scheme!r}; available: {', '.join(map(repr, SCHEMES))}")
-    check_has_spots(adata)
+    check_choice("scheme", scheme, get_args(Scheme))
     check_unique_names(adata)
     chosen = get_genes(adata, genes)
     counts = get_counts(adata, layer)
@@ -233,8 +229,6 @@ def _reduced(library: pd.Series, n_hidden: np.ndarray, key: str) -> np.ndarray:
 
 def _skeleton(adata: AnnData) -> AnnData:
     """Copy all annotations and no expression."""
-    from anndata import AnnData
-
     uns = copy.deepcopy(dict(adata.uns))
     for key in ("_scvi_uuid", "_scvi_manager_uuid"):  # the copy is other data: scvi-tools must register it anew
         uns.pop(key, None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lgdist_scvi._checks import list_names
+from lgdist_scvi._checks import list_names, needs
 from lgdist_scvi.pp._image_source import Level, TissueImage
 
 if TYPE_CHECKING:
@@ -21,16 +21,11 @@ _TIFF = (".tif", ".tiff", ".btf", ".svs")
 
 
 def open_image(image: Any, where: str) -> TissueImage:
-    """Open an image.
+    """Open an image, called `where` in messages.
 
-    Parameters
-    ----------
-    image
-        Path of a TIFF (also tiled, pyramidal, OME), JPEG or PNG file, or of a format that OpenSlide reads; an array (numpy,
-        dask, zarr) with grey values, colours, or colours and opacity, channels last or first; or an image element of SpatialData,
-        of one or several scales.
-    where
-        Its name, for messages.
+    It is the path of a TIFF (also tiled, pyramidal, OME), JPEG or PNG file, or of a format that OpenSlide reads; an
+    array (numpy, dask, zarr) with grey values, colours, or colours and opacity, channels last or first; or an image
+    element of SpatialData, of one or several scales.
 
     Raises
     ------
@@ -217,12 +212,9 @@ class _Decoded:
 def _open_slide(path: Path) -> TissueImage:
     """Open a whole-slide image by OpenSlide."""
     where = repr(path.name)
-    try:
+    packages = "openslide-python openslide-bin"
+    with needs(f"{where} is no TIFF, JPEG or PNG file; formats of slide scanners need pip install {packages}"):
         import openslide
-    except ImportError as error:
-        raise ImportError(
-            f"{where} is no TIFF, JPEG or PNG file; formats of slide scanners need pip install openslide-python openslide-bin"
-        ) from error
     try:
         slide = openslide.OpenSlide(path)
     except (openslide.OpenSlideError, OSError) as error:
@@ -258,10 +250,8 @@ def _open_element(element: Any, where: str) -> TissueImage:
         levels.append(_level(array.transpose(*channels, "y", "x").data, where))
     if "transform" not in arrays[0].attrs:
         return TissueImage(levels, where)
-    try:
+    with needs(f"{where} is an element of SpatialData; pip install spatialdata"):
         from spatialdata.transformations import get_transformation
-    except ImportError as error:
-        raise ImportError(f"{where} is an element of SpatialData; pip install spatialdata") from error
     systems = get_transformation(element, get_all=True)
     system = "global" if "global" in systems else next(iter(systems))
     to_system = systems[system].to_affine_matrix(("x", "y"), ("x", "y"))

@@ -22,18 +22,10 @@ _COVERED, _COVERED_BETTER = 0.7, 0.04  # overlap of all spots with all tissue in
 
 
 def tissue_mask(image: np.ndarray) -> np.ndarray:
-    """Tell tissue from glass: tissue takes away green light (Otsu's threshold) and, in a coloured image, has a colour.
+    """Tell tissue from glass: it takes away green light (Otsu's threshold) and, in a coloured image, has a colour.
 
-    Both are needed: eosin that has run into the glass is as colourful as pale tissue, but lets green through; black frames
-    and pens take away green, but have no colour.
-
-    Parameters
-    ----------
-    image
-        The whole image or a thumbnail, uint8 (height, width, 3).
-
-    Returns
-    -------
+    Both are needed: eosin that has run into the glass is as colourful as pale tissue, but lets green through; black
+    frames and pens take away green, but have no colour. From an image or its thumbnail, uint8 (height, width, 3), to
     True on tissue, (height, width).
     """
     from scipy.ndimage import gaussian_filter
@@ -56,16 +48,9 @@ def tissue_mask(image: np.ndarray) -> np.ndarray:
 
 
 class Tissue:
-    """Tissue of one image.
+    """Tissue of one image, and of patches with an edge in pixels of its finest level.
 
-    Parameters
-    ----------
-    image
-        The image.
-    edge
-        Edge of a patch in pixels of the finest level.
-    pitch
-        Distance of neighbouring spots in these pixels; ``None``: that of patches.
+    `pitch` is the distance of neighbouring spots in these pixels; ``None``: that of patches.
     """
 
     def __init__(self, image: TissueImage, edge: float, pitch: float | None = None):
@@ -107,7 +92,7 @@ class Tissue:
 def check_spots(
     slides: Mapping[str | None, tuple[TissueImage, np.ndarray, float]], factors: Iterable[tuple[str, float]]
 ) -> dict[str | None, float]:
-    """Refuse images in which spots lie beside the tissue.
+    """Refuse images in which spots lie beside the tissue; the share of spots on tissue, for each slide.
 
     Parameters
     ----------
@@ -116,15 +101,11 @@ def check_spots(
     factors
         Names and values of scale factors that coordinates may lack.
 
-    Returns
-    -------
-    Share of spots on tissue, for each slide.
-
     Raises
     ------
     ValueError
-        If there is hardly a spot on tissue, or there are many more once axes are swapped or mirrored, coordinates scaled, or the
-        image of another slide taken.
+        If there is hardly a spot on tissue, or there are many more once axes are swapped or mirrored, coordinates
+        scaled, or the image of another slide taken.
 
     Warns
     -----
@@ -170,7 +151,7 @@ def check_spots(
         if certain:
             raise ValueError(f"{problem}, or pass check_tissue=False")
         if wrong:
-            warnings.warn(problem, UserWarning, stacklevel=4)
+            warnings.warn(problem, stacklevel=4)
     return shares
 
 

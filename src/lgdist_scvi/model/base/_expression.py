@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+from anndata import AnnData
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi.inference import MEASURED, N_SAMPLES, in_log1p
@@ -22,7 +23,6 @@ from lgdist_scvi.model.base._query import (
 from lgdist_scvi.module.likelihood import Estimand
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from sparse import GCXS
 
 

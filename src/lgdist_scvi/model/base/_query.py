@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from mudata import MuData
 from scvi import settings
 from scvi.model.base import BaseModelClass
 
@@ -18,33 +20,18 @@ from lgdist_scvi.model.base._calibration import calibration_of, resolve_estimand
 from lgdist_scvi.model.base._predictor import predictor_of
 from lgdist_scvi.module.likelihood import choose_likelihood, name_of
 
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from mudata import MuData
-
 
 class Query:
     """A question to a trained model.
 
-    Parameters
-    ----------
-    model
-        The model.
-    adata
-        Data like those registered; ``None``: the registered data.
-    indices, gene_list, estimand, seed, batch_size, silent
-        As in :meth:`lgdist_scvi.LGDiST.get_completed_expression`.
-    region_effects
-        Whether expected values are asked for, and not latents alone.
-    **sampling
-        `n_samples` and `n_steps` of a :class:`~lgdist_scvi.inference.Prediction`.
+    Arguments are those of :meth:`lgdist_scvi.LGDiST.get_completed_expression`; `region_effects` are needed where
+    expected values are asked for, and not latents alone, and `sampling` are `n_samples` and `n_steps` of a
+    :class:`~lgdist_scvi.inference.Prediction`.
 
     Attributes
     ----------
-    adata
-        The AnnData asked about; of a MuData, the registered modality.
-    dataset
-        The same, read and checked once.
+    adata, dataset
+        The AnnData asked about (of a MuData, the registered modality), and the same, read and checked once.
     rows
         Rows of the spots, (n_obs,).
     positions, genes
@@ -146,13 +133,7 @@ def asked_about(model: BaseModelClass, adata: AnnData | MuData | None) -> AnnDat
 
 
 def seed_or_default(seed: int | None) -> int:
-    """Seed, or else that of scvi-tools.
-
-    Raises
-    ------
-    ValueError
-        If it is not a whole number from 0 to 2**63 - 1.
-    """
+    """Seed, a whole number from 0 to 2**63 - 1 (else ValueError), or else that of scvi-tools."""
     if seed is None:
         return int(settings.seed or 0)
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
@@ -222,13 +203,7 @@ _UNSUPPORTED = {
 
 
 def refuse_unsupported(method: str, given: Mapping[str, Any]) -> None:
-    """Refuse keywords of scvi-tools that a question does not have, and unknown ones.
-
-    Raises
-    ------
-    TypeError
-        If there are any.
-    """
+    """Refuse keywords of scvi-tools that a question does not have, and unknown ones (TypeError)."""
     for name in given:
         remedy = _UNSUPPORTED.get(name, "see its documentation for those that it has")
         raise TypeError(f"{method}() takes no {name!r}; {remedy}")
