@@ -134,6 +134,11 @@ def test_the_data_are_left_alone(predicted):
         ({"spatial_key": "none"}, KeyError, "'none' not found in adata.obsm"),
         ({"image": "none.tif"}, ValueError, "one image was passed for 2 slides; pass a dict slide -> image"),
         ({"image": {"slide_1": "none.tif"}}, FileNotFoundError, "there is no image 'none.tif'"),
+        (
+            {"image": {"slide_1": np.full((90, 90, 3), 200, np.uint8)}, "sample": "slide_2"},
+            ValueError,
+            "image shows nothing at the spots of the slides drawn",
+        ),
         ({"image_res_key": "none"}, KeyError, "there is no image 'none'"),
         ({"genes": "gene_01", "color": "gene_02"}, ValueError, "genes='gene_01' and color='gene_02' are two words"),
         ({"genes": []}, ValueError, "genes is empty"),

@@ -242,6 +242,30 @@ def test_frames_in_which_all_spots_still_lie_on_tissue(seed):
         assert "would with x" in message or "% with x" in message
 
 
+def test_real_slides_lie_as_they_should(shared_data):
+    """Only in the right frame is nothing said."""
+    for name in ("human_dlpfc_151673", "human_dlpfc_151675", "mouse_muscle_Vis7B_5dpi", "mouse_embryo_cytassist"):
+        stored = ad.read_h5ad(shared_data / f"{name}.h5ad", backed="r")
+        adata = ad.AnnData(obs=stored.obs, obsm=dict(stored.obsm), uns=dict(stored.uns))
+        library = next(iter(adata.uns["spatial"].values()))
+        resolution = max(library["images"])
+        extent = np.array(library["images"][resolution].shape[1::-1])
+        extent = extent / library["scalefactors"][f"tissue_{resolution}_scalef"]
+        x, y = np.asarray(adata.obsm["spatial"], dtype=float).T
+        frames = [(x, y), (y, x), (extent[0] - x, y), (x, extent[1] - y), (extent[0] - x, extent[1] - y)]
+        said = []
+        for frame in frames:
+            adata.obsm["spatial"] = np.column_stack(frame)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                try:
+                    pp.image_patches(adata, size=8, silent=True)
+                    said.append(any("correct the coordinates" in str(one.message) for one in caught))
+                except ValueError as error:
+                    said.append("correct the coordinates" in str(error))
+        assert said == [False, True, True, True, True], name
+
+
 def test_a_part_of_the_spots_in_the_right_frame_is_not_warned_of():
     adata = datasets.simulated_visium(n_spots=300, n_genes=5, seed=5, image=True)
     rng = np.random.default_rng(0)

@@ -184,4 +184,9 @@ def _canvases(
                 library = {"images": {"hires": thumbnail}, "scalefactors": factor}
                 canvases[slide.name] = Canvas(slide.pixels, {slide.name: library}, slide.name, None, size)
                 slide.image.release()
+    if all(canvas.image is None for canvas in canvases.values()):
+        raise ValueError(
+            "image shows nothing at the spots of the slides drawn; pass the image of these slides, with sample_key=... that names "
+            "them if there are several, and image_res_key=... if it is not in full resolution"
+        )
     return canvases
