@@ -176,6 +176,13 @@ class NeighborhoodDataset(AnnTorchDataset):
         other._set_neighbors()
         return other
 
+    def with_library(self, library: np.ndarray) -> NeighborhoodDataset:
+        """The same data with other library sizes, (n_obs,): what is predicted is for these."""
+        other = copy.copy(self)
+        other.__dict__.pop("fingerprint", None)
+        other.library = np.asarray(library, dtype=np.float64)
+        return other
+
     def with_fields(self, **fields: np.ndarray | None) -> NeighborhoodDataset:
         """The same data with further fields, (n_obs, ...) each; ``None`` is left out."""
         other = copy.copy(self)

@@ -95,6 +95,7 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
 
     _module_cls = StemModule
     _manager = ImageManager
+    _depth_is_free = True  # no count is looked at
     _stages = {"network": NetworkStage, "diffusion": ResidualStage}
 
     def __init__(
@@ -160,14 +161,9 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
         Sizes alone: the paper diffuses one token for each of some 200 genes, and its condition is one patch; here the latent is
         diffused as one vector under all patches around a spot.
         """
-        return {
-            "n_hidden": 384,
-            "n_layers": 12,
-            "n_heads": 6,
-            "n_denoiser_hidden": 384,
-            "n_denoiser_layers": 12,
-            "n_denoiser_heads": 6,
-            "n_timesteps": 1000,
+        sizes = {"hidden": 384, "layers": 12, "heads": 6}
+        return {f"n_{part}{name}": size for part in ("", "denoiser_") for name, size in sizes.items()} | {
+            "n_timesteps": 1000
         }
 
     @classmethod
@@ -342,14 +338,21 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
         )  # fmt: skip
 
     def get_prediction_interval(
-        self, level: float = 0.9, adata: AnnData | None = None, **kwargs: Any
+        self,
+        level: float = 0.9,
+        adata: AnnData | None = None,
+        library_size: float | Sequence[float] | None = None,
+        **kwargs: Any,
     ) -> tuple[Any, Any]:
         """Give an interval that holds the measured value of an entry with probability `level`.
 
-        Calibrated on slides that the predicting network did not see; arguments as in :meth:`LGDiST.get_prediction_interval`.
-        Of data without library sizes it is about a measurement of the training's typical depth.
+        Calibrated on slides that the predicting network did not see. `library_size` is the depth, in counts, of the measurement that
+        it is for, of each spot or of all; ``None``: that of the data, or the training's typical one. Other arguments as in
+        :meth:`LGDiST.get_prediction_interval`.
         """
-        return super().get_prediction_interval(level, adata, **{"observed": "model", **kwargs})
+        return super().get_prediction_interval(
+            level, adata, **{"observed": "model", "library_size": library_size, **kwargs}
+        )
 
     def predict(
         self,
@@ -390,9 +393,8 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
 
     def __repr__(self) -> str:
         stats, n_parameters = self.summary_stats, sum(p.numel() for p in self.module.parameters())
-        status = "not trained"
-        if self.is_trained_:
-            status = "trained" if self.module.diffusion.trained else "networks trained, diffusion not trained"
+        trained = "trained" if self.module.diffusion.trained else "networks trained, diffusion not trained"
+        status = trained if self.is_trained_ else "not trained"
         n_features = self.get_state_registry(keys.IMAGE)["n_features"]
         return (
             f"Stem: {stats['n_cells']:,} spots x {stats['n_vars']:,} genes from {n_features:,} image features\n"

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 class ExpressionMixin:
     """Questions to a trained model."""
 
+    _depth_is_free = False  # whether an answer may be for another depth than that of the counts
+
     def get_var_names_registered(self) -> np.ndarray:
         """Names of the registered genes, in the order of the model's output."""
         return np.asarray(self.get_state_registry(keys.COUNTS)["column_names"])
@@ -287,12 +289,14 @@ class ExpressionMixin:
         ValueError
             If the level is out of range, or the model is not trained.
         """
+        library_size = unsupported.pop("library_size", None) if self._depth_is_free else None
         refuse_unsupported("get_prediction_interval", unsupported)
         check_interval(level, n_samples)
         check_question(n_samples, observed, fill)
         query = Query(
-            self, adata, indices, gene_list, estimand, seed, batch_size, silent, n_samples=n_samples, n_steps=n_steps
-        )
+            self, adata, indices, gene_list, estimand, seed, batch_size, silent, library_size=library_size,
+            n_samples=n_samples, n_steps=n_steps,
+        )  # fmt: skip
         lower, upper = np.empty((2, *query.shape), dtype=np.float32)
         for place, prediction in query.predictions():
             known, origin = query.origins(place, prediction, observed, fill)

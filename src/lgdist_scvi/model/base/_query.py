@@ -25,7 +25,8 @@ class Query:
     """A question to a trained model.
 
     Arguments are those of :meth:`lgdist_scvi.LGDiST.get_completed_expression`; `region_effects` are needed where
-    expected values are asked for, and not latents alone, and `sampling` are `n_samples` and `n_steps` of a
+    expected values are asked for, and not latents alone; `library_size`, of each spot or of all, stands in the place of
+    what was counted, for models that do not look at counts; `sampling` are `n_samples` and `n_steps` of a
     :class:`~lgdist_scvi.inference.Prediction`.
 
     Attributes
@@ -51,6 +52,7 @@ class Query:
         batch_size: int | None = None,
         silent: bool = True,
         region_effects: bool = True,
+        library_size: float | Sequence[float] | None = None,
         **sampling: Any,
     ):
         if batch_size is not None:
@@ -64,6 +66,8 @@ class Query:
         adata = model._validate_anndata(registered)
         self.dataset = model.get_anndata_manager(adata, required=True).create_torch_dataset()
         self.adata = self.dataset.adata
+        if library_size is not None:
+            self.dataset = self.dataset.with_library(depths(library_size, self.adata.n_obs))
         if registered is not model.adata and self.dataset.mask is not None:
             shown = self.dataset.shows_zeros(), self.dataset.hides_every_zero()
             choose_likelihood(name_of(model.module.likelihood), *shown)
@@ -160,6 +164,16 @@ def spots_at(adata: AnnData, indices: Sequence[int] | None) -> np.ndarray:
     if len(indices) and (indices.min() < -adata.n_obs or indices.max() >= adata.n_obs):
         raise ValueError(f"indices reach beyond the {adata.n_obs:,} spots")
     return indices % max(adata.n_obs, 1)
+
+
+def depths(library_size: float | Sequence[float], n_obs: int) -> np.ndarray:
+    """Library sizes, in counts, of all spots, (n_obs,), from one for each or one for all."""
+    values = np.asarray(library_size)
+    if values.dtype.kind not in "iuf" or values.shape not in ((), (1,), (n_obs,)):
+        raise ValueError(f"library_size must be a number, or one for each of the {n_obs:,} spots, got {library_size!r}")
+    if not (np.isfinite(values) & (values > 0)).all():
+        raise ValueError("library_size must be positive and finite: a number of counts")
+    return np.broadcast_to(values, n_obs).astype(np.float64)
 
 
 def check_question(n_samples: int, observed: str, fill: str) -> None:
