@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lgdist_scvi._anndata import get_coordinates, get_var
+from lgdist_scvi._checks import either
 from lgdist_scvi._registered import registered, registered_setup
 from lgdist_scvi._units import log1p_cp10k
 from lgdist_scvi.pl._canvas import Canvas
-from lgdist_scvi.pl._panels import STD_MAP, Scale, column, draw_panels, either, named_genes, named_slides
+from lgdist_scvi.pl._panels import STD_MAP, Scale, column, draw_panels, named_genes, named_slides
 from lgdist_scvi.pp._image_slides import PatchSize, open_slides
 
 if TYPE_CHECKING:
