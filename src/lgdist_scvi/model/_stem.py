@@ -78,7 +78,7 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
     decoded_weight
         Weight of the counts' loss by the decoded posterior mean in the diffusion's loss.
     n_folds
-        Parts of the slides, each left out by one network. ``None``: the slides, at most 5 parts; of a single slide 4 strips.
+        Parts of the slides, each left out by a network. ``None``: the slides, at most 5; of a single slide 4 strips.
 
     Raises
     ------
@@ -158,13 +158,10 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
     def paper_preset() -> dict[str, Any]:
         """Give the sizes of the paper's network, as arguments of the constructor.
 
-        Sizes alone: the paper diffuses one token for each of some 200 genes, and its condition is one patch; here the latent is
-        diffused as one vector under all patches around a spot.
+        Sizes alone: the paper diffuses a token for each of some 200 genes under one patch, here the latent is one vector.
         """
         sizes = {"hidden": 384, "layers": 12, "heads": 6}
-        return {f"n_{part}{name}": size for part in ("", "denoiser_") for name, size in sizes.items()} | {
-            "n_timesteps": 1000
-        }
+        return {f"n_{part}{name}": size for part in ("", "denoiser_") for name, size in sizes.items()}
 
     @classmethod
     def setup_anndata(
@@ -393,10 +390,10 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
 
     def __repr__(self) -> str:
         stats, n_parameters = self.summary_stats, sum(p.numel() for p in self.module.parameters())
-        trained = "trained" if self.module.diffusion.trained else "networks trained, diffusion not trained"
-        status = trained if self.is_trained_ else "not trained"
+        status = "trained" if self.module.diffusion.trained else "networks trained, diffusion not trained"
         n_features = self.get_state_registry(keys.IMAGE)["n_features"]
         return (
             f"Stem: {stats['n_cells']:,} spots x {stats['n_vars']:,} genes from {n_features:,} image features\n"
-            f"  {self.module.n_folds} networks, {n_parameters:,} parameters, latent of {self.module.config.n_latent}\n  {status}"
+            f"  {self.module.n_folds} networks, {n_parameters:,} parameters, latent of {self.module.config.n_latent}\n"
+            f"  {status if self.is_trained_ else 'not trained'}"
         )
