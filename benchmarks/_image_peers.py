@@ -347,7 +347,7 @@ YARDSTICKS = {
 CONTROLS = {
     f"{name}_{control}": replace(method, control=control)
     for name, method in {**PEERS, **MODELS}.items()
-    for control in ("shuffled", "shifted")
+    for control in ("shuffled", "shifted", "stained")
     if name in ("everything_completed", "mlp_completed", "stem_completed")
 }
 METHODS = {**PEERS, **MODELS, **AS_IT_IS, **YARDSTICKS, **CONTROLS}

@@ -19,6 +19,7 @@ from lgdist_scvi._units import library_size, log1p_cp10k, to_cp10k  # noqa: PLC2
 REPOSITORY = Path(__file__).resolve().parents[1]
 ENCODERS = {"X_image": "efficientnet-lite0", "X_stain": "stain"}
 PATCH_PX = 224
+STAIN = (1.3, 0.75)  # of the control "stained": haematoxylin and eosin relative to what they are
 N_GENES, N_SCORED = 1024, 250
 MIN_DETECTION = 0.1  # of a scored gene, in the training spots
 SHIFT = 3  # spots
@@ -165,6 +166,32 @@ def features(path: Path, paths: dict[str, Path], cache: Path) -> dict[str, np.nd
         return dict(file)
 
 
+def stained_features(path: Path, paths: dict[str, Path], cache: Path) -> dict[str, np.ndarray]:
+    """The same of images that another laboratory stained: more haematoxylin, less eosin."""
+    stored = cache / f"features_{path.stem}_stained.npz"
+    if not stored.exists():
+        from lgdist_scvi.pp._encoders import get_encoder  # noqa: PLC2701  patches are stained on their way to it
+
+        adata = read(path, list(paths))
+        patches = pp.image_patches(adata, paths, patch_px=PATCH_PX, sample_key="sample", silent=True)
+        encoders = {key: get_encoder(encoder) for key, encoder in ENCODERS.items()}
+        blocks = [_stained(patches[start : start + 32]) for start in range(0, len(patches), 32)]
+        made = {key: np.vstack([encode(block) for block in blocks]) for key, encode in encoders.items()}
+        unfinished = stored.with_suffix(".partial.npz")
+        np.savez(unfinished, spots=adata.obs_names.to_numpy(dtype=str), **made)
+        unfinished.replace(stored)
+    with np.load(stored) as file:
+        return dict(file)
+
+
+def _stained(patches: np.ndarray) -> np.ndarray:
+    from skimage.color import hed2rgb, rgb2hed
+
+    stains = rgb2hed(patches)
+    stains[..., :2] *= STAIN
+    return (hed2rgb(stains) * 255).round().clip(0, 255).astype(np.uint8)
+
+
 def prepare(path: Path, section: str, cache: Path, seed: int) -> Path:
     """Choose genes and complete counts on all sections but one, once; the file that :func:`hold_out` reads."""
     stored = prepared_path(path, section, cache, seed)
@@ -224,6 +251,7 @@ def hold_out(
     n_pairs: int | None = None,
     seed: int = 0,
     standardized: bool = True,
+    stained: dict[str, np.ndarray] | None = None,
 ) -> Sections:
     """Hide the counts of a section.
 
@@ -235,7 +263,8 @@ def hold_out(
         The one that is held out.
     control
         ``"shuffled"``: patches are permuted within each section; ``"shifted"``: each spot gets the patch three spots beside it;
-        both in training and in the held-out section.
+        both in training and in the held-out section. ``"stained"``: `image` is of all sections as they are, and `stained`, from
+        :func:`stained_features`, of the held-out one.
     n_pairs
         Number of training spots, drawn at random; ``None``: all.
     standardized
@@ -244,10 +273,13 @@ def hold_out(
     adata = ad.read_h5ad(prepared)
     place = {name: row for row, name in enumerate(image["spots"])}
     rows = np.array([place[name] for name in adata.obs_names])
-    if control is not None:
+    if control in ("shuffled", "shifted"):
         rows = rows[_displaced(adata, control, seed)]
     for key in ENCODERS:
         adata.obsm[key] = image[key][rows]
+        if control == "stained":
+            there = (adata.obs["sample"] == section).to_numpy()
+            adata.obsm[key][there] = stained[key][rows[there]]
     graph = (adata.obsp["spatial_connectivities"] > 0).astype(np.float64)
     n_neighbors = np.asarray(graph.sum(axis=1))
     for key in ENCODERS:

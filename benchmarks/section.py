@@ -7,6 +7,7 @@ import time
 from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -16,6 +17,9 @@ from benchmarks._results import RESULTS, Results, code_digest, machine, read
 from benchmarks._shared import add_data, peak_memory, quiet
 from benchmarks.report import markdown_table, provenance
 from benchmarks.run import in_processes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PROTOCOLS = ("section", "pairs")
 N_PAIRS = (25, 50, 100, 200)
@@ -63,6 +67,18 @@ _SPREAD = {
     "coverage_90": "coverage of 90 % intervals",
 }
 _CLAIM = ("ridge", "context", "everything", "knn", "poisson", "mlp", "stem")
+
+
+_SHORT = {
+    "ridge": "ridge,\nown patch",
+    "context": "ridge, own +\nneighbouring",
+    "everything": "the same,\nwith stain",
+    "knn": "kNN\nretrieval",
+}
+CLAIM_CAPTION = (
+    "The same predictors on raw and on completed training targets, scored on raw counts of the section that was held out: a grey line for each "
+    "section and seed, their mean in colour."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -172,8 +188,18 @@ def measure(path: Path, section: str, cache: Path, seed: int, method: str, n_pai
     with threadpool_limits(1):
         features = _sections.features(path, _sections.images(path), cache)
         prepared = _sections.prepare(path, section, cache, seed)
+        stained = None
+        if chosen.control == "stained":
+            stained = _sections.stained_features(path, _sections.images(path), cache)
         data = _sections.hold_out(
-            prepared, features, section, chosen.control, n_pairs, seed, standardized=chosen.standardized
+            prepared,
+            features,
+            section,
+            chosen.control,
+            n_pairs,
+            seed,
+            standardized=chosen.standardized,
+            stained=stained,
         )
         row = {"hidden": data.fingerprint, "n_spots": data.training.n_obs, "n_genes": data.training.n_vars}
         start = time.perf_counter()
@@ -201,6 +227,41 @@ def markdown(rows: pd.DataFrame) -> str:
     if len(whole):
         parts += [*_section_tables(whole), _claim(whole), _controls(whole), _spread(whole)]
     return "\n\n".join(part for part in [*parts, _pairs(done[done["protocol"] == "pairs"])] if part)
+
+
+def write(rows: pd.DataFrame, folder: Path) -> None:
+    """Write all tables, and the figure of raw against completed targets, into a folder."""
+    rows = rows[rows["protocol"].isin(PROTOCOLS)]
+    folder.mkdir(parents=True, exist_ok=True)
+    text = [markdown(rows)]
+    if (figure := claim_figure(rows)) is not None:
+        figure.savefig(folder / "section_claim.png", dpi=110, bbox_inches="tight")
+        text.append(f"![{CLAIM_CAPTION}](section_claim.png)")
+    (folder / "section_tables.md").write_text("\n\n".join(text) + "\n")
+
+
+def claim_figure(rows: pd.DataFrame) -> Figure | None:
+    """D2 of each predictor on raw and on completed targets, a line for each held-out section and seed; ``None`` without."""
+    from matplotlib.figure import Figure
+
+    whole = rows[(rows["protocol"] == "section") & rows["failed"].isna()]
+    d2 = whole.pivot_table(index="method", columns=["file", "seed"], values="d2")
+    shown = [name for name in _CLAIM if {f"{name}_raw", f"{name}_completed"} <= set(d2.index)]
+    if not shown:
+        return None
+    figure = Figure(figsize=(1.5 * len(shown) + 1, 3.2), layout="constrained")
+    axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for ax, name in zip(axes, shown, strict=True):
+        pair = d2.loc[[f"{name}_raw", f"{name}_completed"]].dropna(axis=1)
+        ax.plot([0, 1], pair.to_numpy(), color="#cbd5e1", marker="o", markersize=3, linewidth=1)
+        ax.plot([0, 1], pair.mean(axis=1), color="#c2410c", marker="o", linewidth=2)
+        ax.set_title(_SHORT.get(name, label(f"{name}_raw").removesuffix(", raw")), fontsize=8)
+        ax.set_xticks([0, 1], ["raw", "completed"], fontsize=8)
+        ax.set_xlim(-0.3, 1.3)
+        ax.axhline(0, color="#94a3b8", linewidth=0.6)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("D2 of the held-out section")
+    return figure
 
 
 def _by_file(rows: pd.DataFrame, score: str) -> pd.DataFrame:
@@ -255,18 +316,18 @@ def _claim(rows: pd.DataFrame) -> str:
 
 def _controls(rows: pd.DataFrame) -> str:
     """D2 with the patches of other spots."""
-    d2, records = _complete(rows, "d2"), {}
+    d2, records = _by_file(rows, "d2"), {}
     for name in {**PEERS, **MODELS}:
-        if {name, f"{name}_shuffled", f"{name}_shifted"} <= set(d2.index):
-            shuffled, shifted = d2.loc[f"{name}_shuffled"], d2.loc[f"{name}_shifted"]
-            records[label(name)] = {
-                "D2": d2.loc[name].mean(),
-                "shuffled": shuffled.mean(),
-                "lowest": shuffled.min(),
-                "highest": shuffled.max(),
-                "shifted by three spots": shifted.mean(),
-                "share of D2 left": shifted.mean() / d2.loc[name].mean(),
-            }
+        here = {control: f"{name}_{control}" for control in ("shuffled", "shifted", "stained")}
+        here = {control: d2.loc[row].dropna() for control, row in here.items() if row in d2.index}
+        if name in d2.index and here:
+            of = {control: d2.loc[name, scores.index].mean() for control, scores in here.items()}
+            records[label(name)] = {"sections": max(map(len, here.values())), "D2": next(iter(of.values()))}
+            for control, scores in here.items():
+                records[label(name)] |= {
+                    f"patches {control}": scores.mean(),
+                    f"share left, {control}": scores.mean() / of[control],
+                }
     if not records:
         return ""
     return "Controls:\n\n" + markdown_table(pd.DataFrame.from_dict(records, orient="index"), "method")

@@ -211,7 +211,7 @@ def test_the_command_stores_resumes_and_reports(folder, tmp_path, capsys):
     assert (
         f"| {d2['ridge_raw']:.3f} | {d2['ridge_completed']:.3f} |".replace(" 0.", " .") in text
     )  # raw against completed
-    assert "misleading (non-zero only)" in text and "share of D2 left" in text and "held out: S1, S2" in text
+    assert "misleading (non-zero only)" in text and "share left, shuffled" in text and "held out: S1, S2" in text
     # stored rows are not run again
     main([*arguments, "--sections", "S1", "--methods", *methods])
     assert "0 results to obtain" in capsys.readouterr().out
@@ -234,3 +234,21 @@ def test_a_folder_without_images_is_refused_by_name(folder, tmp_path, capsys):
 def test_every_method_has_a_name_in_words():
     names = [label(method) for method in METHODS]
     assert len(set(names)) == len(names) and not any("_" in name for name in names)
+
+
+def test_another_stain_is_that_of_the_held_out_section_alone(folder):
+    path, cache = folder / "tiny_S.h5ad", folder / "cache"
+    features = _sections.features(path, {}, cache)
+    other = {key: values + (1.0 if key != "spots" else "") for key, values in features.items() if key != "spots"}
+    prepared = _sections.prepare(path, "S2", cache, 0)
+    plain, stained = (
+        _sections.hold_out(prepared, features, "S2", control, standardized=False, stained=other)
+        for control in (None, "stained")
+    )
+    np.testing.assert_array_equal(stained.training.obsm["X_image"], plain.training.obsm["X_image"])
+    np.testing.assert_allclose(stained.held_out.obsm["X_image"], plain.held_out.obsm["X_image"] + 1.0, rtol=1e-6)
+    patch = np.full((1, 8, 8, 3), (170, 90, 160), dtype=np.uint8)
+    from skimage.color import rgb2hed
+
+    before, after = (rgb2hed(values)[0, 0, 0] for values in (patch, _sections._stained(patch)))
+    np.testing.assert_allclose(after[:2] / before[:2], _sections.STAIN, rtol=0.1)

@@ -121,6 +121,25 @@ def test_few_landmarks_do_for_many_spots(module, batch, monkeypatch):
     assert torch.isfinite(condition.experts).all() and condition.experts.std(1).mean() > 0
 
 
+def test_an_image_without_a_certain_gain_is_not_followed(module, batch):
+    """Then the genes' mean rates are predicted, and samples keep their spread."""
+    module.likelihood.gene_rate.copy_(batch[keys.COUNTS].sum(0) / batch[keys.LIBRARY].sum())
+    module.eval().fit_experts([batch], torch.Generator())
+    assert module.trust == 0  # counts that have nothing to do with the image
+    condition = module.condition(batch)
+    expected = module.likelihood.gene_rate.expand(N_SPOTS, -1)
+    torch.testing.assert_close(module.decode(condition.mean, condition), expected)
+    shifted = module.decode(condition.mean + condition.spread, condition)
+    assert ((shifted - expected).abs() > 0.01 * expected).any()
+    module.trust.fill_(1.0)
+    followed = module.condition(batch)
+    rate = module.decode(followed.mean, followed) * batch[keys.LIBRARY]
+    told = batch | {keys.COUNTS: torch.poisson(50 * rate, generator=torch.Generator().manual_seed(0))}
+    told[keys.LIBRARY] = 50 * batch[keys.LIBRARY]
+    module.fit_experts([told | {keys.TARGET_RATE: rate / batch[keys.LIBRARY]}], torch.Generator())
+    assert module.trust > 0
+
+
 def test_the_dispersion_of_a_gene_is_that_of_its_counts(module, batch):
     """Around what is predicted: a gene that varies more than Poisson noise gets a smaller theta."""
     generator = torch.Generator().manual_seed(3)

@@ -27,6 +27,7 @@ class NetworkStage(StagePlan):
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Train the networks on their own."""
         self.module.experts.in_use.fill_(False)
+        self.module.trust.fill_(1.0)
 
     def finish(self, batches: Iterable[Batch]) -> dict[str, Any]:
         """Fit the expert, and choose its weight on slides that were not seen."""
@@ -34,7 +35,8 @@ class NetworkStage(StagePlan):
         self.module.fit_experts(batches, torch.Generator().manual_seed(settings.seed or 0))
         average = self.module.experts
         names = [type(expert).__name__ for expert in average.experts]
-        return {"weights_hidden": dict(zip(names, average.weights_hidden.mean(1).tolist(), strict=True))}
+        weights = dict(zip(names, average.weights_hidden.mean(1).tolist(), strict=True))
+        return {"weights_hidden": weights, "trust": float(self.module.trust)}
 
     def on_train_start(self) -> None:
         self.module.train()  # the module itself tells training from validation by it

@@ -27,6 +27,8 @@ Batch = dict[str, torch.Tensor]
 
 _PULLS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _N_SAMPLES, _N_STEPS, _N_ROUNDS = 4, 10, 3
+_TRUSTS = (0.25, 0.5, 0.75, 1.0)
+_CERTAIN = 2.0  # standard errors that a gain must exceed: chance gains nothing
 _N_DISPERSION_SPOTS, _N_DISPERSION_STEPS = 2048, 60
 
 
@@ -87,6 +89,8 @@ class StemModule(BaseModuleClass):
             config.n_timesteps,
             config.n_draws,
         )
+        # of the way from the genes' mean rates to what the image says
+        self.register_buffer("trust", torch.tensor(1.0))
         # of the way from the networks' mean to the diffusion's, and what brings samples to the level of the mean
         self.register_buffer("pull", torch.tensor(1.0))
         self.register_buffer("sample_shift", torch.zeros(config.n_latent))
@@ -151,13 +155,15 @@ class StemModule(BaseModuleClass):
             parts = self.experts.neighborhood(neighbors, neighbors.library, inputs.index, inputs.valid)
             experts, posterior.reliability = self.experts.predict(centre, centre.library, parts)
             posterior.experts = self.likelihood.normalised(experts)
+            network = self.decoded(mean)
+            weights = self.experts.weights(centre.visible)
             posterior.correction = correction(
-                self.likelihood,
-                self.decoded(mean),
-                posterior.experts,
-                posterior.reliability,
-                self.experts.weights(centre.visible),
+                self.likelihood, network, posterior.experts, posterior.reliability, weights
             )
+            if self.trust < 1:
+                average = self.likelihood.corrected(network, posterior.correction)
+                followed = torch.lerp(self.likelihood.gene_rate, average, self.trust)
+                posterior.correction = self.likelihood.relative(followed, network)
         return posterior
 
     def _mean(self, inputs: PatchInputs) -> torch.Tensor:
@@ -225,6 +231,7 @@ class StemModule(BaseModuleClass):
         """Fit the experts, choose their weights, and measure the spread of the latent."""
         batches = [{key: value.to(self.spread.device) for key, value in batch.items()} for batch in batches]
         self.experts.in_use.fill_(False)
+        self.trust.fill_(1.0)
         self.sample_shift.zero_()  # of an earlier diffusion
         data = _training_patches(batches)
         for expert in self.experts.experts:
@@ -235,7 +242,24 @@ class StemModule(BaseModuleClass):
         self.experts.in_use.fill_(True)
         weights = best_weights(self.likelihood, len(self.experts.experts), self._held_out(batches))
         self.experts.weights_hidden.copy_(weights)
+        self._choose_trust(batches)
         self._fit_dispersion(batches)
+
+    def _choose_trust(self, batches: Iterable[Batch]) -> None:
+        """Choose how far the image is followed: not at all where no gain over the genes' mean rates is certain."""
+        self.trust.fill_(1.0)
+        parts, gene_rate = [], self.likelihood.gene_rate
+        for batch in batches:
+            condition, exposure = self.condition(batch), self.exposure(batch)
+            decoded, observed = self.decode(condition.mean, condition), batch[keys.MASK]
+            rates = [torch.lerp(gene_rate, decoded, trust) for trust in (0.0, *_TRUSTS)]
+            losses = [(self.likelihood.error(rate, batch[keys.COUNTS], exposure) * observed).sum(1) for rate in rates]
+            parts.append(torch.stack(losses))  # (1 + n_trusts, batch)
+        losses = torch.cat(parts, dim=1).double()
+        gain = losses[:1] - losses[1:]
+        certain = gain.mean(1) > _CERTAIN * gain.std(1) / gain.shape[1] ** 0.5
+        best = torch.where(certain, gain.mean(1), 0.0)
+        self.trust.fill_(_TRUSTS[int(best.argmax())] if certain.any() else 0.0)
 
     def _fit_dispersion(self, batches: Iterable[Batch]) -> None:
         """Fit the dispersion of each gene by maximum likelihood around what is predicted of slides that were not seen.
