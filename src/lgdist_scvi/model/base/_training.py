@@ -211,9 +211,9 @@ class TrainingMixin(DataMixin):
             if any(plan.global_step > 0 for plan in plans):
                 remember_training(self, call, data.fingerprint)
             else:
+                module.first_round, self.n_rounds_, self.calibration_, self.history_ = others
                 for name, value in values.items():
                     module.get_buffer(name).copy_(value)
-                module.first_round, self.n_rounds_, self.calibration_, self.history_ = others
 
     def _validation_spots(self, validation_samples: Sequence[str] | None) -> np.ndarray | None:
         if validation_samples is None:

@@ -103,12 +103,14 @@ class ImageCondition(nn.Module):
             Image of their neighbours.
         """
         values, present = known(image)
+        weight = self.weight(visible)
+        used = weight > 0  # what is of no help in the mean is none in the spread
         tokens = torch.cat([condition.tokens, self._tokens(values, 0)[:, None], around.tokens], dim=1)
         return replace(
             condition,
-            mean=condition.mean + self.weight(visible) * self.shift(image, around),
+            mean=condition.mean + weight * self.shift(image, around),
             tokens=tokens,
-            valid=torch.cat([condition.valid, present, around.valid], dim=1),
+            valid=torch.cat([condition.valid, used & present, used & around.valid], dim=1),
         )
 
     def _tokens(self, values: torch.Tensor, role: int) -> torch.Tensor:
