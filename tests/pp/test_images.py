@@ -431,7 +431,7 @@ def test_what_does_not_fit_together(tissue, slides):
             "none of the images .*named like a slide",
         ),
         (slides, {"image": image, "sample_key": "sample"}, ValueError, "one image was passed for 2 slides"),
-        (slides, {"sample_key": "sample", "library_key": "sample"}, ValueError, "two words for the same"),
+        (slides, {"sample_key": "sample", "library_key": "domain"}, ValueError, "two words for the same"),
         (slides, {"sample_key": "section"}, KeyError, "'section' not found in adata.obs"),
     ):
         with pytest.raises(kind, match=message):
