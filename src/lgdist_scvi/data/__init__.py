@@ -20,6 +20,7 @@ from lgdist_scvi.data._images import (
     OptionalLibraryField,
     OptionalMaskField,
 )
+from lgdist_scvi.data._patches import PatchField, PatchPairs
 from lgdist_scvi.data._statistics import GeneStatistics, gene_statistics, set_aside_patterns
 
 __all__ = [
@@ -38,6 +39,8 @@ __all__ = [
     "OptionalCountsField",
     "OptionalLibraryField",
     "OptionalMaskField",
+    "PatchField",
+    "PatchPairs",
     "PrefillField",
     "SampleField",
     "gene_statistics",

@@ -202,6 +202,7 @@ class LGDiST(
         spatial_key: str = "spatial",
         library_key: str | None = None,
         prefill_layer: str | None = None,
+        allow_synthetic: bool = False,
         **kwargs: Any,
     ) -> None:
         """Register the fields of an AnnData.
@@ -232,6 +233,8 @@ class LGDiST(
         prefill_layer
             Layer of log1p(CP10K) values that stand in for missing entries of neighbours, such as an earlier completion: the paper's
             second round of training. Needs `mask_layer`.
+        allow_synthetic
+            Accept spots that :meth:`C2LST.synthetic_pairs` made.
         **kwargs
             For scvi-tools' registration.
 
@@ -250,7 +253,7 @@ class LGDiST(
         ValueError
             If counts, mask, coordinates, graph or library sizes are not what they should be.
         """
-        check_anndata(adata)
+        check_anndata(adata, allow_synthetic=allow_synthetic)
         check_keywords(kwargs, list(inspect.signature(cls.setup_anndata).parameters)[1:-1])
         # resolved first: whoever reads the registry must know which spots are of one slide
         sample_key, library_key = choose_sample_key(adata, same_key(sample_key, library_key), spatial_key), None

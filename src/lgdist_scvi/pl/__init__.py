@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lgdist_scvi.pl._controls import negative_controls
+from lgdist_scvi.pl._generated import generated
 from lgdist_scvi.pl._images import image_patches
 from lgdist_scvi.pl._quality import calibration, skill
 from lgdist_scvi.pl._scores import held_out, scores
@@ -12,6 +13,7 @@ from lgdist_scvi.pl._training import training_history
 __all__ = [
     "calibration",
     "completion",
+    "generated",
     "held_out",
     "image_patches",
     "negative_controls",
