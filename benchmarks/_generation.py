@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import anndata as ad
@@ -15,7 +16,7 @@ from lgdist_scvi import C2LST, metrics, pp
 
 SIZE = 64  # pixels of the patches that are generated and compared
 OVERLAP = 0.5  # of the tiles of tissue
-BATCH = 32
+BATCH = 16
 PATCH_UM = 155.0
 KINDS = ("real", "floor", "generated", "not guided", "permuted", "adapter without genes", "central model")
 
@@ -51,8 +52,10 @@ def patches_of(path: Path, cache: Path) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def data_of(path: Path, section: str, patches: dict[str, np.ndarray]) -> ad.AnnData:
-    """Spots of all sections, genes chosen without one of them, with their patches."""
+@lru_cache(maxsize=1)
+def data_of(path: Path, section: str, cache: Path) -> ad.AnnData:
+    """Spots of all sections, genes chosen without one of them, with their patches; not to be written into."""
+    patches = patches_of(path, cache)
     adata = _sections.choose_genes(_sections.read(path, list(_sections.images(path))), section)
     place = {name: row for row, name in enumerate(patches["spots"])}
     adata.obsm["patches"] = patches["patches"][[place[name] for name in adata.obs_names]]
@@ -83,7 +86,7 @@ def train(path: Path, section: str, cache: Path, seed: int, budget: Budget) -> d
             accelerator="cpu",
         ).save(central)
         took["seconds_central"] = time.perf_counter() - start
-    adata = data_of(path, section, found)
+    adata = data_of(path, section, cache)
     training = adata[adata.obs["sample"] != section].copy()
     scvi.settings.seed = seed
     C2LST.setup_anndata(training, "patches", size_factor_key="total_counts", sample_key="sample")
@@ -105,7 +108,7 @@ def generate(path: Path, section: str, cache: Path, seed: int, budget: Budget) -
     folder = folder_of(section, cache, seed, budget)
     stored = folder / f"generated_guidance{budget.guidance_scale:g}_{budget.n_sampling_steps}steps.npz"
     if not stored.exists():
-        adata = data_of(path, section, patches_of(path, cache))
+        adata = data_of(path, section, cache)
         model = C2LST.load(str(folder / "adapter"), adata[adata.obs["sample"] != section].copy())
         held_out = adata[adata.obs["sample"] == section].copy()
         del held_out.obsm["patches"]
@@ -136,7 +139,7 @@ def score(path: Path, section: str, cache: Path, seed: int, budget: Budget) -> l
     """Rows of figures, one for each kind of patches."""
     made = generate(path, section, cache, seed, budget)
     seconds_per_patch = float(made.pop("seconds_per_patch"))
-    adata = data_of(path, section, patches_of(path, cache))
+    adata = data_of(path, section, cache)
     out = (adata.obs["sample"] == section).to_numpy()
     real = encoded(adata.obsm["patches"])
     features = {name: encoded(patches) for name, patches in made.items()}

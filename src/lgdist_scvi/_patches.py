@@ -26,8 +26,9 @@ def resize_patches(patches: Any, size: int) -> np.ndarray:
     """Resize patches, an array or a store, as :func:`~lgdist_scvi.pp.image_patches` does: uint8 (n, size, size, 3)."""
     from PIL import Image
 
-    resized = np.empty((len(patches), size, size, 3), dtype=np.uint8)
-    for start in range(0, len(patches), _BLOCK):
+    n = patches.shape[0]  # stores have no length
+    resized = np.empty((n, size, size, 3), dtype=np.uint8)
+    for start in range(0, n, _BLOCK):
         block = np.asarray(patches[start : start + _BLOCK])
         if block.shape[1] != size:
             block = [np.asarray(Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC)) for one in block]

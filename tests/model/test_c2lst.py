@@ -87,7 +87,7 @@ def test_the_central_model_is_a_pipeline_of_diffusers(central, tmp_path):
     loaded = CentralModel.load(tmp_path / "central")
     assert loaded.fingerprint == central.fingerprint and loaded.record == central.record
     # the first patches of a seed do not depend on how many there are
-    np.testing.assert_array_equal(loaded.generate(3, n_steps=3, seed=1), expected[:3])
+    assert np.abs(loaded.generate(3, n_steps=3, seed=1).astype(int) - expected[:3]).max() <= 1
     assert DDPMPipeline.from_pretrained(tmp_path / "central").unet.config["in_channels"] == 12
     with pytest.raises(FileExistsError, match="exists"):
         central.save(tmp_path / "central")
@@ -163,8 +163,12 @@ def test_training_moves_the_adapter_alone(model, central, tiles):
 def test_generated_patches_follow_seed_and_expression_alone(model, pictured):
     patches = model.generate(pictured[:6], n_steps=3, seed=0)
     assert patches.shape == (6, 16, 16, 3) and patches.dtype == np.uint8
-    np.testing.assert_array_equal(model.generate(pictured[:6], n_steps=3, seed=0, batch_size=2), patches)
-    np.testing.assert_array_equal(model.generate(n_steps=3, seed=0)[:6], patches)
+    # of other batches, but for rounding
+    for others in (
+        model.generate(pictured[:6], n_steps=3, seed=0, batch_size=2),
+        model.generate(n_steps=3, seed=0)[:6],
+    ):
+        assert np.abs(others.astype(int) - patches).max() <= 1
     without = pictured[:6].copy()
     del without.obsm, without.uns
     np.testing.assert_array_equal(model.generate(without, n_steps=3, seed=0), patches)
@@ -185,10 +189,13 @@ def test_genes_that_are_missing_are_unknown_and_not_zero(model, pictured):
     values = model._values[:8]
     frame = pd.DataFrame(values, columns=pictured.var_names)
     patches = model.generate(frame[genes], n_steps=3, seed=0)
-    np.testing.assert_array_equal(model.generate(frame.where(frame.columns.isin(genes)), n_steps=3, seed=0), patches)
+    others = frame.columns.difference(genes)
+    np.testing.assert_array_equal(
+        model.generate(frame.assign(**dict.fromkeys(others, np.nan)), n_steps=3, seed=0), patches
+    )
     shuffled = frame[genes[::-1]].assign(other=1.0)
     np.testing.assert_array_equal(model.generate(shuffled, n_steps=3, seed=0), patches)
-    zeros = frame.where(frame.columns.isin(genes), 0.0)
+    zeros = frame.assign(**dict.fromkeys(others, 0.0))
     assert (model.generate(zeros, n_steps=3, seed=0) != patches).any()
     # nothing known is what no guidance takes
     unknown = pd.DataFrame(np.nan, index=range(8), columns=pictured.var_names)
@@ -198,22 +205,20 @@ def test_genes_that_are_missing_are_unknown_and_not_zero(model, pictured):
     assert model.generate(pictured[:4, :25], n_steps=3, seed=0).shape == (4, 16, 16, 3)
 
 
-def test_the_depth_is_no_part_of_the_condition(pictured, central):
-    C2LST.setup_anndata(adata := pictured.copy(), "patches", expression_layer=None)
-    condition = C2LST(adata, central=central, n_scores=8)
-    deep = adata.copy()
-    deep.X = deep.X * 50
-    shallow, deeper = (condition.module.scores(torch.from_numpy(_values(condition, one))) for one in (adata, deep))
-    # deeper counts of the same shares say the same, with more certainty: scores grow along and do not turn
-    half = shallow.shape[1] // 2
-    cosine = torch.nn.functional.cosine_similarity(shallow[:, :half], deeper[:, :half])
-    assert cosine.mean() > 0.9
-
-
-def _values(model, adata):
-    from lgdist_scvi.model._c2lst_expression import profiles
-
-    return profiles(adata, model._genes, model.registry_["setup_args"], model.module.scores)[0]
+def test_expected_rates_of_counts(pictured, central):
+    C2LST.setup_anndata(adata := pictured.copy(), "patches")
+    scores = C2LST(adata, central=central, n_scores=8).module.scores
+    mean, prior = scores.gene_rate, scores.prior
+    assert float(mean.sum()) == pytest.approx(1, rel=1e-5) and (prior > 0).all()
+    library = torch.tensor([10.0, 1e3, 1e6])
+    # counts like the mean profile say the same at any depth
+    expected = torch.log1p(mean * 1e4).expand(3, -1)
+    torch.testing.assert_close(scores.expected(library[:, None] * mean, library), expected, rtol=1e-4, atol=1e-4)
+    # others lie between the mean profile and their own, the nearer to their own the deeper
+    own = torch.roll(mean, 1)
+    found = scores.expected(library[:, None] * own, library).expm1() / 1e4
+    weight = library[:, None] / (library[:, None] + prior)
+    torch.testing.assert_close(found, weight * own + (1 - weight) * mean, rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +273,8 @@ def test_pairs_are_flagged(model, pictured, tmp_path):
     np.testing.assert_array_equal(model.synthetic_pairs(130, seed=3, n_steps=2).obsm["patches"], pairs.obsm["patches"])
 
 
-def test_the_adapter_is_saved_without_the_central_model(model, pictured, central, tmp_path):
+def test_the_adapter_is_saved_without_the_central_model(model, pictured, central, tmp_path, monkeypatch):
+    monkeypatch.setattr(central, "path", None)
     expected = model.generate(pictured[:3], n_steps=3, seed=0)
     model.save(tmp_path / "unplaced")
     saved = torch.load(tmp_path / "unplaced" / "model.pt", weights_only=False)
@@ -321,3 +327,25 @@ def test_synthetic_pairs_are_refused_unless_they_are_wanted(model, pictured):
         with pytest.raises(ValueError, match="20 of 20 spots are synthetic"):
             cls.setup_anndata(pairs.copy(), **keywords)
         cls.setup_anndata(pairs.copy(), **keywords, allow_synthetic=True)
+
+
+def test_a_pipeline_made_elsewhere_is_a_central_model(pictured, tiles, tmp_path):
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    blocks = {"down_block_types": ("AttnDownBlock2D",), "up_block_types": ("AttnUpBlock2D",)}
+    unet = UNet2DModel(
+        sample_size=16, block_out_channels=(16,), layers_per_block=1, norm_num_groups=4, attention_head_dim=8, **blocks
+    )
+    DDPMPipeline(unet=unet, scheduler=DDPMScheduler()).save_pretrained(tmp_path / "published")
+    C2LST.setup_anndata(adata := pictured.copy(), "patches")
+    model = C2LST(adata, central=tmp_path / "published", n_scores=4)
+    assert model.central.size == 16 and model.central.scheduler.config["prediction_type"] == "epsilon"
+    model.train(max_epochs=1, **QUICK)
+    assert model.generate(pictured[:2], n_steps=2).shape == (2, 16, 16, 3)
+    assert C2LST.pretrain(tiles, 2, central=tmp_path / "published", seed=0, **SIZES).size == 16
+    grey = UNet2DModel(
+        sample_size=16, in_channels=1, out_channels=1, block_out_channels=(16,), norm_num_groups=4, **blocks
+    )
+    DDPMPipeline(unet=grey, scheduler=DDPMScheduler()).save_pretrained(tmp_path / "grey")
+    with pytest.raises(ValueError, match="coloured patches"):
+        CentralModel.load(tmp_path / "grey")

@@ -28,7 +28,11 @@ def image_distance(
 
     KID is the unbiased squared maximum mean discrepancy under the kernel :math:`(x \cdot y / d + 1)^3` (Binkowski et al. 2018). The
     Frechet distance is that of two Gaussians, in principal components of the floor's features: in all features a few hundred patches
-    would leave their covariance singular. A distance alone says nothing: compare it with the floor, and with the permuted control.
+    would leave their covariance singular. A distance alone says nothing: compare it with the floor, and with the controls.
+
+    Distances are of collections: patches generated for permuted spots of the same slide are about as far as those in the right order.
+    Whether a patch shows the expression of its own spot is seen in scores of pairs: a predictor that was trained on real patches, or
+    the correlation of :func:`patch_composition` over spots.
 
     Parameters
     ----------

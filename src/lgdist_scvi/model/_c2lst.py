@@ -262,7 +262,7 @@ class C2LST(Recorded, BaseModelClass):
         n_steps
             Steps of the sampler; more than 25 gain little.
         seed
-            Of the noise; ``None``: that of scvi-tools, or 0. The same seed gives the same patches, whatever the batch size.
+            Of the noise; ``None``: that of scvi-tools, or 0. The same seed gives the same patches (in other batches, but for rounding).
         batch_size
             Patches at a time.
         silent

@@ -48,7 +48,7 @@ def collect_patches(patches: Any, size: int) -> np.ndarray:
         where = str(patches)
         patches = _read(Path(patches), size)
     check_patches(patches, where)
-    if not len(patches):
+    if not patches.shape[0]:
         raise ValueError(f"{where} holds no patch")
     return resize_patches(patches, size)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,13 +17,11 @@ from lgdist_scvi.module.c2lst._noise import denoising_loss, sample
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
-_CENTRAL = "unet."
-
 
 class C2LSTModule(BaseModuleClass):
     """Patches given expression.
 
-    Its state is that of the adapter: the central network is kept elsewhere.
+    Its parameters are those of the adapter.
 
     Parameters
     ----------
@@ -53,7 +50,8 @@ class C2LSTModule(BaseModuleClass):
         hide_genes: float,
     ):
         super().__init__()
-        self.unet = unet.requires_grad_(False).eval()
+        # no part of the module: it is neither trained nor saved, and an average of equal weights would differ from them by rounding
+        self._central = (unet.requires_grad_(False).eval(),)
         self.scheduler = scheduler
         self.fold = fold_of(unet)
         self.scores = ExpressionScores(n_genes, n_scores)
@@ -63,17 +61,10 @@ class C2LSTModule(BaseModuleClass):
     # scvi-tools' three steps play no part
     _get_inference_input = _get_generative_input = inference = generative = None
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """State of the adapter alone."""
-        state = super().state_dict(*args, **kwargs)
-        for name in [name for name in state if name.removeprefix(kwargs.get("prefix", "")).startswith(_CENTRAL)]:
-            del state[name]
-        return state
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load the state of the adapter."""
-        central = {f"{_CENTRAL}{name}": value for name, value in self.unet.state_dict().items()}
-        return super().load_state_dict({**central, **state_dict}, strict, assign)
+    @property
+    def unet(self) -> UNet2DModel:
+        """The central network, where the adapter is."""
+        return self._central[0].to(self.scores.centre.device)
 
     def predict(self, x: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """What the network predicts of noisy images under conditions, (n, n_condition)."""

@@ -12,15 +12,20 @@ if TYPE_CHECKING:
 
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
+_LEAST_VARIANCE = 0.05  # of the noise, in the weight of a predicted image
+
 
 def new_scheduler(n_timesteps: int = 1000) -> DDPMScheduler:
-    """Make a cosine schedule that ends in pure noise, with v-prediction (Lin et al. 2024)."""
+    """Make a cosine schedule that ends in pure noise (Lin et al. 2024), for a network that predicts the image.
+
+    A network of few channels cannot pass on the noise of a whole patch, which predicting noise or v asks for (Li & He 2025).
+    """
     from diffusers import DDPMScheduler
 
     return DDPMScheduler(
         num_train_timesteps=n_timesteps,
         beta_schedule="squaredcos_cap_v2",
-        prediction_type="v_prediction",
+        prediction_type="sample",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
         clip_sample=False,
@@ -30,12 +35,19 @@ def new_scheduler(n_timesteps: int = 1000) -> DDPMScheduler:
 def denoising_loss(
     predict: Predict, scheduler: Any, images: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor
 ) -> torch.Tensor:
-    """Mean squared error of each image, (n,), in what the schedule says that a network predicts."""
+    """Mean squared error of each image, (n,), in what the schedule says that a network predicts.
+
+    Of predicted images it is weighted as that of v, but for the least noise.
+    """
     noisy = scheduler.add_noise(images, noise, timestep)
     kind = scheduler.config["prediction_type"]
-    target = scheduler.get_velocity(images, noise, timestep) if kind == "v_prediction" else noise
-    target = images if kind == "sample" else target
-    return ((predict(noisy, timestep) - target) ** 2).flatten(1).mean(1)
+    target = {"sample": images, "epsilon": noise}.get(kind)
+    target = scheduler.get_velocity(images, noise, timestep) if target is None else target
+    error = ((predict(noisy, timestep) - target) ** 2).flatten(1).mean(1)
+    if kind != "sample":
+        return error
+    variance = 1.0 - scheduler.alphas_cumprod.to(error.device)[timestep]
+    return error / variance.clamp_min(_LEAST_VARIANCE)
 
 
 def sample(predict: Predict, scheduler: Any, noise: torch.Tensor, n_steps: int) -> torch.Tensor:

@@ -37,7 +37,7 @@ class Pretraining:
 
     n_steps: int
     batch_size: int = 32
-    lr: float = 5e-4
+    lr: float = 1e-3
     weight_decay: float = 0.01
     ema_decay: float = 0.999
     seed: int = 0
