@@ -14,10 +14,12 @@ from functools import partial
 import numpy as np
 
 import lgdist_scvi
+from benchmarks._image_spread import spread_scores
 from benchmarks._sections import Sections
 from lgdist_scvi._units import counts_per_cp10k, from_cp10k, log1p_cp10k  # noqa: PLC2701  the one scale
 
-OWN, BOTH = ("X_image",), ("X_image", "X_context")
+OWN, AROUND = ("X_image",), ("X_image", "X_image_context")
+ALL = (*AROUND, "X_stain", "X_stain_context")
 _N_COMPONENTS = 128  # of each kind of features
 _RANK = 20
 _BLENDS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
@@ -36,7 +38,8 @@ class Method:
     Attributes
     ----------
     run
-        Function of sections and a seed; gives shares of the library, (n_held_out, n_scored).
+        Function of sections and a seed; gives shares of the library, (n_held_out, n_scored), or a pair of them and of further
+        scores.
     control
         What is done to the patches before: see :func:`benchmarks._sections.hold_out`.
     needs_completed
@@ -47,7 +50,7 @@ class Method:
         Features are standardised in each section.
     """
 
-    run: Callable[[Sections, int], np.ndarray]
+    run: Callable[[Sections, int], np.ndarray | tuple[np.ndarray, dict[str, float]]]
     control: str | None = None
     needs_completed: bool = False
     sources: tuple[str, ...] = ()
@@ -106,13 +109,18 @@ def targets(data: Sections, kind: str, fitted: np.ndarray) -> np.ndarray:
 
 
 def design(data: Sections, keys: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Leading principal components of the standardised features, of mean square norm 1: of training and held-out spots."""
+    """Leading principal components of the standardised features, of mean square norm 1: of training and held-out spots.
+
+    Those of a few statistics are scaled towards equal variance, for each of them tells something; so does Stem.
+    """
     parts = []
     for key in keys:
         training, held_out = (np.asarray(adata.obsm[key], np.float64) for adata in (data.training, data.held_out))
         mean, std = training.mean(axis=0), training.std(axis=0) + 1e-9
         training, held_out = (training - mean) / std, (held_out - mean) / std
-        _, _, axes = np.linalg.svd(training, full_matrices=False)
+        _, scale, axes = np.linalg.svd(training, full_matrices=False)
+        if training.shape[1] <= _N_COMPONENTS:
+            axes = axes / np.sqrt(np.maximum(scale, 1e-6 * scale[0]))[:, None]
         training, held_out = training @ axes[:_N_COMPONENTS].T, held_out @ axes[:_N_COMPONENTS].T
         norm = np.sqrt((training**2).sum(axis=1).mean())
         parts.append((training / norm, held_out / norm))
@@ -147,7 +155,7 @@ def depth(data: Sections, seed: int) -> np.ndarray:
 
 def depth_and_image(data: Sections, seed: int) -> np.ndarray:
     """Ridge on completed targets, on the measured library as well as on own and neighbouring patches."""
-    (x, held_out), library = design(data, BOTH), np.log(data.library)
+    (x, held_out), library = design(data, ALL), np.log(data.library)
     mean, scale = library.mean(), library.std() / 10  # the depth is hardly penalised
     x = np.column_stack([x, (library - mean) / scale])
     held_out = np.column_stack([held_out, (np.log(data.measured_library) - mean) / scale])
@@ -160,7 +168,7 @@ def ridge(data: Sections, seed: int, keys: tuple[str, ...], target: str, to_mean
 
 def knn(data: Sections, seed: int, target: str) -> np.ndarray:
     """Pooled counts, or mean completed rates, of the training spots whose patches are most similar (cosine)."""
-    x, held_out = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in design(data, BOTH))
+    x, held_out = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in design(data, ALL))
 
     def predictor(fitted: np.ndarray, numbers: Sequence) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         spots = np.flatnonzero(fitted)
@@ -180,7 +188,7 @@ def poisson_ridge(data: Sections, seed: int, target: str) -> np.ndarray:
     """Poisson regression with logarithmic link and ridge penalty, all genes with one penalty."""
     from scipy.optimize import minimize
 
-    x, held_out = design(data, BOTH)
+    x, held_out = design(data, ALL)
 
     def predictor(fitted: np.ndarray, penalties: Sequence) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         part, library = x[fitted], data.library[fitted, None]
@@ -207,7 +215,7 @@ def poisson_ridge(data: Sections, seed: int, target: str) -> np.ndarray:
 
 def mlp(data: Sections, seed: int, target: str) -> np.ndarray:
     """Two hidden layers of 256; one network for each training section, stopped early on it; mean of their rates."""
-    x, held_out = design(data, BOTH)
+    x, held_out = design(data, ALL)
     scale = x.std(axis=0) + 0.1 * x.std(axis=0).max()  # leading components do not drown the others
 
     def predictor(fitted: np.ndarray, settings: Sequence) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -262,41 +270,55 @@ def _network(
         )
 
 
-def stem(data: Sections, seed: int, target: str) -> np.ndarray:
-    """Stem with default settings; it sees the neighbouring patches by itself, and chooses on inner sections."""
+def stem(data: Sections, seed: int, target: str, part: str = "all") -> np.ndarray | tuple[np.ndarray, dict[str, float]]:
+    """Stem with default settings; it sees the neighbouring patches by itself, and chooses on inner sections.
+
+    `part` ``"network"``: the network alone, without the expert.
+    """
     import scvi
 
     from lgdist_scvi import Stem
 
     scvi.settings.seed = seed
     is_raw = target == "raw"
+    for adata in (data.training, data.held_out):
+        parts = [adata.obsm[key] for key in ("X_image", "X_stain")]
+        adata.obsm["X_both"] = np.hstack(parts)
+        adata.uns["X_both"] = {"blocks": [part.shape[1] for part in parts]}
     Stem.setup_anndata(
         data.training,
-        image_key="X_image",
+        image_key="X_both",
         size_factor_key="total_counts",
         sample_key="sample",
         target_layer=None if is_raw else "completed",
     )
     model = Stem(data.training)
     model.train(targets="counts" if is_raw else "expected", enable_progress_bar=False)
+    if part == "network":
+        model.module.experts.weights_hidden.zero_()
     genes = list(data.training.var_names[data.scored])
-    return _rate(np.asarray(model.get_predicted_expression(data.held_out, gene_list=genes), dtype=np.float64))
+    rate = _rate(np.asarray(model.get_predicted_expression(data.held_out, gene_list=genes), dtype=np.float64))
+    return (rate, spread_scores(model, data, seed)) if part == "all" else rate
 
 
 def _with(function: Callable, **arguments: object) -> Method:
     return Method(partial(function, **arguments), needs_completed=arguments.get("target") == "completed")
 
 
-# "context" sees the mean of the neighbours' patches as well, as kNN, Poisson ridge and MLP do
+# "context" sees the mean of the neighbours' patches as well, "everything" also colours and texture of all these patches, as kNN,
+# Poisson ridge, MLP and Stem do
 PEERS = {
     "gene_mean": Method(gene_mean),
     "stain_raw": _with(ridge, keys=("X_stain",), target="raw"),
     "ridge_raw": _with(ridge, keys=OWN, target="raw"),
     "ridge_pca": _with(ridge, keys=OWN, target="pca"),
     "ridge_completed": _with(ridge, keys=OWN, target="completed"),
-    "context_raw": _with(ridge, keys=BOTH, target="raw"),
-    "context_pca": _with(ridge, keys=BOTH, target="pca"),
-    "context_completed": _with(ridge, keys=BOTH, target="completed"),
+    "context_raw": _with(ridge, keys=AROUND, target="raw"),
+    "context_pca": _with(ridge, keys=AROUND, target="pca"),
+    "context_completed": _with(ridge, keys=AROUND, target="completed"),
+    "everything_raw": _with(ridge, keys=ALL, target="raw"),
+    "everything_pca": _with(ridge, keys=ALL, target="pca"),
+    "everything_completed": _with(ridge, keys=ALL, target="completed"),
     "knn_raw": _with(knn, target="raw"),
     "knn_completed": _with(knn, target="completed"),
     "poisson_raw": _with(poisson_ridge, target="raw"),
@@ -308,12 +330,13 @@ MODELS = {}
 if "Stem" in lgdist_scvi.__all__:
     _SOURCES = ("src/lgdist_scvi/**/*.py",)
     MODELS = {f"stem_{t}": replace(_with(stem, target=t), sources=_SOURCES) for t in ("raw", "completed")}
+    MODELS["stem_network"] = replace(_with(stem, target="completed", part="network"), sources=_SOURCES)
 # ridge without what was done for it: the scale of each gene as the logarithm left it; features not standardised in sections
 AS_IT_IS = {
-    "context_raw_unscaled": _with(ridge, keys=BOTH, target="raw", to_means=False),
-    "context_completed_unscaled": _with(ridge, keys=BOTH, target="completed", to_means=False),
-    "context_raw_pooled": replace(PEERS["context_raw"], standardized=False),
-    "context_completed_pooled": replace(PEERS["context_completed"], standardized=False),
+    "everything_raw_unscaled": _with(ridge, keys=ALL, target="raw", to_means=False),
+    "everything_completed_unscaled": _with(ridge, keys=ALL, target="completed", to_means=False),
+    "everything_raw_pooled": replace(PEERS["everything_raw"], standardized=False),
+    "everything_completed_pooled": replace(PEERS["everything_completed"], standardized=False),
 }
 # they know what is measured in the held-out section
 YARDSTICKS = {
@@ -325,6 +348,6 @@ CONTROLS = {
     f"{name}_{control}": replace(method, control=control)
     for name, method in {**PEERS, **MODELS}.items()
     for control in ("shuffled", "shifted")
-    if name in ("ridge_raw", "context_completed", "mlp_completed", "stem_completed")
+    if name in ("everything_completed", "mlp_completed", "stem_completed")
 }
 METHODS = {**PEERS, **MODELS, **AS_IT_IS, **YARDSTICKS, **CONTROLS}

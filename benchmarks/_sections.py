@@ -33,8 +33,8 @@ class Sections:
     ----------
     training
         Counts of the chosen genes, (n_obs, n_genes), of sections ``obs["sample"]``, with ``obs["total_counts"]`` over all genes;
-        image features in obsm, standardised in each section: ``"X_image"`` of the own patch, ``"X_context"`` mean of those
-        of the neighbours, ``"X_stain"``; log1p(CP10K) of LGDiST's expected rates, fitted on these sections alone, in ``layers["completed"]``.
+        image features in obsm, standardised in each section: ``"X_image"`` and ``"X_stain"`` of the own patch,
+        ``"X_image_context"`` and ``"X_stain_context"`` mean of those of the neighbours; log1p(CP10K) of LGDiST's expected rates, fitted on these sections alone, in ``layers["completed"]``.
     held_out
         The same of the held-out section, without counts and completed values.
     scored
@@ -72,6 +72,10 @@ class Sections:
         """Library sizes of the held-out section: for the yardstick that knows the depth, and for scoring, only."""
         return self._library
 
+    def measured_values(self) -> np.ndarray:
+        """log1p(CP10K) of the held-out section, (n_held_out, n_scored): for scoring only."""
+        return log1p_cp10k(self._counts, self._library)
+
     def measured_neighbors(self) -> np.ndarray:
         """Rates pooled over the measured neighbours of each held-out spot: a yardstick that no method can use."""
         graph = (self.held_out.obsp["spatial_connectivities"] > 0).astype(np.float64)
@@ -96,7 +100,7 @@ class Sections:
         prediction, of the logarithm of the measured library, and of the prediction once a line through that logarithm is
         taken off both; mean squared errors of log1p(CP10K), of all entries and of those that are not zero.
         """
-        truth = log1p_cp10k(self._counts, self._library).astype(np.float64)
+        truth = self.measured_values().astype(np.float64)
         prediction = np.log1p(to_cp10k(rate))
         error = (prediction - truth) ** 2
         given = {"library": self._library, "gene_mean": self.gene_mean}
@@ -245,14 +249,16 @@ def hold_out(
     for key in ENCODERS:
         adata.obsm[key] = image[key][rows]
     graph = (adata.obsp["spatial_connectivities"] > 0).astype(np.float64)
-    own, n_neighbors = adata.obsm["X_image"], np.asarray(graph.sum(axis=1))
-    # a spot without neighbours has its own patch around it
-    adata.obsm["X_context"] = np.where(n_neighbors > 0, (graph @ own) / np.maximum(n_neighbors, 1), own).astype(
-        np.float32
-    )
+    n_neighbors = np.asarray(graph.sum(axis=1))
+    for key in ENCODERS:
+        own = adata.obsm[key]
+        # a spot without neighbours has its own patch around it
+        around = np.where(n_neighbors > 0, (graph @ own) / np.maximum(n_neighbors, 1), own)
+        adata.obsm[f"{key}_context"] = around.astype(np.float32)
     if standardized:
-        for key in (*ENCODERS, "X_context"):
-            adata.obsm[key] = _standardized(adata.obsm[key], adata.obs["sample"].to_numpy())
+        for key in list(adata.obsm):
+            if key.startswith("X_"):
+                adata.obsm[key] = _standardized(adata.obsm[key], adata.obs["sample"].to_numpy())
     out, scored = (adata.obs["sample"] == section).to_numpy(), adata.var["scored"].to_numpy()
     training, held_out = adata[~out].copy(), adata[out].copy()
     if n_pairs is not None:

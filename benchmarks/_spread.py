@@ -59,7 +59,7 @@ def spread_scores(model: LGDiST, task: Task, seed: int) -> dict[str, float]:
     for suffix, drawn in (("", samples), ("_latent", latents)):
         scores[f"crps{suffix}"] = metrics.crps(drawn, truth, scored)
         scores[f"energy{suffix}"] = metrics.energy_score(drawn, truth, scored)
-    scores["energy_modules"] = _energy_modules(samples, truth, scored)
+    scores["energy_modules"] = energy_modules(samples, truth, scored)
     for name, values in (("sample", samples[0]), ("latent", latents[0]), ("mean", mean)):
         ratio = metrics.variance_ratio(truth, values, scored)
         ratio = ratio[np.isfinite(ratio)]
@@ -119,7 +119,7 @@ def _root_ratio(claimed: float, error: float) -> float:
     return float(np.sqrt(claimed / error)) if error > 0 else float("nan")
 
 
-def _energy_modules(samples: np.ndarray, truth: np.ndarray, scored: np.ndarray) -> float:
+def energy_modules(samples: np.ndarray, truth: np.ndarray, scored: np.ndarray) -> float:
     """Energy score on the leading principal axes of the standardised hidden values, per axis."""
     n = np.maximum(scored.sum(axis=0), 1)
     mean = np.where(scored, truth, 0.0).sum(axis=0) / n

@@ -1,18 +1,22 @@
-"""Time and memory of LGDiST with default settings on a simulated slide."""
+"""Time and memory of image features, and of LGDiST with default settings, on simulated slides."""
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.callbacks import Callback
 
 from benchmarks._shared import peak_memory, quiet
 
 _REPEATS = 5
+_IMAGE = (9000, 10_000, 3)  # pixels
 
 
 class Watch(Callback):
@@ -46,6 +50,8 @@ def main(arguments: argparse.Namespace) -> None:
 
     quiet()
     scvi.settings.seed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        features(Path(folder) / "slide.tif")
     adata = datasets.simulated_visium(n_spots=arguments.spots, n_genes=arguments.genes)
     del adata.layers["rate"]  # dense, and not part of real data
     print(f"{torch.get_num_threads()} threads, peak memory so far {peak_memory() / 1024:.2f} GiB")
@@ -63,6 +69,34 @@ def main(arguments: argparse.Namespace) -> None:
     ]
     print(f"posterior mean, median: {arguments.spots / median(seconds for _, seconds in asked):,.0f} spots per second")
     timed("complete, with standard deviation and intervals", lambda: model.complete(adata, silent=True))
+
+
+def features(path: Path) -> None:
+    """Features of the patches of a large image, which is written to `path` and read one block at a time."""
+    import tifffile
+    from anndata import AnnData
+
+    from lgdist_scvi import pp
+
+    edge, rng = 512, np.random.default_rng(0)
+    tissue = (np.array([190, 120, 170]) + rng.integers(-20, 20, (edge, edge, 3))).astype(np.uint8)
+    glass = np.full_like(tissue, 244)
+    inside = [range(edge, length - 2 * edge) for length in _IMAGE]
+    tiles = (
+        tissue if row in inside[0] and column in inside[1] else glass
+        for row in range(0, _IMAGE[0], edge)
+        for column in range(0, _IMAGE[1], edge)
+    )
+    tifffile.imwrite(
+        path, tiles, shape=_IMAGE, dtype=np.uint8, photometric="rgb", tile=(edge, edge), compression="zlib"
+    )
+    places = np.stack(np.meshgrid(np.arange(1000, 8500, 250.0), np.arange(1000, 7500, 250.0)), axis=-1).reshape(-1, 2)
+    adata = AnnData(shape=(len(places), 0), obsm={"spatial": places})
+    print(f"image of {_IMAGE[0]:,} x {_IMAGE[1]:,} pixels, peak memory so far {peak_memory() / 1024:.2f} GiB")
+    timed(
+        f"{len(places)} patches, stain",
+        lambda: pp.image_features(adata, path, encoder="stain", patch_px=224, silent=True),
+    )
 
 
 def timed(name: str, run: Callable[[], Any]) -> tuple[Any, float]:

@@ -29,6 +29,7 @@ _LABELS = {
     "stain_raw": "ridge, stain",
     "ridge": "ridge, own patch",
     "context": "ridge, own + neighbouring patches",
+    "everything": "ridge, own + neighbouring patches, with stain",
     "knn": "kNN retrieval",
     "poisson": "Poisson ridge",
     "mlp": "MLP",
@@ -41,6 +42,7 @@ _TARGETS = {
     "completed": "completed",
     "unscaled": "genes not scaled to their means",
     "pooled": "features not standardised in sections",
+    "network": "network alone, completed",
 }
 _SCORES = {
     "d2": "D2",
@@ -51,7 +53,16 @@ _SCORES = {
     "mse": "MSE",
     "mse_nonzero": "misleading (non-zero only) MSE",
 }
-_CLAIM = ("ridge", "context", "knn", "poisson", "mlp", "stem")
+_SPREAD = {
+    "energy": "energy score",
+    "energy_noise": "mean with independent noise",
+    "energy_modules": "energy score of modules",
+    "energy_modules_noise": "the same of mean with independent noise",
+    "variance_sample": "variance ratio of a sample",
+    "variance_sample_within": "genes within 0.8–1.25",
+    "coverage_90": "coverage of 90 % intervals",
+}
+_CLAIM = ("ridge", "context", "everything", "knn", "poisson", "mlp", "stem")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -166,9 +177,10 @@ def measure(path: Path, section: str, cache: Path, seed: int, method: str, n_pai
         )
         row = {"hidden": data.fingerprint, "n_spots": data.training.n_obs, "n_genes": data.training.n_vars}
         start = time.perf_counter()
-        rate = chosen.run(data, seed)
+        answer = chosen.run(data, seed)
+        rate, further = answer if isinstance(answer, tuple) else (answer, {})
         row |= {"seconds": round(time.perf_counter() - start, 2), "memory_mib": round(peak_memory(), 1)}
-    return row | data.score(rate)
+    return row | data.score(rate) | further
 
 
 def label(method: str) -> str:
@@ -187,7 +199,7 @@ def markdown(rows: pd.DataFrame) -> str:
     parts = [provenance(rows)]
     whole = done[done["protocol"] == "section"]
     if len(whole):
-        parts += [*_section_tables(whole), _claim(whole), _controls(whole)]
+        parts += [*_section_tables(whole), _claim(whole), _controls(whole), _spread(whole)]
     return "\n\n".join(part for part in [*parts, _pairs(done[done["protocol"] == "pairs"])] if part)
 
 
@@ -217,7 +229,7 @@ def _claim(rows: pd.DataFrame) -> str:
     """Each predictor trained on raw and on completed targets."""
     records = {}
     pairs = [(f"{name}_raw", f"{name}_completed") for name in _CLAIM]
-    pairs += [(f"context_raw_{how}", f"context_completed_{how}") for how in ("unscaled", "pooled")]
+    pairs += [(f"everything_raw_{how}", f"everything_completed_{how}") for how in ("unscaled", "pooled")]
     d2, misleading, mse = (_complete(rows, score) for score in ("d2", "mse_nonzero", "mse"))
     for raw, completed in pairs:
         if {raw, completed} <= set(d2.index):
@@ -258,6 +270,18 @@ def _controls(rows: pd.DataFrame) -> str:
     if not records:
         return ""
     return "Controls:\n\n" + markdown_table(pd.DataFrame.from_dict(records, orient="index"), "method")
+
+
+def _spread(rows: pd.DataFrame) -> str:
+    """Samples and intervals of the models, by section."""
+    if "coverage_90" not in rows:
+        return ""
+    rows = rows[rows["coverage_90"].notna() & ~rows["method"].isin(list(CONTROLS))]
+    table = rows.groupby(["method", "file"], observed=True)[list(_SPREAD)].mean()
+    table.index = [f"{label(method)}: {file.split(' ')[-1]}" for method, file in table.index]
+    return (
+        "Samples and intervals:\n\n" + markdown_table(table.rename(columns=_SPREAD), "held out") if len(table) else ""
+    )
 
 
 def _pairs(rows: pd.DataFrame) -> str:

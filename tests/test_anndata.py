@@ -186,6 +186,18 @@ class TestCoordinates:
         with pytest.raises(ValueError, match="not numeric"):
             reading.get_coordinates(adata)
 
+    @pytest.mark.parametrize("kind", ["complex128", "datetime64[s]", "timedelta64[s]"])
+    def test_neither_complex_numbers_nor_dates(self, kind):
+        adata = _adata()
+        values = np.arange(60).reshape(30, 2).astype(kind)
+        for stored in (values, pd.DataFrame(values, index=adata.obs_names), values.astype(object)):
+            adata.obsm["spatial"] = stored
+            with pytest.raises(ValueError, match=r"adata.obsm\['spatial'\] is not numeric; store the x and y"):
+                reading.get_coordinates(adata)
+        adata.obs["depth"] = values[:, 0]
+        with pytest.raises(ValueError, match=r"adata.obs\['depth'\] is not numeric; give library sizes"):
+            reading.get_library(adata, "depth")
+
     def test_more_columns_than_a_place_has(self):
         adata = _adata()
         adata.obsm["spatial"] = pd.DataFrame(

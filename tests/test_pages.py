@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 import torch
+from PIL import Image
 
 from lgdist_scvi import datasets
 
@@ -53,7 +54,7 @@ def test_the_index_shows_the_same_snippet(first_snippet):
 def test_links_lead_to_files(page):
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     local = [target for target in targets if "://" not in target]
-    copied = {"tutorials/quickstart": "../tutorials/quickstart.ipynb"}
+    copied = {f"tutorials/{name}": f"../tutorials/{name}.ipynb" for name in ("quickstart", "stem")}
     missing = [target for target in local if not (page.parent / copied.get(target, target)).exists()]
     assert not [target for target in missing if not target.startswith("generated/")]  # Sphinx writes those
 
@@ -71,6 +72,25 @@ def test_the_first_snippet_completes_and_draws(first_snippet, tmp_path):
     measured = completed.to_df().to_numpy() > 0
     assert (completed.layers["completed_provenance"] == ~measured).all()  # 0 kept, 1 filled zero
     assert len(names["figure"].axes) >= 3
+
+
+def test_three_steps_from_an_image(tmp_path):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    adata = datasets.simulated_visium(n_spots=90, n_genes=20, seed=0, image=True)
+    library = next(iter(adata.uns.pop("spatial").values()))
+    adata.obsm["spatial"] *= library["scalefactors"]["tissue_hires_scalef"]
+    adata.write_h5ad(tmp_path / "slide.h5ad")
+    Image.fromarray(library["images"]["hires"]).save(tmp_path / "slide.tif")
+    names: dict = {}
+    files = {
+        f"{name}.{suffix}": str(tmp_path / f"slide.{suffix}")
+        for name in ("sequenced", "new")
+        for suffix in ("h5ad", "tif")
+    }
+    training = {".train(max_epochs=1, ": '.train(targets="counts", max_epochs=1, '}
+    run(snippets("docs/images.md")[0], names, {**files, **training, "pl.prediction(": "figure = pl.prediction("})
+    assert len([ax for ax in names["figure"].axes if ax.get_title()]) == 4
+    assert {"predicted", "predicted_std", "predicted_lower"} <= set(names["new"].layers)
 
 
 @pytest.mark.slow

@@ -149,6 +149,16 @@ class TestLattices:
         assert found.candidates == []
         assert "lattice" in found.reason
 
+    def test_a_column_with_gaps_is_named(self, layout):
+        slides = [layout(), layout() + SHIFT]
+        names = pd.Series(number(*slides).astype(str)).where(np.arange(288) >= 12)
+        adata = spots(*slides, piece=names.to_numpy())
+        message = r"\(adata.obs\['piece'\] has no value for 12 of them\), .*candidates: 'piece'"
+        with pytest.warns(UserWarning, match=message):
+            assert choose_sample_key(adata, None) is None
+        adata.obs["piece"] = np.random.default_rng(0).permutation(names)  # groups that are no slides
+        assert slide_evidence(adata).candidates == []
+
     def test_groups_finer_than_slides_are_named_and_not_used(self, layout):
         slides = [layout(), layout() + SHIFT]
         side = np.vstack(slides)[:, 0] > 600

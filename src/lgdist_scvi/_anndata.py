@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from scipy import sparse
 
-from lgdist_scvi._checks import check_counts, check_has_spots, check_mask, did_you_mean, list_names, require_key
+from lgdist_scvi._checks import (
+    as_floats,
+    check_counts,
+    check_has_spots,
+    check_mask,
+    did_you_mean,
+    list_names,
+    mapping,
+    require_key,
+)
 from lgdist_scvi._lattice import array_rows, in_plane, section_column
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 _COORDINATE_COLUMNS = (
     ("pxl_col_in_fullres", "pxl_row_in_fullres"),
@@ -42,6 +49,11 @@ def get_obs(adata: AnnData) -> pd.DataFrame:
     return adata.obs if isinstance(adata.obs, pd.DataFrame) else adata.obs.to_memory()
 
 
+def get_var(adata: AnnData) -> pd.DataFrame:
+    """Annotation of the genes, likewise."""
+    return adata.var if isinstance(adata.var, pd.DataFrame) else adata.var.to_memory()
+
+
 def as_csr(x: sparse.spmatrix | sparse.sparray) -> sparse.csr_matrix:
     """Give any scipy sparse matrix or array as `csr_matrix`: sorted, without duplicates or stored zeros.
 
@@ -59,28 +71,13 @@ def as_csr(x: sparse.spmatrix | sparse.sparray) -> sparse.csr_matrix:
 
 
 def get_counts(adata: AnnData, layer: str | None = None, argument: str = "layer") -> sparse.csr_matrix | np.ndarray:
-    """Read raw counts from `X` or a layer, in memory and checked.
+    """Read raw counts, (n_obs, n_vars), from a layer, or from `X` if it is ``None``, in memory and checked.
 
-    Parameters
-    ----------
-    adata
-        Annotated data, (n_obs, n_vars).
-    layer
-        Layer that holds raw counts; ``None`` reads `adata.X`.
-    argument
-        What the caller's user calls `layer`, for messages.
+    `csr_matrix` (sorted, no stored zeros) for any sparse format, else a dense array; it may share memory with `adata`:
+    do not write into it. `argument` is what the caller's user calls `layer`, for messages.
 
-    Returns
-    -------
-    Counts, (n_obs, n_vars): `csr_matrix` (sorted, no stored zeros) for any sparse format, else a dense array. May share
-    memory with `adata`: do not write into it.
-
-    Raises
-    ------
-    KeyError
-        If the layer is absent.
-    ValueError
-        If there are no spots or values, or they are not counts; says where in `adata` there are counts.
+    Raises KeyError if the layer is absent; ValueError if there are no spots or values, or they are not counts (it says
+    where in `adata` there are counts).
     """
     check_has_spots(adata)
     if layer is None:
@@ -98,7 +95,7 @@ def get_counts(adata: AnnData, layer: str | None = None, argument: str = "layer"
 def _where_counts_are(adata: AnnData, layer: str | None, argument: str) -> str:
     """Say where in `adata` raw counts are, as the remedy in a message."""
     # layers of a completion hold no counts, whatever their numbers
-    written = {key for key, record in adata.uns.items() if isinstance(record, Mapping) and "provenance" in record}
+    written = {key for key, record in adata.uns.items() if "provenance" in mapping(record)}
     layers = [key for key in adata.layers if key not in (None, layer) and key.rsplit("_", 1)[0] not in written]
     counts = [key for key in layers if _are_counts(adata.layers[key])]
     if layer is not None and adata.X is not None and _are_counts(adata.X):
@@ -126,25 +123,11 @@ def _are_counts(x: Any) -> bool:
 
 
 def get_graph(adata: AnnData, graph_key: str) -> sparse.csr_matrix:
-    """Read a neighbourhood graph.
+    """Read a neighbourhood graph from `obsp`, (n_obs, n_obs); row i holds the neighbours of spot i.
 
-    Parameters
-    ----------
-    adata
-        Annotated data, (n_obs, n_vars).
-    graph_key
-        Key of `adata.obsp` with the graph; row i holds the neighbours of spot i.
+    In memory, sorted, without stored zeros; it may share memory with `adata`: do not write into it.
 
-    Returns
-    -------
-    Graph in memory, sorted, without stored zeros, (n_obs, n_obs). May share memory with `adata`: do not write into it.
-
-    Raises
-    ------
-    KeyError
-        If the key is absent.
-    ValueError
-        If the graph is dense or of another size.
+    Raises KeyError if the key is absent; ValueError if the graph is dense or of another size.
     """
     rebuild = "build it with pp.spatial_neighbors(adata, sample_key=...)"
     require_key(adata.obsp, graph_key, "adata.obsp", rebuild)
@@ -157,25 +140,11 @@ def get_graph(adata: AnnData, graph_key: str) -> sparse.csr_matrix:
 
 
 def get_samples(adata: AnnData, sample_key: str | None) -> np.ndarray:
-    """Read which slide each spot belongs to.
+    """Read the slide of each spot, int64, (n_obs,): codes 0, 1, ... in order of first appearance.
 
-    Parameters
-    ----------
-    adata
-        Annotated data, (n_obs, n_vars).
-    sample_key
-        Column of `adata.obs` with the slide; ``None`` means one slide.
+    Without `sample_key` there is one slide.
 
-    Returns
-    -------
-    Slide codes 0, 1, ... in order of first appearance, int64, (n_obs,).
-
-    Raises
-    ------
-    KeyError
-        If the column is absent.
-    ValueError
-        If spots have no slide.
+    Raises KeyError if the column is absent; ValueError if spots have no slide.
     """
     if sample_key is None:
         return np.zeros(adata.n_obs, dtype=np.int64)
@@ -192,31 +161,15 @@ def get_samples(adata: AnnData, sample_key: str | None) -> np.ndarray:
 def get_coordinates(
     adata: AnnData, spatial_key: str = "spatial", sample_key: str | None = None, *, check_places: bool = True
 ) -> np.ndarray:
-    """Read spot coordinates.
+    """Read spot coordinates from `obsm`, float64, (n_obs, 2), or (n_obs, 3) in space.
 
-    Parameters
-    ----------
-    adata
-        Annotated data, (n_obs, n_vars).
-    spatial_key
-        Key of `adata.obsm` with the coordinates. Of three columns one that is the same everywhere is left out. Rows and columns
-        of a Visium array, in either order, become places in the plane: rows lie sqrt(3) times as far apart as columns.
-    sample_key
-        Column of `adata.obs` with the slide; two spots of one slide may not share a place, spots of different slides may.
-    check_places
-        Whether to refuse spots that share a place.
+    Of three columns one that is the same everywhere is left out. Rows and columns of a Visium array, in either order,
+    become places in the plane: rows lie sqrt(3) times as far apart as columns. Two spots of one slide may not share a
+    place (unless not `check_places`); spots of different slides may.
 
-    Returns
-    -------
-    Coordinates, float64, (n_obs, 2), or (n_obs, 3) in space.
-
-    Raises
-    ------
-    KeyError
-        If the key is absent; says what may hold coordinates.
-    ValueError
-        If there are no spots; if the coordinates are not numbers in two or three columns, NaN, infinite, or duplicated within
-        a slide; or if one of three columns numbers sections.
+    Raises KeyError if the key is absent (it says what may hold coordinates); ValueError if there are no spots, the
+    coordinates are not numbers in two or three columns, NaN, infinite, or duplicated within a slide, or one of three
+    columns numbers sections.
     """
     check_has_spots(adata)
     if spatial_key not in adata.obsm:
@@ -224,7 +177,7 @@ def get_coordinates(
     where, table = f"adata.obsm[{spatial_key!r}]", in_memory(adata.obsm[spatial_key])
     columns = adata.obsm[spatial_key].columns if hasattr(adata.obsm[spatial_key], "columns") else []
     try:
-        coordinates = np.asarray(table, dtype=np.float64)
+        coordinates = as_floats(table)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where} is not numeric; store the x and y of every spot as numbers") from error
     if coordinates.ndim != 2 or not 2 <= coordinates.shape[1] <= 3:
@@ -269,25 +222,12 @@ def _where_coordinates_are(adata: AnnData) -> str:
 
 
 def get_mask(adata: AnnData, mask_layer: str) -> np.ndarray:
-    """Read a mask layer.
+    """Read a mask layer, True (or 1) where an entry is observed: dense bool, (n_obs, n_vars).
 
-    Parameters
-    ----------
-    adata
-        Annotated data, (n_obs, n_vars).
-    mask_layer
-        Layer with True (or 1) where an entry is observed.
+    It may share memory with `adata`: do not write into it.
 
-    Returns
-    -------
-    Dense bool mask, (n_obs, n_vars). May share memory with `adata`: do not write into it.
-
-    Raises
-    ------
-    KeyError
-        If the layer is absent.
-    ValueError
-        If the layer holds anything but True/False or 1/0, or has another shape than `adata`.
+    Raises KeyError if the layer is absent; ValueError if the layer holds anything but True/False or 1/0, or has another
+    shape than `adata`.
     """
     remedy = "write a mask with pp.observed_mask(adata)"
     if mask_layer == "held_out":
@@ -304,31 +244,15 @@ def get_mask(adata: AnnData, mask_layer: str) -> np.ndarray:
 
 
 def get_library(adata: AnnData, size_factor_key: str) -> np.ndarray:
-    """Read library sizes.
+    """Read library sizes in counts from `obs`, float64, (n_obs,).
 
-    Parameters
-    ----------
-    adata
-        Annotated data, (n_obs, n_vars).
-    size_factor_key
-        Column of `adata.obs` with library sizes in counts.
-
-    Returns
-    -------
-    Library size in counts, float64, (n_obs,).
-
-    Raises
-    ------
-    KeyError
-        If the column is absent.
-    ValueError
-        If values are not numbers, NaN, infinite or negative.
+    Raises KeyError if the column is absent; ValueError if values are not numbers, NaN, infinite or negative.
     """
     remedy = "pp.select_genes writes 'total_counts'; None sums the counts of the genes"
     require_key(adata.obs, size_factor_key, "adata.obs", remedy)
     where = f"adata.obs[{size_factor_key!r}]"
     try:
-        library = np.asarray(get_obs(adata)[size_factor_key], dtype=np.float64)
+        library = as_floats(get_obs(adata)[size_factor_key])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where} is not numeric; give library sizes in counts") from error
     if n_bad := int((~np.isfinite(library) | (library < 0)).sum()):
@@ -340,25 +264,11 @@ def get_library(adata: AnnData, size_factor_key: str) -> np.ndarray:
 
 
 def get_genes(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarray:
-    """Read a choice of genes.
+    """Read a choice of genes: True for the chosen ones, (n_vars,).
 
-    Parameters
-    ----------
-    adata
-        Annotated data, (n_obs, n_vars).
-    genes
-        Names, or a bool column of `adata.var`; ``None`` for all.
+    `genes` are names, or a bool column of `adata.var`; ``None`` for all.
 
-    Returns
-    -------
-    True for the chosen genes, (n_vars,).
-
-    Raises
-    ------
-    KeyError
-        If the column or a gene is absent.
-    ValueError
-        If the column is not bool, or no gene is chosen.
+    Raises KeyError if the column or a gene is absent; ValueError if the column is not bool, or no gene is chosen.
     """
     if genes is None:
         return np.ones(adata.n_vars, dtype=bool)

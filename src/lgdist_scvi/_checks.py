@@ -3,23 +3,59 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
 from scipy import sparse
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 _SAME_FEATURES = 1e-2  # of the size of features: other machines and versions of torch differ less, other weights more
 _BLOCK = 1 << 22  # entries looked at in one go: temporaries stay below 40 MB
+
+
+def as_floats(values: Any) -> np.ndarray:
+    """Numbers as float64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they are none: text, dates, durations, complex numbers.
+    """
+    values = np.asarray(values)
+    if values.dtype.kind in "cmM":  # numpy would drop the imaginary part, and count seconds
+        raise TypeError(f"{values.dtype} are no real numbers")
+    return values.astype(np.float64)
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Refuse an argument that is none of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def either(**words: Any) -> Any:
+    """The value of an argument that has two names; two values that differ are refused (ValueError)."""
+    given = {name: value for name, value in words.items() if value is not None}
+    if len({repr(value) for value in given.values()}) > 1:
+        named = " and ".join(f"{name}={value!r}" for name, value in given.items())
+        raise ValueError(f"{named} are two words for the same; pass one of them")
+    return next(iter(given.values()), None)
+
+
+def mapping(value: Any) -> Mapping[Any, Any]:
+    """What should be a mapping, such as an entry of `uns`; an empty one if it is anything else."""
+    return value if isinstance(value, Mapping) else {}
+
+
+@contextmanager
+def needs(message: str) -> Iterator[None]:
+    """Say of a package that is imported here, and may be absent, what it is for and how to get it (ImportError)."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(message) from error
 
 
 def list_names(names: Iterable[Any], limit: int = 5) -> str:
@@ -42,23 +78,9 @@ def did_you_mean(unknown: Iterable[Any], available: Iterable[Any]) -> str:
 
 
 def require_key(container: Any, key: str | None, where: str, remedy: str = "") -> None:
-    """Refuse a key that is not there, and list those that are.
+    """Refuse a key that is not in a mapping or data frame (KeyError), and list those that are.
 
-    Parameters
-    ----------
-    container
-        Mapping or data frame that should hold `key` (`adata.obs`, `adata.layers`, ...).
-    key
-        The key asked for.
-    where
-        Name of the container for the message, for example ``"adata.obsm"``.
-    remedy
-        What to call or pass, as a clause.
-
-    Raises
-    ------
-    KeyError
-        If `key` is absent.
+    `where` names the container (``"adata.obsm"``), and `remedy` says what to call or pass, as a clause.
     """
     # anndata 0.13 lists X as layer None
     available = [name for name in container if name is not None]
@@ -69,19 +91,9 @@ def require_key(container: Any, key: str | None, where: str, remedy: str = "") -
 
 
 def check_new_key(name: Any, argument: str) -> None:
-    """Refuse a name for a new layer or matrix under which a file could not be read again.
+    """Refuse a name for a new layer or matrix, which the user calls `argument`, that would leave a file unreadable.
 
-    Parameters
-    ----------
-    name
-        The name to write.
-    argument
-        What the user calls it, for the message.
-
-    Raises
-    ------
-    ValueError
-        If `name` is no string, empty, or holds a slash (HDF5 and zarr take it for a folder).
+    Raises ValueError if `name` is no string, empty, or holds a slash (HDF5 and zarr take it for a folder).
     """
     if not isinstance(name, str):
         raise ValueError(f"{argument} must be the name to write, got {name!r}")
@@ -90,13 +102,7 @@ def check_new_key(name: Any, argument: str) -> None:
 
 
 def check_has_spots(adata: AnnData) -> None:
-    """Refuse data without spots.
-
-    Raises
-    ------
-    ValueError
-        If `adata.n_obs` is 0.
-    """
+    """Refuse data without spots (ValueError)."""
     if not adata.n_obs:
         raise ValueError("adata has 0 spots; was it filtered too strictly (sc.pp.filter_cells)?")
 
@@ -124,22 +130,13 @@ def check_not_synthetic(adata: AnnData, allow_synthetic: bool = False) -> None:
 
 
 def check_positive_int(value: Any, name: str) -> None:
-    """Refuse anything but a whole number of at least 1.
-
-    Raises
-    ------
-    ValueError
-        If `value` is something else; says what it is.
-    """
+    """Refuse anything but a whole number of at least 1 (ValueError)."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
 def _blocks(values: np.ndarray) -> Iterable[np.ndarray]:
-    if values.ndim == 1:
-        step = _BLOCK
-    else:
-        step = max(1, _BLOCK // max(1, values.shape[1]))
+    step = max(1, _BLOCK // max(1, int(np.prod(values.shape[1:]))))
     for start in range(0, values.shape[0], step):
         yield values[start : start + step]
 
@@ -147,21 +144,11 @@ def _blocks(values: np.ndarray) -> Iterable[np.ndarray]:
 def check_counts(
     x: np.ndarray | sparse.spmatrix | sparse.sparray, where: str, remedy: Callable[[], str] | None = None
 ) -> None:
-    """Refuse what cannot be raw counts.
+    """Refuse what cannot be raw counts, dense or sparse; floats are fine if their values are whole numbers.
 
-    Parameters
-    ----------
-    x
-        Dense or sparse matrix in memory. Floats are fine if their values are whole numbers.
-    where
-        Name of the matrix for the message, for example ``"adata.X"``.
-    remedy
-        Says which counts to pass instead.
+    `where` names the matrix for the message (``"adata.X"``), and `remedy` says which counts to pass instead.
 
-    Raises
-    ------
-    ValueError
-        If entries are not numbers, NaN, infinite, negative or not whole; says how many.
+    Raises ValueError if entries are not numbers, NaN, infinite, negative or not whole; says how many.
     """
     values = x.data if sparse.issparse(x) else np.asarray(x)
     if values.dtype.kind not in "buif":
@@ -193,21 +180,11 @@ def check_counts(
 
 
 def check_mask(mask: np.ndarray, shape: tuple[int, int], where: str) -> None:
-    """Refuse what cannot be a mask.
+    """Refuse what cannot be a dense mask of data of this shape; numbers are fine if they are 0 and 1.
 
-    Parameters
-    ----------
-    mask
-        Dense matrix in memory. Numbers are fine if they are 0 and 1.
-    shape
-        Shape of the data that it is a mask of.
-    where
-        Name of the matrix for the message, for example ``"adata.layers['observed']"``.
+    `where` names the matrix for the message (``"adata.layers['observed']"``).
 
-    Raises
-    ------
-    ValueError
-        If the shape or the dtype is another one, or entries are neither 0 nor 1; says how many.
+    Raises ValueError if the shape or the dtype is another one, or entries are neither 0 nor 1; says how many.
     """
     if mask.shape != shape:
         raise ValueError(f"{where} has shape {mask.shape}; a mask has the shape of adata, {shape}")
@@ -223,13 +200,7 @@ def check_mask(mask: np.ndarray, shape: tuple[int, int], where: str) -> None:
 
 
 def check_unique_names(adata: AnnData) -> None:
-    """Refuse duplicated spot or gene names.
-
-    Raises
-    ------
-    ValueError
-        If `adata.obs_names` or `adata.var_names` hold duplicates; says how many and which call repairs them.
-    """
+    """Refuse duplicated spot or gene names (ValueError); says how many and which call repairs them."""
     for axis, what, names in (("obs", "spot", adata.obs_names), ("var", "gene", adata.var_names)):
         if not names.is_unique:
             duplicated = names[names.duplicated()].unique()
@@ -240,19 +211,10 @@ def check_unique_names(adata: AnnData) -> None:
 
 
 def check_encoder(trained: Mapping[str, Any], given: Mapping[str, Any], key: str) -> None:
-    """Refuse image features of another encoder than those that a model was trained on.
+    """Refuse features in ``obsm[key]`` of another encoder than those that a model was trained on (ValueError).
 
-    Parameters
-    ----------
-    trained, given
-        Records of :func:`~lgdist_scvi.pp.image_features`, ``uns[key]``.
-    key
-        Key of `adata.obsm` with the features given, for the message.
-
-    Raises
-    ------
-    ValueError
-        If they are of another encoder, of other weights, or of patches treated in another way.
+    Both are records of :func:`~lgdist_scvi.pp.image_features`: encoder, weights and treatment of patches must be the
+    same.
     """
     for what in ("encoder", "n_features", "size", "augment"):
         ours, theirs = trained.get(what), given.get(what)

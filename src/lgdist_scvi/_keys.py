@@ -1,7 +1,5 @@
 """Names under which a neighbourhood batch travels from AnnData to the module."""
 
-from __future__ import annotations
-
 from scvi import REGISTRY_KEYS
 
 COUNTS = REGISTRY_KEYS.X_KEY  # (batch, n_genes) raw counts

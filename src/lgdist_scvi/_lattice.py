@@ -13,15 +13,10 @@ _MIN_DISTANCES = 10
 
 
 def lattice(coordinates: np.ndarray) -> tuple[str, float]:
-    """Recognise a regular lattice by the distances between neighbours.
+    """Recognise a regular lattice by the distances between neighbours on one slide.
 
     On a lattice they fall into shells: 1 and sqrt(3) times the pitch on a hexagonal one, 1 and sqrt(2) on a square one,
     and next to nothing in between. Spots lie in rows: pairs of spots, as two shifted lattices form them, are no lattice.
-
-    Parameters
-    ----------
-    coordinates
-        Of one slide, (n_spots, 2) or (n_spots, 3).
 
     Returns
     -------
@@ -50,18 +45,9 @@ def lattice(coordinates: np.ndarray) -> tuple[str, float]:
 
 
 def array_rows(coordinates: np.ndarray, obs: pd.DataFrame) -> int | None:
-    """Recognise rows and columns of a Visium array, where the next spot of a row is two columns away.
+    """Which of two columns holds the rows of a Visium array, where the next spot of a row is two columns away.
 
-    Parameters
-    ----------
-    coordinates
-        As stored, (n_obs, n_columns).
-    obs
-        Annotation of spots, which may hold ``"array_row"``.
-
-    Returns
-    -------
-    Which of the two columns holds the rows, or ``None`` if they are no array positions.
+    ``None`` if they are no array positions. `obs` may hold ``"array_row"`` or ``"array_col"``, which tell.
     """
     if coordinates.shape[1] != 2 or len(coordinates) < 10:
         return None

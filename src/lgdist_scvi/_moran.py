@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from scipy import sparse
 
 _NEGLIGIBLE = 1e-10  # variance below which a gene is constant: rounding leaves a trace
@@ -21,7 +22,7 @@ def morans_i_per_slide(
     graph
         Neighbourhood graph, (n_obs, n_obs); edges between slides are not looked at.
     samples
-        Slide of each spot, integer codes, (n_obs,).
+        Slide codes, (n_obs,).
 
     Returns
     -------
@@ -29,7 +30,6 @@ def morans_i_per_slide(
     """
     import squidpy as sq
     import torch
-    from anndata import AnnData
 
     n_threads = torch.get_num_threads()
     found, n_spots = [], []

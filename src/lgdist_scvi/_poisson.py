@@ -36,14 +36,8 @@ def moments_given_positive(expected: np.ndarray, scale: np.ndarray) -> tuple[np.
 def variance_given_positive(mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Variance of captured values, log1p(scale * x), about a mean that Poisson counts x > 0 explain, (n_obs, n_genes).
 
-    Of a small count itself, that cannot be told: a 1 is seen of one molecule expected, and of a tenth.
-
-    Parameters
-    ----------
-    mean
-        Expected log1p(scale * x), (n_obs, n_genes).
-    scale
-        Of each spot, (n_obs, 1).
+    Of a small count itself, that cannot be told: a 1 is seen of one molecule expected, and of a tenth. `mean` is the
+    expected log1p(scale * x), (n_obs, n_genes), and `scale` that of each spot, (n_obs, 1).
     """
     expected = np.broadcast_to(_EXPECTED_COUNTS, (len(scale), len(_EXPECTED_COUNTS)))
     moments = moments_given_positive(expected.ravel(), np.broadcast_to(scale, expected.shape).ravel())

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from anndata import AnnData
 from scipy import sparse
 
 from lgdist_scvi._anndata import get_counts, get_library, get_mask
-from lgdist_scvi._checks import require_key
+from lgdist_scvi._checks import mapping, require_key
 from lgdist_scvi._units import known_counts, library_size
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 _DEFAULTS = {"graph_key": "spatial_connectivities", "spatial_key": "spatial"}
 _RENAMED = 'genes were renamed after completion: give the old names back ({}["registered_genes"] lists them)'
@@ -23,14 +21,8 @@ _RENAMED = 'genes were renamed after completion: give the old names back ({}["re
 class Registered(NamedTuple):
     """What a model was given.
 
-    Attributes
-    ----------
-    counts
-        Observed counts, 0 where a mask hides them, (n_obs, n_vars).
-    library
-        Library size in counts, (n_obs,).
-    sample_key, graph_key, spatial_key
-        As in :meth:`lgdist_scvi.LGDiST.setup_anndata`.
+    Observed counts, 0 where a mask hides them, (n_obs, n_vars), library sizes in counts, (n_obs,), and arguments of
+    :meth:`lgdist_scvi.LGDiST.setup_anndata`.
     """
 
     counts: np.ndarray | sparse.csr_matrix
@@ -41,28 +33,16 @@ class Registered(NamedTuple):
 
 
 def registered(adata: AnnData, completed: str, /, counts_layer: str | None = None, **chosen: str | None) -> Registered:
-    """Read what the model behind a completed layer was given.
+    """Read what the model behind a layer of completed values was given.
 
-    Parameters
-    ----------
-    adata
-        Annotated data, (n_obs, n_vars), with the layer.
-    completed
-        A layer of completed values. Without a record in ``uns[completed]`` the defaults of `setup_anndata` hold.
-    counts_layer, **chosen
-        The layer with raw counts, and arguments of `setup_anndata`, that the caller names; they go before the record, and
-        ``None`` leaves it to the record.
+    Without a record in ``uns[completed]`` the defaults of `setup_anndata` hold. `counts_layer`, the layer with raw
+    counts, and `chosen`, arguments of `setup_anndata`, go before the record; ``None`` leaves them to it.
 
-    Raises
-    ------
-    KeyError
-        If the layer, or what was registered, is absent.
-    ValueError
-        If values are not counts, or library sizes not what they should be.
+    Raises KeyError if the layer, or what was registered, is absent; ValueError if values are not counts, or library
+    sizes not what they should be.
     """
     record = _record(adata, completed)
-    named = {key: value for key, value in {"layer": counts_layer, **chosen}.items() if value is not None}
-    setup: dict[str, Any] = {**_DEFAULTS, **record.get("setup", {}), **named}
+    setup = registered_setup(adata, completed, layer=counts_layer, **chosen)
     mask_layer, size_factor_key = setup.get("mask_layer"), setup.get("size_factor_key")
     try:
         counts = get_counts(adata, setup.get("layer"))
@@ -85,15 +65,22 @@ def registered(adata: AnnData, completed: str, /, counts_layer: str | None = Non
     return Registered(counts, library, setup.get("sample_key"), setup["graph_key"], setup["spatial_key"])
 
 
-def completed_genes(adata: AnnData, completed: str) -> np.ndarray:
-    """Positions of the genes that a layer completes: those its record names, else all, (n_genes,).
+def registered_setup(adata: AnnData, completed: str, /, **chosen: str | None) -> dict[str, Any]:
+    """Arguments of `setup_anndata` of the model behind a layer; those named go before the record, ``None`` leaves it to that.
 
     Raises
     ------
     KeyError
         If the layer is absent.
-    ValueError
-        If all of them were renamed or removed.
+    """
+    named = {key: value for key, value in chosen.items() if value is not None}
+    return {**_DEFAULTS, **_record(adata, completed).get("setup", {}), **named}
+
+
+def completed_genes(adata: AnnData, completed: str) -> np.ndarray:
+    """Positions of the genes that a layer completes, (n_genes,): those its record names, else all.
+
+    Raises KeyError if the layer is absent; ValueError if all of them were renamed or removed.
     """
     names = _record(adata, completed).get("genes", ())
     found = adata.var_names.isin(names) if len(names) else np.ones(adata.n_vars, dtype=bool)
@@ -106,20 +93,19 @@ def completed_genes(adata: AnnData, completed: str) -> np.ndarray:
 
 
 def _record(adata: AnnData, completed: str) -> Mapping[str, Any]:
-    require_key(adata.layers, completed, "adata.layers", "complete the slide first: model.complete(adata)")
-    record = adata.uns.get(completed)
-    return record if isinstance(record, Mapping) else {}
+    require_key(
+        adata.layers,
+        completed,
+        "adata.layers",
+        "complete the slide first, model.complete(adata), or predict it, stem.predict(adata)",
+    )
+    return mapping(adata.uns.get(completed))
 
 
 def library_of(adata: AnnData, counts: np.ndarray | sparse.csr_matrix, size_factor_key: str | None) -> np.ndarray:
-    """Library size of each spot: a column of `obs`, or the sum of observed counts, (n_obs,).
+    """Library size of each spot, (n_obs,): a column of `obs`, or the sum of observed counts.
 
-    Raises
-    ------
-    KeyError
-        If the column is absent.
-    ValueError
-        If it cannot be a library size, or is 0 beside counts.
+    Raises KeyError if the column is absent; ValueError if it cannot be a library size, or is 0 beside counts.
     """
     if size_factor_key is None:
         return library_size(counts)

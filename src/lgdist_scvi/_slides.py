@@ -5,18 +5,16 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from scipy.spatial import cKDTree
 
 from lgdist_scvi._anndata import get_coordinates, get_obs, get_samples
-from lgdist_scvi._checks import list_names, require_key
+from lgdist_scvi._checks import list_names, mapping, require_key
 from lgdist_scvi._lattice import lattice
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 _SAMPLE_COLUMNS = ("sample", "library_id")
 _LIKE_SLIDES = re.compile(
@@ -32,14 +30,7 @@ _RARE = 0.01  # share of spots
 class Evidence(NamedTuple):
     """What speaks for several slides in what is taken for one.
 
-    Attributes
-    ----------
-    column
-        Column of `obs` that clearly names the slides, else ``None``.
-    candidates
-        Columns that may name them.
-    reason
-        What is wrong with the coordinates, as a clause; empty if nothing is.
+    `column` of `obs` names them clearly, `candidates` may; `reason` is what is wrong with the coordinates, as a clause.
     """
 
     column: str | None = None
@@ -77,7 +68,6 @@ def choose_sample_key(
             warnings.warn(
                 f"adata.obs[{column!r}] names {get_obs(adata)[column].nunique()} slides and is used to keep them apart; pass "
                 f"sample_key={column!r} to say so, or another sample_key",
-                UserWarning,
                 stacklevel=stacklevel,
             )
     if column is not None:
@@ -89,7 +79,6 @@ def choose_sample_key(
         warnings.warn(
             f"{told}{found.reason}, so that spots of different slides would be neighbours; pass sample_key=..., the column of "
             f"adata.obs that names the slide of each spot{fitting}",
-            UserWarning,
             stacklevel=stacklevel,
         )
     return column
@@ -98,14 +87,10 @@ def choose_sample_key(
 def slide_evidence(adata: AnnData, spatial_key: str = "spatial") -> Evidence:
     """Look for several slides: customary columns, regions of a SpatialData, names of images, then coordinates.
 
-    Spots of one array are never closer than its pitch. Groups of which each is a lattice, and whose spots lie closer than that,
-    or beside the places of each other's lattice, are therefore slides; groups that share one lattice are not, whatever their name.
-    On irregular tissue nothing is certain, and columns are only named.
-
-    Raises
-    ------
-    ValueError
-        If a customary column leaves spots without a slide.
+    Spots of one array are never closer than its pitch. Groups of which each is a lattice, and whose spots lie closer
+    than that, or beside the places of each other's lattice, are therefore slides; groups that share one lattice are
+    not, whatever their name. On irregular tissue nothing is certain, and columns are only named. A customary column
+    that leaves spots without a slide is refused (ValueError).
     """
     for column in _SAMPLE_COLUMNS:
         if column not in adata.obs:
@@ -120,18 +105,28 @@ def slide_evidence(adata: AnnData, spatial_key: str = "spatial") -> Evidence:
             return Evidence(column)
     obs = get_obs(adata)
     groups = dict(_groups(obs))
-    attributes = adata.uns.get("spatialdata_attrs")
-    region_key = attributes.get("region_key") if isinstance(attributes, Mapping) else None
-    if region_key in groups:
+    if (region_key := mapping(adata.uns.get("spatialdata_attrs")).get("region_key")) in groups:
         return Evidence(region_key)
-    images = adata.uns.get("spatial")
-    images = [key for key, value in images.items() if isinstance(value, Mapping)] if isinstance(images, Mapping) else []
+    images = [key for key, value in mapping(adata.uns.get("spatial")).items() if isinstance(value, Mapping)]
     if len(images) > 1:
         named = [column for column in groups if obs[column].astype(str).isin(images).all()]
         if named:
             return Evidence(named[0])
     coordinates = _coordinates(adata, spatial_key)
-    return Evidence() if coordinates is None else _of_one_slide(coordinates, groups)
+    if coordinates is None:
+        return Evidence()
+    found = _of_one_slide(coordinates, groups)
+    return found if not found.reason or found.candidates else _with_gaps(found, coordinates, obs)
+
+
+def _with_gaps(found: Evidence, coordinates: np.ndarray, obs: pd.DataFrame) -> Evidence:
+    """The same evidence with a column that would name the slides, but for spots without a value."""
+    for column, values in obs.items():
+        known = values.notna().to_numpy()
+        if not known.all() and _of_one_slide(coordinates[known], dict(_groups(obs.loc[known, [column]]))).column:
+            reason = f"{found.reason} (adata.obs[{column!r}] has no value for {int((~known).sum()):,} of them)"
+            return Evidence(None, [column], reason)
+    return found
 
 
 def _within(adata: AnnData, spatial_key: str, column: str) -> Evidence:
@@ -226,7 +221,7 @@ def _of_one_slide(coordinates: np.ndarray, groups: Mapping[str, np.ndarray]) -> 
         elif (
             kind == "irregular"
             and _LIKE_SLIDES.search(column)
-            and apart.mean() > 0.5 * (1 - np.sum(_shares(codes) ** 2))
+            and apart.mean() > 0.5 * (1 - np.sum((np.bincount(codes) / n_spots) ** 2))
         ):
             candidates.append(column)
     if clear:
@@ -234,10 +229,6 @@ def _of_one_slide(coordinates: np.ndarray, groups: Mapping[str, np.ndarray]) -> 
     if kind == "irregular" and candidates and not mixed:
         return Evidence(None, candidates, f"spots of different adata.obs[{candidates[0]!r}] lie between each other")
     return Evidence(None, candidates, reason) if mixed else Evidence()
-
-
-def _shares(codes: np.ndarray) -> np.ndarray:
-    return np.bincount(codes) / len(codes)
 
 
 def _repeated(steps: np.ndarray) -> np.ndarray:

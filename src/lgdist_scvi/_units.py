@@ -43,28 +43,13 @@ def to_log1p(counts: Values, library: Values) -> Values:
 
 
 def library_size(counts: np.ndarray | sparse.spmatrix, mask: np.ndarray | None = None) -> np.ndarray:
-    """Sum the observed counts of every spot.
-
-    Parameters
-    ----------
-    counts
-        Raw counts, (n_obs, n_vars), dense or CSR.
-    mask
-        True where an entry is observed, (n_obs, n_vars); ``None`` means everywhere.
-
-    Returns
-    -------
-    Library size in counts, float64, (n_obs,).
-    """
-    n_obs = counts.shape[0]
+    """Sum the raw counts of every spot, float64, (n_obs,), where a mask, (n_obs, n_vars), is True."""
     if not sparse.issparse(counts):
-        if mask is None:
-            return np.asarray(counts).sum(axis=1, dtype=np.float64)
-        return np.asarray(counts).sum(axis=1, dtype=np.float64, where=mask)
+        return np.asarray(counts).sum(axis=1, dtype=np.float64, where=True if mask is None else mask)
     csr = counts.tocsr()
-    rows = np.repeat(np.arange(n_obs), np.diff(csr.indptr))
+    rows = np.repeat(np.arange(len(csr.indptr) - 1), np.diff(csr.indptr))
     values = csr.data if mask is None else csr.data * mask[rows, csr.indices]
-    return np.bincount(rows, weights=values, minlength=n_obs)
+    return np.bincount(rows, weights=values, minlength=counts.shape[0])
 
 
 def known_counts(counts: np.ndarray | sparse.csr_matrix, known: np.ndarray | None) -> np.ndarray | sparse.csr_matrix:
@@ -75,26 +60,12 @@ def known_counts(counts: np.ndarray | sparse.csr_matrix, known: np.ndarray | Non
 
 
 def log1p_cp10k(counts: np.ndarray | sparse.spmatrix, library: np.ndarray) -> np.ndarray:
-    """Normalise counts to log1p(CP10K).
+    """Normalise raw counts to log1p(counts / library * 1e4), float32, dense, (n_obs, n_vars).
 
-    Computed in float64 and rounded once, so that dense and sparse counts, whole matrices and blocks of rows give the
-    same bits.
+    Spots with a library of 0 come out as 0. Computed in float64 and rounded once, so that dense and sparse counts,
+    whole matrices and blocks of rows give the same bits.
 
-    Parameters
-    ----------
-    counts
-        Raw counts, (n_obs, n_vars), dense or CSR.
-    library
-        Library size in counts, (n_obs,). Spots with 0 come out as 0.
-
-    Returns
-    -------
-    log1p(counts / library * 1e4), float32, dense, (n_obs, n_vars).
-
-    Raises
-    ------
-    ValueError
-        If `library` does not have one value per spot.
+    Raises ValueError if `library` does not have one value per spot.
     """
     n_obs, n_vars = counts.shape
     library = np.asarray(library, dtype=np.float64)

@@ -1,7 +1,5 @@
 """The package's version."""
 
-from __future__ import annotations
-
 from importlib.metadata import PackageNotFoundError, version
 
 try:

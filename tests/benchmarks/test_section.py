@@ -69,7 +69,7 @@ def held_out(folder):
 def test_nothing_of_the_held_out_section_is_shown_but_its_image(held_out, folder):
     data = held_out()
     assert data.held_out.X is None and not list(data.held_out.layers) and list(data.held_out.obs) == ["sample"]
-    assert set(data.held_out.obsm) == {"spatial", "X_image", "X_stain", "X_context"}
+    assert set(data.held_out.obsm) == {"spatial", "X_image", "X_stain", "X_image_context", "X_stain_context"}
     assert set(data.section) == {"S1", "S3", "S4"} and data.training.n_obs == 3 * N_SPOTS
     assert not np.isnan(data.training.layers["completed"]).any()
     # the neighbours' mean of a spot inside, of its own section
@@ -77,10 +77,10 @@ def test_nothing_of_the_held_out_section_is_shown_but_its_image(held_out, folder
     assert len(neighbors) == 4
     pooled = held_out(None, None, 0, False)
     expected = pooled.held_out.obsm["X_image"][neighbors].mean(axis=0)
-    np.testing.assert_allclose(pooled.held_out.obsm["X_context"][44], expected, rtol=1e-5)
+    np.testing.assert_allclose(pooled.held_out.obsm["X_image_context"][44], expected, rtol=1e-5)
     # a section that is stained differently has the same features
     for part in (data.held_out, data.training[data.section == "S3"]):
-        np.testing.assert_allclose(part.obsm["X_context"].mean(axis=0), 0, atol=1e-5)
+        np.testing.assert_allclose(part.obsm["X_image_context"].mean(axis=0), 0, atol=1e-5)
         np.testing.assert_allclose(part.obsm["X_image"].std(axis=0), 1, rtol=1e-4)
 
 
@@ -185,7 +185,14 @@ def test_few_pairs_are_without_completed_targets(held_out):
 def test_the_command_stores_resumes_and_reports(folder, tmp_path, capsys):
     arguments = ["section", "--data", str(folder), "--file", "tiny_S", "--output", str(tmp_path)]
     arguments += ["--cache", str(folder / "cache")]
-    methods = ["gene_mean", "ridge_raw", "ridge_completed", "ridge_raw_shuffled", "ridge_raw_shifted"]
+    methods = [
+        "gene_mean",
+        "ridge_raw",
+        "ridge_completed",
+        "everything_completed",
+        "everything_completed_shuffled",
+        "everything_completed_shifted",
+    ]
     with pytest.raises(SystemExit):
         main([*arguments, "--report"])
     assert "holds no results of sections" in capsys.readouterr().err
@@ -193,7 +200,7 @@ def test_the_command_stores_resumes_and_reports(folder, tmp_path, capsys):
     text, rows = capsys.readouterr().out, read(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs_seed0.csv", "section_seed0.csv", "versions.csv"]
     whole = rows[rows["protocol"] == "section"].set_index(["file", "method"])
-    assert len(whole) == 10 and whole["failed"].isna().all() and whole["d2"].notna().all()
+    assert len(whole) == 12 and whole["failed"].isna().all() and whole["d2"].notna().all()
     # the same data for all methods but those whose patches are moved
     hidden = whole.loc["tiny_S S1"]["hidden"]
     assert hidden[["gene_mean", "ridge_raw", "ridge_completed"]].nunique() == 1 and hidden.nunique() == 3

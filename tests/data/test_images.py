@@ -28,6 +28,17 @@ def test_features_of_another_encoder_are_refused():
     assert field.transfer_field(trained, described("stain"))["n_features"] == 16
 
 
+def test_blocks_are_those_of_the_record():
+    adata = described("network+stain")
+    adata.uns["X_image"]["blocks"] = np.array([12, 4])
+    assert ImageField("X_image").register_field(adata)["blocks"] == [12, 4]
+    adata.obsm["X_image"] = adata.obsm["X_image"][:, :10]  # features that were changed since
+    with pytest.raises(ValueError, match=r"'blocks'\] says \[12, 4\] features, and adata.obsm\['X_image'\] has 10"):
+        ImageField("X_image").register_field(adata)
+    adata.uns["X_image"] = {"blocks": [6, 4]}  # of features made elsewhere
+    assert ImageField("X_image").register_field(adata)["blocks"] == [6, 4]
+
+
 def test_features_made_elsewhere_have_no_record():
     field = ImageField("X_image")
     for one, other in (("stain", None), (None, "stain"), (None, None)):

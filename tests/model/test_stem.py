@@ -136,6 +136,29 @@ def test_intervals_cover_the_counts_of_an_unseen_slide(model, data):
     assert set(model.calibration_.std_factors) == {"unseen_slide"}
 
 
+def test_intervals_are_for_the_depth_that_is_asked_about(model, data):
+    """Of slides without counts, and in place of that of counts."""
+    test, bare = data[1], pictures(data[1])
+    depth = test.obs["total"].to_numpy()
+    kwargs = {"n_samples": 8, "seed": 1, "return_numpy": True}
+    own = model.get_prediction_interval(0.9, test, **kwargs)
+    for given in (depth, list(depth)):
+        for one, other in zip(own, model.get_prediction_interval(0.9, bare, library_size=given, **kwargs), strict=True):
+            np.testing.assert_array_equal(one, other)
+    shallow, deep = (model.get_prediction_interval(0.9, test, library_size=size, **kwargs) for size in (100, 1e4))
+    assert (deep[1] - deep[0]).mean() < 0.7 * (shallow[1] - shallow[0]).mean()
+    for wrong in (0, -5, np.nan, "deep", depth[:3]):
+        with pytest.raises(ValueError, match="library_size"):
+            model.get_prediction_interval(0.9, bare, library_size=wrong)
+
+
+def test_a_model_that_looks_at_counts_takes_no_other_depth():
+    adata = datasets.simulated_visium(n_spots=80, n_genes=20, seed=0)
+    LGDiST.setup_anndata(adata)
+    with pytest.raises(TypeError, match="library_size"):
+        LGDiST(adata).get_prediction_interval(0.9, library_size=100)
+
+
 def test_predict_writes_layers_skill_and_record(model, data):
     test = pictures(data[1], genes=True)
     model.predict(test, silent=True)

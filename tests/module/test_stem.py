@@ -8,6 +8,8 @@ import torch
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi.module.stem import ImageComponents, StemConfig, StemModule
+from lgdist_scvi.module.stem._kernel import ImageKernel
+from lgdist_scvi.module.stem._patches import PatchInputs
 
 N_GENES, N_FEATURES, N_SPOTS = 12, 5, 30
 CONFIG = StemConfig(
@@ -19,7 +21,7 @@ CONFIG = StemConfig(
 @pytest.fixture
 def module() -> StemModule:
     torch.manual_seed(0)
-    module = StemModule("nb", N_GENES, N_FEATURES, compositional=False, per_slide=True, n_folds=3, config=CONFIG)
+    module = StemModule("nb", N_GENES, [N_FEATURES], compositional=False, per_slide=True, n_folds=3, config=CONFIG)
     module.set_basis(np.random.default_rng(0).gamma(2.0, 0.04, (N_SPOTS, N_GENES)))
     return module
 
@@ -70,28 +72,64 @@ def test_a_network_learns_nothing_of_the_slides_that_it_leaves_out(module, batch
 
 
 def test_the_expert_learns_nothing_of_the_slides_that_it_leaves_out(module, batch):
-    ridge = module.experts.experts[0]
-    module.eval().fit_experts([batch], torch.Generator())
-    before, penalty = ridge.coefficients.clone(), float(ridge.penalty)
+    expert = module.experts.experts[0]
+    fit = module.eval().fit_experts
+    fit([batch], torch.Generator())
+    before, chosen = expert.coefficients.clone(), (float(expert.length), float(expert.penalty))
     latent = batch[keys.TARGET_LATENT].clone()
-    latent[:10] += 1.0
-    module.fit_experts([batch | {keys.TARGET_LATENT: latent}], torch.Generator())
-    if float(ridge.penalty) == penalty:
-        torch.testing.assert_close(ridge.coefficients[0], before[0])
-        assert not torch.allclose(ridge.coefficients[1], before[1])
+    latent[:10] += 0.01
+    fit([batch | {keys.TARGET_LATENT: latent}], torch.Generator())
+    assert (float(expert.length), float(expert.penalty)) == chosen
+    torch.testing.assert_close(expert.coefficients[0], before[0])
+    assert not torch.allclose(expert.constant[1], expert.constant[0])
+    assert not torch.allclose(expert.coefficients[-1], before[-1], atol=1e-6)
+    without = expert.landmarks.abs().sum(1) > 0
+    assert without.sum() == N_SPOTS and ((before[0].abs().sum(1) > 0) & without).sum() == N_SPOTS - 10
 
 
-def test_the_expert_is_ridge_regression(module, batch):
+def test_the_expert_is_kernel_ridge_regression(module, batch):
     """As scikit-learn solves it."""
-    from sklearn.linear_model import Ridge
+    from sklearn.kernel_ridge import KernelRidge
 
     module.eval().fit_experts([batch], torch.Generator())
-    ridge = module.experts.experts[0]
+    expert = module.experts.experts[0]
     around = batch[keys.IMAGE][batch[keys.NEIGHBOR_INDEX]].mean(1)
-    design = torch.cat([batch[keys.IMAGE], around], dim=1).double().numpy()
+    parts = [values / values.square().sum(1).mean().sqrt() for values in (batch[keys.IMAGE], around)]
+    design = torch.cat(parts, dim=1).double().numpy() / 2**0.5
     target = batch[keys.TARGET_LATENT].mean(1).double().numpy()
-    theirs = Ridge(alpha=float(ridge.penalty) * N_SPOTS).fit(design, target)
-    np.testing.assert_allclose(ridge.coefficients[-1, :-1].numpy(), theirs.coef_.T, atol=1e-3)
+    theirs = KernelRidge(alpha=float(expert.penalty), kernel="rbf", gamma=0.5 / float(expert.length) ** 2)
+    predicted = target.mean(0) + theirs.fit(design, target - target.mean(0)).predict(design)
+    inputs = PatchInputs.of({name: value for name, value in batch.items() if name != keys.FOLD})
+    module.experts.weights_hidden.fill_(1.0)
+    rate, _ = expert(inputs.centre, inputs.centre.library, around)
+    level = expert.level[-1].double().numpy()
+    expected = module.likelihood.expected(
+        expert.basis(torch.from_numpy(predicted).float()) + torch.from_numpy(level).float()
+    )
+    torch.testing.assert_close(rate, expected, rtol=2e-3, atol=1e-7)
+
+
+def test_few_landmarks_do_for_many_spots(module, batch, monkeypatch):
+    monkeypatch.setattr("lgdist_scvi.module.stem._kernel._N_LANDMARKS", 12)
+    few = ImageKernel(N_GENES, CONFIG.n_latent, N_FEATURES, 3, module.likelihood)
+    few.initialise(module.likelihood, torch.zeros(0), torch.zeros(0), torch.zeros(0))
+    module.experts.experts[0] = few
+    module.set_basis(np.random.default_rng(0).gamma(2.0, 0.04, (N_SPOTS, N_GENES)))
+    module.eval().fit_experts([batch], torch.Generator())
+    assert few.landmarks.shape == (12, 2 * N_FEATURES)
+    condition = module.condition(batch)
+    assert torch.isfinite(condition.experts).all() and condition.experts.std(1).mean() > 0
+
+
+def test_the_dispersion_of_a_gene_is_that_of_its_counts(module, batch):
+    """Around what is predicted: a gene that varies more than Poisson noise gets a smaller theta."""
+    generator = torch.Generator().manual_seed(3)
+    counts = torch.poisson(torch.full((N_SPOTS, N_GENES), 40.0), generator=generator)
+    counts[:, 0] *= 2.0 * torch.bernoulli(torch.full((N_SPOTS,), 0.5), generator=generator)
+    module.eval().fit_experts([batch | {keys.COUNTS: counts}], torch.Generator())
+    theta = module.likelihood.theta
+    assert theta[0] < 0.3 * theta[1:].min()
+    assert all(parameter.grad is None for parameter in module.likelihood.parameters())
 
 
 def test_counts_are_not_looked_at(module, batch):
@@ -117,7 +155,7 @@ def test_latents_give_rates_back(module):
     """All of them where there are as many axes as genes."""
     rate = np.random.default_rng(1).gamma(2.0, 0.04, (50, N_GENES))
     whole = StemModule(
-        "nb", N_GENES, N_FEATURES, False, True, 3, StemConfig(**{**CONFIG.__dict__, "n_latent": N_GENES})
+        "nb", N_GENES, [N_FEATURES], False, True, 3, StemConfig(**{**CONFIG.__dict__, "n_latent": N_GENES})
     )
     whole.set_basis(rate)
     again = whole.decoded(torch.from_numpy(whole.latent_of(rate)))
@@ -125,18 +163,33 @@ def test_latents_give_rates_back(module):
 
 
 def test_components_of_a_slide_do_not_depend_on_its_stain():
+    """Nor on half of its contrast, which is of the mixture of tissues too."""
     rng = np.random.default_rng(0)
     features = rng.normal(size=(400, 6)).astype(np.float32)
     samples = np.repeat([0, 1], 200)
-    components = ImageComponents(6, 4)
+    components = ImageComponents([6], 4)
     components.fit(features, samples)
     plain = components.transform(features, samples)
-    stained = components.transform(features * np.where(samples, 3.0, 1.0)[:, None] + samples[:, None] * 2.0, samples)
-    assert np.abs(stained - plain).max() < 0.35 * plain.std()
+    stained = components.transform(features + samples[:, None] * 20.0, samples)
+    assert np.abs(stained - plain).max() < 0.25 * plain.std()
+    contrast = components.transform(features * np.where(samples, 3.0, 1.0)[:, None], samples)
+    np.testing.assert_allclose(contrast[200:].std() / plain[200:].std(), 3**0.5, rtol=0.02)
     features[7] = np.nan
     missing = components.transform(features, samples)
     assert np.isnan(missing[7]).all() and np.isfinite(np.delete(missing, 7, axis=0)).all()
-    alone = ImageComponents(6, 4, per_slide=False)
+    alone = ImageComponents([6], 4, per_slide=False)
     alone.fit(features, samples)
     shifted = alone.transform(features + 1.0, samples)
     assert np.abs(shifted - alone.transform(features, samples))[:5].max() > 0.5
+
+
+def test_encoders_count_alike():
+    """However many features each of them has, and on whatever scale."""
+    rng = np.random.default_rng(0)
+    features = np.hstack([rng.normal(size=(300, 40)), 1e3 * rng.normal(size=(300, 3))]).astype(np.float32)
+    components = ImageComponents([40, 3], 8)
+    components.fit(features, np.zeros(300, dtype=int))
+    assert components.n_components == 11
+    squares = (components.transform(features, np.zeros(300, dtype=int)) ** 2).mean(0)
+    np.testing.assert_allclose(squares[:8].sum(), squares[8:].sum(), rtol=1e-2)
+    assert (components.axes[:40, 8:] == 0).all() and (components.axes[40:, :8] == 0).all()

@@ -114,10 +114,45 @@ def test_stain_features_measure_stain():
         return (hed2rgb(stain) * 255).round().astype(np.uint8)
 
     features = stain_features(np.stack([patch(0.2, 0.05), patch(0.1, 0.05), patch(0.2, 0.1)]))
-    assert features.shape == (3, 27) and features.dtype == np.float32
+    assert features.shape == (3, 59) and features.dtype == np.float32
     np.testing.assert_allclose(features[:, 3], [0.1, 0.05, 0.1], atol=0.005)  # mean haematoxylin
     np.testing.assert_allclose(features[:, 4], [0.05, 0.05, 0.1], atol=0.005)  # mean eosin
-    np.testing.assert_allclose(features[:, -2], 0.5, atol=0.01)  # pixels in nuclei
+    np.testing.assert_allclose(features[:, 25], 0.5, atol=0.01)  # pixels in nuclei
+
+
+def test_stain_features_measure_texture():
+    """Stripes run in one direction, grains in none; coarse ones are those of a later octave."""
+    rng, x = np.random.default_rng(0), np.arange(64) * np.ones((64, 1))
+    grains = rng.random((64, 64)) < 0.1
+    fine, coarse = np.sin(x * 1.6), np.sin(x * 0.4)
+
+    def patch(pattern):
+        return (200 - 60 * np.repeat(pattern[..., None], 3, axis=2)).clip(0, 255).astype(np.uint8)
+
+    contrast, skewness, direction = (
+        stain_features(np.stack([patch(one) for one in (grains, fine, coarse)]))[:, 27:42]
+        .reshape(3, 5, 3)
+        .transpose(2, 0, 1)
+    )
+    assert (direction[1:, 0] > 0.95).all() and direction[0, 0] < 0.3
+    assert skewness[0, 0] > 1 > abs(skewness[1, 0])
+    assert contrast[1].argmax() < contrast[2].argmax()
+
+
+def test_features_of_several_encoders_side_by_side(tissue):
+    pp.image_features(tissue, encoder="stain", key_added="stain", silent=True)
+    pp.image_features(tissue, encoder=mean_colour, key_added="colour", silent=True)
+    pp.image_features(tissue, encoder=(mean_colour, "stain"), silent=True)
+    np.testing.assert_array_equal(tissue.obsm["X_image"], np.hstack([tissue.obsm["colour"], tissue.obsm["stain"]]))
+    described = tissue.uns["X_image"]
+    assert described["encoder"] == "mean_colour+stain" and described["n_features"] == 62
+    np.testing.assert_array_equal(described["blocks"], [3, 59])
+    with pytest.raises(ValueError, match="other weights"):  # of the second one
+        check_encoder(described, described | {"probe": described["probe"] + np.eye(1, 19, 5)[0]}, "X_image")
+    for wrong, message in (((), "empty sequence"), (("stain", "stain"), "must differ")):
+        with pytest.raises(ValueError, match=message):
+            get_encoder(wrong)
+    assert get_encoder(["stain"]).name == "stain"
 
 
 def test_efficientnet_lite0():

@@ -295,7 +295,7 @@ class TestErrors:
 
     def test_scheme(self, slide):
         with pytest.raises(
-            ValueError, match="unknown scheme 'row'; available: 'entry', 'spot', 'block', 'sample', 'thinning'"
+            ValueError, match="scheme must be one of 'entry', 'spot', 'block', 'sample', 'thinning', got 'row'"
         ):
             pp.hold_out(slide, scheme="row")
 

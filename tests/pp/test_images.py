@@ -250,10 +250,10 @@ def test_written_and_read(slides, tmp_path):
     pp.image_patches(adata, sample_key="sample", size=16, key_added="patches", silent=True)
     adata.write_h5ad(tmp_path / "a.h5ad")
     read = ad.read_h5ad(tmp_path / "a.h5ad")
-    assert adata.obsm["X_image"].shape == (90, 8, 27)
+    assert adata.obsm["X_image"].shape == (90, 8, 59)
     for key in ("X_image", "patches"):
         np.testing.assert_array_equal(read.obsm[key], adata.obsm[key])
-    assert read.uns["X_image"]["encoder"] == "stain" and read.uns["X_image"]["n_features"] == 27
+    assert read.uns["X_image"]["encoder"] == "stain" and read.uns["X_image"]["n_features"] == 59
     np.testing.assert_array_equal(read.uns["X_image"]["on_tissue"], [1, 1])
 
 

@@ -57,7 +57,7 @@ def test_thinned_entries_stay_observed(slide):
 
 
 def test_errors(slide):
-    with pytest.raises(ValueError, match="unknown method 'some'; available: 'nonzero', 'held_out', 'all'"):
+    with pytest.raises(ValueError, match="method must be one of 'nonzero', 'held_out', 'all', got 'some'"):
         pp.observed_mask(slide, method="some")
     with pytest.raises(KeyError, match="'held_out' not found in adata.layers; available: 'rate'; .*pp.hold_out"):
         pp.observed_mask(slide, method="held_out")

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from scvi.train import SaveCheckpoint
 
 from lgdist_scvi import LGDiST
@@ -53,6 +53,11 @@ REFUSED = [
     ({"callbacks": [3]}, TypeError, "callbacks of Lightning, got int"),
     ({"logger": "csv"}, TypeError, "logger of Lightning, True or False, got str"),
     ({"early_stopping_monitor": "elbo_validation"}, ValueError, "one of 'train_loss'.*got 'elbo_validation'"),
+    (
+        {"callbacks": EarlyStopping("elbo_validation")},
+        ValueError,
+        "monitor of EarlyStopping must be one of 'train_loss', .*got 'elbo_validation'",
+    ),
     ({"check_val_every_n_epoch": 0}, ValueError, "check_val_every_n_epoch must be a whole number"),
     ({"limit_train_batches": 0}, ValueError, "nothing to train on"),
     ({"limit_val_batches": 0}, ValueError, "no loss to stop by; pass early_stopping=False"),

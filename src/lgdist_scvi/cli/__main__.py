@@ -15,17 +15,12 @@ _OK, _USER_ERROR, _INTERRUPTED = 0, 1, 130  # argparse exits with 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command.
-
-    Parameters
-    ----------
-    argv
-        Command and options; ``None``: those of the process.
+    """Run a command, of `argv` or else of the process.
 
     Returns
     -------
-    Exit code: 0, 1 for input that cannot be used (with one sentence on the standard error), 130 if interrupted. Unknown options
-    exit with 2.
+    Exit code: 0, 1 for input that cannot be used (with one sentence on the standard error), 130 if interrupted. Unknown
+    options exit with 2.
     """
     parser = _parser()
     arguments = parser.parse_args(argv)
@@ -41,10 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except _steps.UserError as error:
             print(f"Error: {_in_options(str(error), arguments)}", file=sys.stderr)
             return _USER_ERROR
-        except (
-            KeyboardInterrupt,
-            UserWarning,
-        ):  # of the warnings, only that of an interrupted training is an error here
+        except (KeyboardInterrupt, UserWarning):  # of warnings, only that of an interrupted training is an error here
             print("\nInterrupted.", file=sys.stderr)
             return _INTERRUPTED
     minutes, seconds = divmod(round(time.perf_counter() - start), 60)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lgdist_scvi import datasets, pl
-from lgdist_scvi.cli._evaluate import TABLES, score
+from lgdist_scvi import LGDiST, datasets, pl
+from lgdist_scvi.cli._evaluate import TABLES, Evaluation, score
 from lgdist_scvi.cli._steps import (
     check_output,
     check_writable,
@@ -26,7 +27,14 @@ if TYPE_CHECKING:
 
 _SIMULATED = {"n_spots": 1000, "n_genes": 300}
 _COMPLETED = "completed.h5ad"
-_FIGURES = ("completion.png", "training.png", "scores.png", "held_out.png")
+_FIGURES: dict[str, Callable[[LGDiST, Evaluation], Figure]] = {
+    "completion.png": lambda model, _: pl.completion(model.adata),
+    "training.png": lambda model, _: pl.training_history(model),
+    "scores.png": lambda _, evaluation: pl.scores(evaluation.table, ("d2", "pcc_gene"), highlight="LGDiST"),
+    "held_out.png": lambda _, evaluation: pl.held_out(
+        evaluation.measured, evaluation.captured, evaluation.measured > 0, title="captured in the hidden half"
+    ),
+}
 
 
 def demo(arguments: argparse.Namespace) -> str:
@@ -54,18 +62,8 @@ def demo(arguments: argparse.Namespace) -> str:
     files.append(write(folder / _COMPLETED, lambda file: adata.write_h5ad(file, compression="gzip")))
 
     say("Drawing figures.")
-    measured, captured = evaluation.measured, evaluation.captured
-    for name, draw in zip(
-        _FIGURES,
-        (
-            lambda: pl.completion(adata),
-            lambda: pl.training_history(model),
-            lambda: pl.scores(evaluation.table, ("d2", "pcc_gene"), highlight="LGDiST"),
-            lambda: pl.held_out(measured, captured, measured > 0, title="captured in the hidden half"),
-        ),
-        strict=True,
-    ):
-        files += _draw(folder / name, draw)
+    for name, draw in _FIGURES.items():
+        files += _draw(folder / name, partial(draw, model, evaluation))
     return f"{folder} holds {', '.join(file.name for file in files)}."
 
 

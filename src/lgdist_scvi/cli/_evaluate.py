@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from scipy import sparse
 
 from lgdist_scvi import metrics, pp
 from lgdist_scvi._units import from_cp10k, library_size, log1p_cp10k, to_cp10k
 from lgdist_scvi.cli._steps import check_output, choose, read, refused, say, set_up, write
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 BASELINES = {
     "Poisson NMF": "poisson_nmf",

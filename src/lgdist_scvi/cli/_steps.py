@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
 from scipy import sparse
 
 from lgdist_scvi import LGDiST, datasets, pp
+from lgdist_scvi._checks import mapping
 from lgdist_scvi._units import library_size
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 _FEWEST_COUNTS = 200  # of a spot; a tenth of the median where that is less
 
@@ -80,8 +79,7 @@ def read(arguments: argparse.Namespace) -> AnnData:
         adata.X = adata.layers[arguments.layer]
     if arguments.sample_key is not None and adata.obs[arguments.sample_key].nunique() < 2:
         arguments.sample_key = None
-    record = adata.uns.get("completed")
-    if "completed" in adata.layers and not (isinstance(record, Mapping) and "provenance" in record):
+    if "completed" in adata.layers and "provenance" not in mapping(adata.uns.get("completed")):
         raise ValueError("adata.layers['completed'] would be written over; rename it first")
     return adata
 

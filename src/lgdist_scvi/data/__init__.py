@@ -17,6 +17,7 @@ from lgdist_scvi.data._images import (
     ImageField,
     ImageManager,
     OptionalCountsField,
+    OptionalImageField,
     OptionalLibraryField,
     OptionalMaskField,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "NeighborhoodManager",
     "ObspField",
     "OptionalCountsField",
+    "OptionalImageField",
     "OptionalLibraryField",
     "OptionalMaskField",
     "PatchField",

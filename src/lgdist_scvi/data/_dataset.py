@@ -6,10 +6,11 @@ import copy
 import hashlib
 from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from scipy import sparse
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 from scvi.data import AnnDataManager, AnnTorchDataset
@@ -21,9 +22,6 @@ from lgdist_scvi._checks import list_names, require_key
 from lgdist_scvi._units import library_size
 from lgdist_scvi.data._graph import nearest, reach_further, spot_pitch
 
-if TYPE_CHECKING:
-    from anndata import AnnData
-
 _BLOCK = 2048  # spots
 # fields that are read and checked in a way of their own; any other one flows into the batch as it is
 _KNOWN_FIELDS = (keys.COUNTS, keys.MASK, keys.GRAPH, keys.COORDINATES, keys.SAMPLE, keys.LIBRARY)
@@ -32,10 +30,8 @@ _KNOWN_FIELDS = (keys.COUNTS, keys.MASK, keys.GRAPH, keys.COORDINATES, keys.SAMP
 class NeighborhoodManager(AnnDataManager):
     """An :class:`~scvi.data.AnnDataManager` whose batches carry the neighbours of their spots.
 
-    Attributes
-    ----------
-    fingerprint
-        Hash of the data when they were registered by `setup_anndata`; ``None`` of other data that a model is asked about.
+    `fingerprint` is the hash of the data when they were registered by `setup_anndata`; ``None`` of other data that a
+    model is asked about.
     """
 
     fingerprint: str | None = None
@@ -46,13 +42,8 @@ class NeighborhoodManager(AnnDataManager):
     def create_torch_dataset(self, indices=None, data_and_attributes=None, load_sparse_tensor=False):
         """Create a :class:`NeighborhoodDataset`, restricted to `indices` if given.
 
-        `data_and_attributes` and `load_sparse_tensor` are part of scvi-tools' signature; a neighbourhood is always
-        loaded whole and dense.
-
-        Raises
-        ------
-        ValueError
-            If the data are not those that were registered.
+        The other arguments are part of scvi-tools' signature; a neighbourhood is always loaded whole and dense. Data
+        that are not those that were registered are refused (ValueError).
         """
         try:
             dataset = self._read()
@@ -64,8 +55,8 @@ class NeighborhoodManager(AnnDataManager):
             ) from error
         if self.fingerprint not in (None, dataset.fingerprint):
             raise ValueError(
-                "adata was changed after setup_anndata: its spots, counts, mask, library sizes, slides, graph or coordinates are others "
-                "now; restore them, call setup_anndata again and train a new model, or pass a copy as adata to ask about it as new data"
+                "adata was changed after setup_anndata: its spots, counts, mask, library sizes, image features, slides, graph or coordinates "
+                "are others now; restore them, call setup_anndata again and train a new model, or pass a copy as adata to ask about it as new data"
             )
         return dataset.create_torch_dataset(indices)
 
@@ -85,26 +76,20 @@ def registered_anndata(adata_manager: AnnDataManager) -> AnnData:
 class NeighborhoodDataset(AnnTorchDataset):
     """Spots and their neighbours.
 
-    Counts stay sparse; a batch gathers the rows of its spots and, once each, of their neighbours. Neighbours that tell nothing
-    (`informative`: here those of which nothing is observed) are dropped. If none is left, the nearest informative spots along the
-    graph replace them. A spot that is not informative itself, in a connected component without any that is, falls back to the
-    nearest informative spots of its slide. Isolated informative spots keep an empty neighbourhood.
-
-    Parameters
-    ----------
-    adata_manager
-        Manager with registered data.
+    Counts stay sparse; a batch gathers the rows of its spots and, once each, of their neighbours. Neighbours that tell
+    nothing (`informative`: here those of which nothing is observed) are dropped. If none is left, the nearest
+    informative spots along the graph replace them. A spot that is not informative itself, in a connected component
+    without any that is, falls back to the nearest informative spots of its slide. Isolated informative spots keep an
+    empty neighbourhood.
 
     Attributes
     ----------
     fields
-        Further fields by name, (n_obs, ...) each: those registered, and those that :meth:`with_fields` adds. A batch holds their
-        rows under the name, and those of the neighbours under ``"neighbor_" + name``.
+        Further fields by name, (n_obs, ...) each: those registered, and those that :meth:`with_fields` adds. A batch
+        holds their rows under the name, and those of the neighbours under ``"neighbor_" + name``.
 
-    Raises
-    ------
-    ValueError
-        If registered genes are gone, or nothing at all is observed of a slide, so that nothing predicts its spots.
+    Raises ValueError if registered genes are gone, or nothing at all is observed of a slide, so that nothing predicts
+    its spots.
     """
 
     def __init__(self, adata_manager: AnnDataManager):
@@ -147,7 +132,9 @@ class NeighborhoodDataset(AnnTorchDataset):
 
     def _field(self, name: str) -> Any:
         """A registered field: an array or a sparse matrix, (n_obs, ...)."""
-        field = self.adata_manager.data_registry[name]
+        field, state = self.adata_manager.data_registry[name], self.adata_manager.get_state_registry(name)
+        if state.get("absent"):  # other data may lack it
+            return np.full((self.adata.n_obs, state["n_features"]), np.nan, dtype=np.float32)
         if field.attr_key is not None:
             require_key(getattr(self.adata, field.attr_name), field.attr_key, f"adata.{field.attr_name}")
         values = self.adata_manager.get_from_registry(name)
@@ -187,6 +174,13 @@ class NeighborhoodDataset(AnnTorchDataset):
         other.has_content = self.has_content.copy()
         other.has_content[spots] = False
         other._set_neighbors()
+        return other
+
+    def with_library(self, library: np.ndarray) -> NeighborhoodDataset:
+        """The same data with other library sizes, (n_obs,): what is predicted is for these."""
+        other = copy.copy(self)
+        other.__dict__.pop("fingerprint", None)
+        other.library = np.asarray(library, dtype=np.float64)
         return other
 
     def with_fields(self, **fields: np.ndarray | None) -> NeighborhoodDataset:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from scvi.data.fields import BaseAnnDataField, BaseMuDataWrapperClass
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi._anndata import get_coordinates, get_counts, get_graph, get_library, get_mask, get_samples, in_memory
-from lgdist_scvi._checks import check_has_spots, check_unique_names, list_names, require_key
+from lgdist_scvi._checks import check_has_spots, check_unique_names, list_names, mapping, require_key
 from lgdist_scvi._slides import find_sample_key
 
 
@@ -119,8 +118,8 @@ class MaskField(_Field):
 class _OnSlides(_Field):
     """A field that must be right on each slide.
 
-    The slide column is part of the registered state: `sample_key` of the registration, and for other data, of which nothing was
-    named, what :func:`~lgdist_scvi._slides.find_sample_key` is sure of.
+    The slide column is part of the registered state: `sample_key` of the registration, and for other data, of which
+    nothing was named, what :func:`~lgdist_scvi._slides.find_sample_key` is sure of.
     """
 
     def __init__(self, registry_key: str, attr_name: str, attr_key: str, sample_key: str | None, spatial_key: str):
@@ -186,8 +185,8 @@ class ObspField(_OnSlides):
         return super().transfer_field(state_registry, adata_target) | self._size(adata_target)
 
     def _size(self, adata: AnnData) -> dict:
-        built = adata.uns.get(f"{self.attr_key.removesuffix('_connectivities')}_neighbors", {})
-        n_neighbors = built.get("params", {}).get("n_neighbors") if isinstance(built, Mapping) else None
+        built = mapping(adata.uns.get(f"{self.attr_key.removesuffix('_connectivities')}_neighbors"))
+        n_neighbors = mapping(built.get("params")).get("n_neighbors")
         return {"n_edges": int(get_graph(adata, self.attr_key).nnz), "n_neighbors": n_neighbors}
 
     def get_summary_stats(self, state_registry: dict) -> dict:

@@ -13,21 +13,11 @@ _SAME = 1e-6  # relative difference of distances that are the same
 
 
 def surroundings(graph: sparse.csr_matrix, coordinates: np.ndarray, n_around: int = N_AROUND) -> sparse.csr_matrix:
-    """Weights of the nearest spots of the same piece of tissue, falling with the distance.
+    """Weights of the `n_around` nearest spots of the same piece of tissue, falling with the distance, (n_obs, n_obs).
 
-    Parameters
-    ----------
-    graph
-        Neighbourhood graph, (n_obs, n_obs); its connected components are the pieces.
-    coordinates
-        (n_obs, n_dimensions).
-    n_around
-        Number of spots around each.
-
-    Returns
-    -------
-    (n_obs, n_obs), with at most `n_around` weights in each row: Gaussian, with half the distance of the last of these spots as
-    standard deviation. None of a spot for itself. Of spots at one distance, as on a grid, there are all or none.
+    Pieces are connected components of the graph. Weights are Gaussian, with half the distance of the last of these
+    spots as standard deviation. None of a spot for itself. Of spots at one distance, as on a grid, there are all or
+    none.
     """
     n_obs = len(coordinates)
     _, piece = connected_components(graph, directed=False)

@@ -28,19 +28,37 @@ class ImageField(_Field):
         self._features(adata)
 
     def register_field(self, adata: AnnData) -> dict:
-        record = adata.uns.get(self.attr_key)  # features made elsewhere have none
-        encoder = dict(record) if isinstance(record, Mapping) and "probe" in record else None
-        return super().register_field(adata) | {"n_features": self._features(adata).shape[1], "encoder": encoder}
+        if not np.isfinite(self._features(adata)).any():
+            raise ValueError(f"adata.obsm[{self.attr_key!r}] holds no feature of any spot: every row is NaN")
+        return self._state(adata)
 
     def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: Any) -> dict:
-        state, trained_on = self.register_field(adata_target), state_registry["n_features"]
-        if state["n_features"] != trained_on:
+        return self._compared(state_registry, self.register_field(adata_target))
+
+    def _state(self, adata: AnnData) -> dict:
+        record = adata.uns.get(self.attr_key)  # features made elsewhere have none
+        record = dict(record) if isinstance(record, Mapping) else {}
+        encoder = record if "probe" in record else None
+        n_features = self._features(adata).shape[1]
+        blocks = [
+            int(size) for size in record.get("blocks", (n_features,))
+        ]  # features side by side, of several encoders
+        if sum(blocks) != n_features or min(blocks) < 1:
             raise ValueError(
-                f"adata.obsm[{self.attr_key!r}] has {state['n_features']:,} features, and the model was trained on {trained_on:,}; "
-                "make them with the encoder of the training"
+                f"adata.uns[{self.attr_key!r}]['blocks'] says {blocks} features, and adata.obsm[{self.attr_key!r}] has {n_features:,}; "
+                "correct or delete it"
             )
-        if state["encoder"] is not None and state_registry["encoder"] is not None:
-            check_encoder(state_registry["encoder"], state["encoder"], self.attr_key)
+        return super().register_field(adata) | {"n_features": n_features, "blocks": blocks, "encoder": encoder}
+
+    def _compared(self, trained: dict, state: dict) -> dict:
+        """The state of other data, if their features are such as those of the training."""
+        if state["n_features"] != trained["n_features"]:
+            raise ValueError(
+                f"adata.obsm[{self.attr_key!r}] has {state['n_features']:,} features, and the model was trained on "
+                f"{trained['n_features']:,}; make them with the encoder of the training"
+            )
+        if state["encoder"] is not None and trained["encoder"] is not None:
+            check_encoder(trained["encoder"], state["encoder"], self.attr_key)
         return state
 
     def _features(self, adata: AnnData) -> np.ndarray:
@@ -55,9 +73,16 @@ class ImageField(_Field):
             raise ValueError(
                 f"{n_bad:,} rows of {where} hold NaN or infinite features beside finite ones; a spot without an image has a row of NaN"
             )
-        if missing.all():
-            raise ValueError(f"{where} holds no feature of any spot: every row is NaN")
         return values
+
+
+class OptionalImageField(ImageField):
+    """Image features, in training; other data may lack them, of some spots or of all."""
+
+    def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: Any) -> dict:
+        if self.attr_key in adata_target.obsm:
+            return self._compared(state_registry, self._state(adata_target))
+        return {**state_registry, "absent": True}
 
 
 class OptionalCountsField(CountsField):

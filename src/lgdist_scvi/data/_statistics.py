@@ -36,7 +36,8 @@ class GeneStatistics:
     signal
         Share of each score's variance that is not noise, float32, (n_components,).
     some_spots
-        Counts, 1 where they may be looked at, (n, n_genes) each, and library sizes, (n, 1), of some spots, dense float32.
+        Counts, 1 where they may be looked at, (n, n_genes) each, and library sizes, (n, 1), of some spots, dense
+        float32.
     """
 
     rate: np.ndarray
@@ -71,18 +72,9 @@ def gene_statistics(
 ) -> GeneStatistics:
     """Summarise the observed entries of a data set that are not held out.
 
-    Parameters
-    ----------
-    dataset
-        The data.
-    set_aside
-        Output of :func:`set_aside_patterns`.
-    counted_among
-        Entries in whose libraries the counts of known ones are a share; see :class:`~lgdist_scvi.module.likelihood.Likelihood`.
-    compositional
-        Whether the genes make up the library, so that their rates sum to 1.
-    n_components
-        Number of principal axes.
+    `set_aside` are the :func:`set_aside_patterns`. `counted_among` gives the entries in whose libraries the counts of
+    known ones are a share; see :class:`~lgdist_scvi.module.likelihood.Likelihood`. With `compositional` the genes make
+    up the library, so that rates sum to 1.
     """
     n_genes = set_aside.shape[1]
     counts_sum, library_sum, n_known, value_sum, square_sum = np.zeros((5, n_genes))

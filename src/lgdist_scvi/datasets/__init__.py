@@ -1,7 +1,5 @@
 """Simulated tissue with known rates, and loaders of real slides."""
 
-from __future__ import annotations
-
 from lgdist_scvi.datasets._read import read
 from lgdist_scvi.datasets._simulated import simulated_visium
 

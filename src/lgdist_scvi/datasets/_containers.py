@@ -6,32 +6,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from anndata import AnnData
 
-from lgdist_scvi._checks import list_names
+from lgdist_scvi._checks import list_names, needs
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from mudata import MuData
 
 
 def from_mudata(mdata: MuData, where: str, spatial_key: str, modality: str | None) -> AnnData:
-    """Take a modality; coordinates that only the whole holds go with it.
+    """Take a modality, the only one if none is named; coordinates that only the whole holds go with it.
 
-    Parameters
-    ----------
-    mdata
-        Multimodal data. Not modified, but for its modality's coordinates.
-    where
-        Its name, for messages.
-    spatial_key
-        Key of `obsm` with the coordinates.
-    modality
-        Name of the modality; ``None``: the only one.
+    `mdata`, called `where` in messages, is not modified.
 
-    Raises
-    ------
-    KeyError
-        If there is no such modality, or several and none is named.
+    Raises KeyError if there is no such modality, or several and none is named.
     """
     adata = mdata.mod[_choose("modality", "modalities", list(mdata.mod), modality, where)]
     if spatial_key not in adata.obsm and spatial_key in mdata.obsm:
@@ -41,23 +29,12 @@ def from_mudata(mdata: MuData, where: str, spatial_key: str, modality: str | Non
 
 
 def from_spatialdata(sdata: Any, where: str, spatial_key: str, table: str | None) -> AnnData:
-    """Take a table, with the centroids of what it annotates where it has no coordinates.
+    """Take a table, the only one if none is named, with the centroids of what it annotates if it has no coordinates.
 
-    Parameters
-    ----------
-    sdata
-        Spatial data. Not modified.
-    where
-        Its name, for messages.
-    spatial_key
-        Key of `obsm` with the coordinates.
-    table
-        Name of the table; ``None``: the only one.
+    `sdata`, called `where` in messages, is not modified.
 
-    Raises
-    ------
-    KeyError
-        If there is no such table, several and none is named, or one without coordinates annotates nothing that is there.
+    Raises KeyError if there is no such table, several and none is named, or one without coordinates annotates nothing
+    that is there.
     """
     name = _choose("table", "tables", list(sdata.tables), table, where)
     adata = sdata.tables[name]
@@ -75,19 +52,9 @@ def from_spatialdata(sdata: Any, where: str, spatial_key: str, table: str | None
 
 
 def read_spatialdata(path: Path) -> Any:
-    """Read a SpatialData store.
-
-    Raises
-    ------
-    ImportError
-        If spatialdata is not installed.
-    """
-    try:
+    """Read a SpatialData store (ImportError if spatialdata is not installed)."""
+    with needs(f"{path.name!r} is a SpatialData store, which spatialdata reads; pip install spatialdata"):
         import spatialdata
-    except ImportError as error:
-        raise ImportError(
-            f"{path.name!r} is a SpatialData store, which spatialdata reads; pip install spatialdata"
-        ) from error
     return spatialdata.read_zarr(path)
 
 

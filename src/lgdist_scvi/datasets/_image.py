@@ -24,18 +24,13 @@ _NUCLEUS, _CYTOPLASM = 0.75, 0.22  # units of stain
 def appearance(domains: np.ndarray, programmes: np.ndarray, n_domains: int) -> dict[str, np.ndarray]:
     """Say how the tissue of each spot looks: by its domain, the same in all slides, and by two gene programmes.
 
-    Parameters
-    ----------
-    domains
-        0, 1, ..., (n_spots,).
-    programmes
-        Scores of unit variance, (n_spots, 2) or more columns: the first makes cells denser, the second makes stroma redder.
-    n_domains
-        Number of domains.
+    Of `programmes`, scores of unit variance, (n_spots, 2) or more columns, the first makes cells denser, the second
+    makes stroma redder.
 
     Returns
     -------
-    `density` (nuclei in the square of a pitch), `radius` of nuclei (micrometres) and `eosin` (units of stain), (n_spots,) each.
+    `density` (nuclei in the square of a pitch), `radius` of nuclei (micrometres) and `eosin` (units of stain),
+    (n_spots,) each.
     """
     rank = np.arange(n_domains) / max(1, n_domains - 1)
     density = _DENSITY[0] * (_DENSITY[1] / _DENSITY[0]) ** rank
@@ -53,16 +48,8 @@ def library(
 ) -> dict[str, Any]:
     """Paint a tissue section the way Space Ranger stores it: images, and scale factors from full-resolution pixels.
 
-    Parameters
-    ----------
-    xy
-        Pixels of spots, (n_spots, 2).
-    domains
-        0, 1, ..., (n_spots,).
-    looks
-        What :func:`appearance` says, for an image with nuclei of about two megapixels; ``None``: a small one, flat in each domain.
-    rng
-        Source of what is random.
+    Spots have pixels `xy`, (n_spots, 2), and domains, (n_spots,). `looks`, what :func:`appearance` says, asks for an
+    image with nuclei of about two megapixels; ``None`` for a small one, flat in each domain.
     """
     extent = xy.max(axis=0) + 1.5 * PITCH
     scale = _FLAT / extent.max() if looks is None else min(1.0, np.sqrt(_PIXELS / extent.prod()))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from anndata import AnnData
 
 from lgdist_scvi._anndata import get_coordinates, get_counts
 from lgdist_scvi._checks import list_names
@@ -13,7 +16,6 @@ from lgdist_scvi.datasets._containers import from_mudata, from_spatialdata, read
 from lgdist_scvi.datasets._space_ranger import read_space_ranger
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from mudata import MuData
     from spatialdata import SpatialData
 
@@ -88,7 +90,6 @@ def read(
         duplicated = adata.var_names[adata.var_names.duplicated()].unique()
         warnings.warn(
             f"{len(duplicated):,} gene names occur more than once ({list_names(duplicated)}); they get a suffix",
-            UserWarning,
             stacklevel=2,
         )
         adata.var_names_make_unique()
@@ -138,11 +139,8 @@ def _read(path: Any, spatial_key: str, **options: Any) -> AnnData:
         return (from_mudata if kind == "MuData" else from_spatialdata)(path, kind, spatial_key, chosen).copy()
     path = Path(path)
     if kind == "Space Ranger":
-        return (
-            read_space_ranger(path.parent, path.name, chosen)
-            if path.is_file()
-            else read_space_ranger(path, None, chosen)
-        )
+        folder, counts_file = (path.parent, path.name) if path.is_file() else (path, None)
+        return read_space_ranger(folder, counts_file, chosen)
     if kind == "SpatialData":
         return from_spatialdata(read_spatialdata(path), path.name, spatial_key, chosen)
     if kind == "MuData":
@@ -159,11 +157,8 @@ def _take_raw_counts(adata: AnnData) -> None:
     """Let `X` be the counts of `adata.raw`, if it holds none itself."""
     if adata.raw is None or adata.X is None:
         return
-    try:
+    with suppress(ValueError):
         get_counts(adata)
-    except ValueError:
-        pass
-    else:
         return
     raw = adata.raw.to_adata()
     if raw.var_names.equals(adata.var_names):
@@ -178,7 +173,6 @@ def _take_raw_counts(adata: AnnData) -> None:
         return
     warnings.warn(
         "adata.X holds no counts, adata.raw does: X is now the counts, and layers['X'] what X was",
-        UserWarning,
         stacklevel=3,
     )
     adata.layers["X"], adata.X = adata.X, adata_counts

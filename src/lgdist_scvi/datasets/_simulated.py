@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from scipy import sparse
 
 from lgdist_scvi._checks import check_positive_int
 from lgdist_scvi.datasets._image import PITCH, appearance, library
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 _N_PROGRAMMES = 5
 _N_CELL_STATES = 3
@@ -75,14 +71,8 @@ def simulated_visium(
     ValueError
         If a number is not a whole number of at least 1, or there are more slides than spots.
     """
-    from anndata import AnnData
-
-    for name, value in (
-        ("n_spots", n_spots),
-        ("n_genes", n_genes),
-        ("n_samples", n_samples),
-        ("n_domains", n_domains),
-    ):
+    numbers = {"n_spots": n_spots, "n_genes": n_genes, "n_samples": n_samples, "n_domains": n_domains}
+    for name, value in numbers.items():
         check_positive_int(value, name)
     if n_samples > n_spots:
         raise ValueError(f"n_samples={n_samples} slides need at least as many spots, got n_spots={n_spots}")

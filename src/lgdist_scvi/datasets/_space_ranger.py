@@ -6,15 +6,13 @@ import json
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
-from lgdist_scvi._checks import list_names
-
-if TYPE_CHECKING:
-    from anndata import AnnData
+from lgdist_scvi._checks import list_names, needs
 
 _COUNTS_FILES = ("filtered_feature_bc_matrix.h5", "raw_feature_bc_matrix.h5")
 _POSITIONS_FILES = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
@@ -23,7 +21,10 @@ _BINS = re.compile(r"square_0*(\d+)um")
 
 
 def read_space_ranger(folder: Path, counts_file: str | None, bin_size: int | None) -> AnnData:
-    """Read a slide.
+    """Read a slide: counts in `X`, pixels of the full image, (x, y), in ``obsm["spatial"]``, images in `uns`.
+
+    `in_tissue`, `array_row` and `array_col` are in `obs`, what there is of images and scale factors in
+    ``uns["spatial"]``.
 
     Parameters
     ----------
@@ -33,11 +34,6 @@ def read_space_ranger(folder: Path, counts_file: str | None, bin_size: int | Non
         Name of the count matrix; ``None``: the filtered one, or where there is none the raw one.
     bin_size
         Width of Visium HD bins in micrometres; ``None``: the only ones.
-
-    Returns
-    -------
-    Counts in `X`, (x, y) in pixels of the full image in ``obsm["spatial"]``, `in_tissue`, `array_row` and `array_col` in `obs`,
-    images and scale factors (if they are there) in ``uns["spatial"]``.
 
     Raises
     ------
@@ -106,12 +102,8 @@ def _with_counts(folder: Path, bin_size: int | None) -> Path:
 def _positions(file: Path) -> pd.DataFrame:
     """Read where each barcode lies, in the columns of `_POSITIONS`."""
     if file.suffix == ".parquet":
-        try:
+        with needs(f"{file.name!r}, the positions of Visium HD bins, needs pyarrow; pip install pyarrow"):
             table = pd.read_parquet(file)
-        except ImportError as error:
-            raise ImportError(
-                f"{file.name!r}, the positions of Visium HD bins, needs pyarrow; pip install pyarrow"
-            ) from error
     else:
         with file.open() as lines:
             has_header = lines.readline().lower().startswith("barcode")
@@ -149,6 +141,6 @@ def _only_tissue(adata: AnnData, is_hd: bool) -> AnnData:
         parts.append((on_tissue & (np.asarray(adata.X.sum(axis=1)).ravel() == 0), "bins without counts"))
     for leave, what in parts:
         if leave.any():
-            warnings.warn(f"{int(leave.sum()):,} of {adata.n_obs:,} {what} are left out", UserWarning, stacklevel=5)
+            warnings.warn(f"{int(leave.sum()):,} of {adata.n_obs:,} {what} are left out", stacklevel=5)
     leave = np.logical_or.reduce([part for part, _ in parts])
     return adata[~leave].copy() if leave.any() else adata

@@ -1,7 +1,5 @@
 """From a module's output to numbers with an error; knows no AnnData and no model."""
 
-from __future__ import annotations
-
 from lgdist_scvi.inference._calibration import Calibration, fit_calibration, fit_noise
 from lgdist_scvi.inference._conformal import (
     LEVELS,

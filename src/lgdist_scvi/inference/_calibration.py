@@ -28,12 +28,7 @@ _PRIOR_ERROR, _SMALLEST_RATIO = 2.0, 0.5  # of the ratio of variances
 class KindCalibration:
     """Calibration of one kind of entry.
 
-    Attributes
-    ----------
-    std_factor
-        Factor of the standard deviation.
-    intervals
-        ``None`` where those of hidden entries hold.
+    A factor of the standard deviation, and intervals, ``None`` where those of hidden entries hold.
     """
 
     std_factor: float

@@ -25,24 +25,19 @@ def expression_strata(rate: np.ndarray) -> np.ndarray:
 
 
 def nested_strata(rate: np.ndarray, signal: np.ndarray, gene: np.ndarray) -> np.ndarray:
-    """Parts of the thirds by mean expression, as fine as the entries that calibrate allow.
+    """Parts of the thirds by mean expression, as fine as the entries that calibrate allow: 0, 1, ..., (n_genes,).
 
-    Genes of like expression differ in how far out their values lie: each third is cut into those with more and with less signal
-    than the genes next to them in expression, and these by expression. Parts hold about equal numbers of the entries that
-    calibrate, 250 or more, not of genes: captured values are mostly of a few genes with high expression, which differ from each other.
+    Genes of like expression differ in how far out their values lie: each third is cut into those with more and with
+    less signal than the genes next to them in expression, and these by expression. Parts hold about equal numbers of
+    the entries that calibrate, 250 or more, not of genes: captured values are mostly of a few genes with high
+    expression, which differ from each other.
 
     Parameters
     ----------
-    rate
-        Mean expression of the genes, (n_genes,).
-    signal
-        How much predictions of each gene differ between spots, (n_genes,).
+    rate, signal
+        Mean expression of the genes, and how much predictions of each differ between spots, (n_genes,).
     gene
         Of each entry that calibrates, (n,).
-
-    Returns
-    -------
-    Stratum (0, 1, ...) of each gene, (n_genes,).
     """
     third, n_entries = expression_strata(rate), np.bincount(gene, minlength=len(rate))
     stratum, n_strata = np.zeros_like(third), 0
@@ -78,25 +73,14 @@ def _cut(n_entries: np.ndarray, enough: float) -> np.ndarray:
 
 
 def conformal_quantiles(score: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Smallest score that covers a new entry with the probability asked for (Vovk et al. 2005).
+    """Smallest score that covers a new entry with the probabilities asked for (Vovk et al. 2005).
 
-    Parameters
-    ----------
-    score
-        Scores of entries that are exchangeable with it, (n,).
-    levels
-        Between 0 and 1.
-
-    Returns
-    -------
-    The ``ceil((n + 1) level)``-th smallest score; a bound beyond any where there are too few entries for the level.
+    From scores of entries that are exchangeable with it, (n,): the ``ceil((n + 1) level)``-th smallest; a bound beyond
+    any where there are too few entries for the level.
     """
-    n = len(score)
-    if n == 0:
-        return np.where(np.asarray(levels) > 0, _UNBOUNDED, 0.0)
     # rounding must not turn a whole number into the next one
-    position = np.ceil((n + 1) * np.asarray(levels) - 1e-9).astype(int) - 1
-    return np.where(position < n, np.sort(score)[np.clip(position, 0, n - 1)], _UNBOUNDED)
+    levels = np.maximum(np.asarray(levels) - 1e-9 / (len(score) + 1), 0.0)
+    return np.quantile(np.append(score, _UNBOUNDED), levels, method="inverted_cdf")
 
 
 def _thresholds(score: np.ndarray, stratum: np.ndarray, n_strata: int) -> np.ndarray:
@@ -130,14 +114,9 @@ class Intervals:
 
 
 def fit_intervals(scores: Scores, rate: np.ndarray, signal: np.ndarray) -> Intervals:
-    """Calibrate intervals of all levels from one set of entries.
+    """Calibrate intervals of all levels from scores of entries that training never fitted.
 
-    Parameters
-    ----------
-    scores
-        Of entries that training never fitted.
-    rate, signal
-        As in :func:`nested_strata`.
+    `rate` and `signal` are as in :func:`nested_strata`.
     """
     third = expression_strata(rate)
     result = Intervals({}, {}, {}, {})

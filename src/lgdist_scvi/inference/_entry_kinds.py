@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi.inference._holes import holes
@@ -21,7 +22,7 @@ N_NOISE_SAMPLES = 8
 _N_SPOTS, _N_WHOLE_SPOTS, _N_NOISE_SPOTS = 4096, 512, 512  # that calibrate, chosen at random
 _N_SPLITS = 2  # of the molecules of visible counts, each drawn anew
 
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, Tensor]
 
 
 @dataclass
@@ -46,13 +47,13 @@ class CalibrationCase:
 
     place: np.ndarray
     prediction: Prediction
-    hidden: torch.Tensor
-    counts: torch.Tensor
-    per_count: torch.Tensor
+    hidden: Tensor
+    counts: Tensor
+    per_count: Tensor
     share: float = 1.0
 
     @property
-    def counts_there(self) -> torch.Tensor:
+    def counts_there(self) -> Tensor:
         """Counts as they might be in the library of the prediction, (batch, n_genes)."""
         return counts_in_library(self.counts, self.per_count)
 
@@ -212,7 +213,7 @@ def hidden_cases(
         yield [CalibrationCase(place, prediction, hidden, batch[keys.COUNTS], per_count)]
 
 
-def _without(batch: Batch, hidden: torch.Tensor, keep_library: torch.Tensor) -> Batch:
+def _without(batch: Batch, hidden: Tensor, keep_library: Tensor) -> Batch:
     """A batch as it would be if these entries of its spots were missing, (batch, n_genes); some keep their library, (batch, 1)."""
     left = (~hidden).float()
     lost = (batch[keys.COUNTS] * hidden).sum(dim=1, keepdim=True) * ~keep_library
@@ -226,7 +227,7 @@ def _without(batch: Batch, hidden: torch.Tensor, keep_library: torch.Tensor) -> 
     }
 
 
-def _per_count(batch: Batch, shown: Batch, typical: torch.Tensor) -> torch.Tensor:
+def _per_count(batch: Batch, shown: Batch, typical: Tensor) -> Tensor:
     """What a molecule of a batch counts for in the library it is predicted in, (batch, 1): the typical one where none is left."""
     library = batch[keys.LIBRARY]
     nothing_left = (shown[keys.LIBRARY] == 0) & (library > 0)

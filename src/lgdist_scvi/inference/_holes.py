@@ -18,21 +18,13 @@ def holes(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Dig holes around spots, as many at a time as leave most of every slide visible.
 
-    Parameters
-    ----------
-    graph
-        Neighbourhood graph, (n_obs, n_obs).
-    spots
-        Rows of the spots in the middle of holes, in the order in which they come.
-    samples
-        Slide of each spot, (n_obs,).
-    has_content
-        Whether anything is observed of a spot, (n_obs,).
+    `spots` are rows of the spots in the middle of holes, in the order in which they come; `samples` is the slide of
+    each spot, and `has_content` whether anything is observed of it, (n_obs,).
 
     Yields
     ------
-    Rows of the spots in the middle of some holes, and of the spots to hide around them. A spot is in the middle of one hole at
-    most: of one ring, two, or three.
+    Rows of the spots in the middle of some holes, and of the spots to hide around them. A spot is in the middle of one
+    hole at most: of one ring, two, or three.
     """
     n_obs = len(samples)
     step = (graph + sparse.identity(n_obs, format="csr")).astype(bool).tocsr()

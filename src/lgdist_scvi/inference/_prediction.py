@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi._units import log1p_cp10k
@@ -21,7 +22,7 @@ N_SAMPLES = 25  # where a spread is asked for
 # provenance of a completed value
 MEASURED, FILLED_ZERO, FILLED_MISSING, REPLACED, LEFT_MISSING = range(5)
 
-Moments = tuple[torch.Tensor, torch.Tensor]
+Moments = tuple[Tensor, Tensor]
 """Mean and variance over samples of the expected value, (batch, n_genes) each."""
 
 
@@ -47,7 +48,7 @@ class Prediction:
     def __init__(
         self,
         module: LGDiSTModule,
-        batch: dict[str, torch.Tensor],
+        batch: dict[str, Tensor],
         condition: Condition | None = None,
         n_samples: int = N_SAMPLES,
         seed: int = 0,
@@ -59,7 +60,7 @@ class Prediction:
         self.n_steps = min(SAMPLER_STEPS, module.diffusion.n_timesteps) if n_steps is None else n_steps
         self.library = self.likelihood.usable(batch[keys.LIBRARY])
         self.exposure = module.exposure(batch)
-        self._latents: torch.Tensor | None = None
+        self._latents: Tensor | None = None
         self._moments: dict[Estimand, Moments] = {}
 
     @property
@@ -69,11 +70,11 @@ class Prediction:
 
     # ---- latents
 
-    def latent_mean(self) -> torch.Tensor:
+    def latent_mean(self) -> Tensor:
         """Posterior mean of the latent, (batch, n_latent)."""
         return self.module.latent_mean(self.condition)
 
-    def latents(self) -> torch.Tensor:
+    def latents(self) -> Tensor:
         """Samples of the latent, (batch, n_samples, n_latent)."""
         if self._latents is None:
             spots = self.batch[keys.SPOT].cpu().numpy().ravel()
@@ -83,22 +84,22 @@ class Prediction:
 
     # ---- expected values
 
-    def decoded(self, latent: torch.Tensor) -> torch.Tensor:
+    def decoded(self, latent: Tensor) -> Tensor:
         """Expected value at a latent in the likelihood's unit: for counts the share of the library, (batch, n_genes)."""
         return self.module.decode(latent, self.condition)
 
-    def expected(self, latent: torch.Tensor, estimand: Estimand) -> torch.Tensor:
+    def expected(self, latent: Tensor, estimand: Estimand) -> Tensor:
         """Expected value at a latent, as it is averaged over samples: CP10K for rates, log1p(CP10K) for captured values."""
         return self._answer(self.decoded(latent), estimand)
 
-    def _answer(self, decoded: torch.Tensor, estimand: Estimand) -> torch.Tensor:
+    def _answer(self, decoded: Tensor, estimand: Estimand) -> Tensor:
         return self.likelihood.answer(decoded, self.exposure, self.library, estimand)
 
-    def value(self, latent: torch.Tensor, estimand: Estimand) -> torch.Tensor:
+    def value(self, latent: Tensor, estimand: Estimand) -> Tensor:
         """Expected value at a latent, log1p(CP10K), (batch, n_genes)."""
         return in_log1p(self.expected(latent, estimand), estimand)
 
-    def mean_value(self, estimand: Estimand) -> torch.Tensor:
+    def mean_value(self, estimand: Estimand) -> Tensor:
         """Expected value at the posterior mean of the latent, log1p(CP10K), (batch, n_genes)."""
         return self.value(self.latent_mean(), estimand)
 
@@ -114,7 +115,7 @@ class Prediction:
             self._moments[estimand] = mean, square / max(self.n_samples - 1, 1)
         return self._moments[estimand]
 
-    def variance(self, estimand: Estimand) -> torch.Tensor:
+    def variance(self, estimand: Estimand) -> Tensor:
         """Variance of the expected value, in the units of :meth:`expected`: over latents, and of what no latent holds.
 
         The value is that of one gene in one spot, which may differ from what other genes and spots share with it.
@@ -128,7 +129,7 @@ class Prediction:
         above, below = (self._answer(end, estimand) for end in ends)
         return over_latents + ((above - below) / 2.0) ** 2
 
-    def std(self, estimand: Estimand, calibration: Calibration) -> torch.Tensor:
+    def std(self, estimand: Estimand, calibration: Calibration) -> Tensor:
         """Calibrated standard deviation of the expected value, log1p(CP10K), (batch, n_genes)."""
         factor = torch.from_numpy(calibration.std_factor(self.batch)).to(self.library)
         std = factor * self.variance(estimand).sqrt()
@@ -148,7 +149,7 @@ class Prediction:
         reach = calibration.reach(self.batch, estimand, level)
         return self.predictive(estimand).of_genes(positions).interval(reach[:, positions])
 
-    def measurements(self) -> torch.Tensor:
+    def measurements(self) -> Tensor:
         """Counts drawn from the posterior predictive distribution, (batch, n_samples, n_genes); a function of seed and spot."""
         modelled = self.likelihood.modelled
         mean = torch.stack([self.expected(latent, modelled) for latent in self.latents().unbind(1)], dim=1)
@@ -162,12 +163,12 @@ class Prediction:
         return drawn
 
 
-def in_log1p(value: torch.Tensor, estimand: Estimand) -> torch.Tensor:
+def in_log1p(value: Tensor, estimand: Estimand) -> Tensor:
     """What is averaged over samples in log1p(CP10K)."""
     return torch.log1p(value) if estimand == "rate" else value
 
 
-def spot_noise(seed: int, spots: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
+def spot_noise(seed: int, spots: np.ndarray, shape: tuple[int, ...]) -> Tensor:
     """Standard normal noise that depends on the seed and each spot's row alone, (len(spots), *shape)."""
     draws = [
         np.random.Generator(np.random.Philox(key=[seed, int(spot)])).standard_normal(shape, np.float32)
@@ -177,18 +178,11 @@ def spot_noise(seed: int, spots: np.ndarray, shape: tuple[int, ...]) -> torch.Te
 
 
 def provenance(counts: np.ndarray, known: np.ndarray, observed: str, fill: str) -> np.ndarray:
-    """Where each completed value comes from, uint8: the one rule of what is kept and what is filled.
+    """Where each completed value comes from, uint8, (n, n_genes): the one rule of what is kept and what is filled.
 
-    Parameters
-    ----------
-    counts, known
-        Counts, and whether an entry is observed, (n, n_genes).
-    observed, fill
-        As in :meth:`lgdist_scvi.LGDiST.get_completed_expression`.
-
-    Returns
-    -------
-    0 measured, 1 filled zero, 2 filled missing entry, 3 measured value replaced by the model's; (n, n_genes).
+    0 measured, 1 filled zero, 2 filled missing entry, 3 measured value replaced by the model's; from counts and whether
+    an entry is observed, (n, n_genes), and `observed` and `fill` as in
+    :meth:`lgdist_scvi.LGDiST.get_completed_expression`.
     """
     known = known > 0
     kept = known & ((counts > 0) | (fill == "masked"))
@@ -198,6 +192,6 @@ def provenance(counts: np.ndarray, known: np.ndarray, observed: str, fill: str) 
     return np.where(kept, MEASURED, filled).astype(np.uint8)
 
 
-def measured(batch: dict[str, torch.Tensor], library: np.ndarray) -> np.ndarray:
+def measured(batch: dict[str, Tensor], library: np.ndarray) -> np.ndarray:
     """Measured log1p(CP10K) of a batch, (batch, n_genes), 0 where nothing is observed; libraries in double precision, (batch,)."""
     return log1p_cp10k(batch[keys.COUNTS].cpu().numpy(), library)

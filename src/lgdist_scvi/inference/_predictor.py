@@ -4,35 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from lgdist_scvi import _keys as keys
+from lgdist_scvi.data import NeighborhoodDataset
 from lgdist_scvi.inference._prediction import Prediction
-
-if TYPE_CHECKING:
-    from lgdist_scvi.data import NeighborhoodDataset
-    from lgdist_scvi.module import LGDiSTModule
-    from lgdist_scvi.module.lgdist import Hide
+from lgdist_scvi.module import LGDiSTModule
+from lgdist_scvi.module.lgdist import Hide
 
 _BATCH_SIZE = 512
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A module and the data that it predicts.
+    """A trained module and the data that it predicts.
 
-    Attributes
-    ----------
-    module
-        A trained module.
-    dataset
-        The data.
-    region_effects
-        Effect of slides and surroundings on each entry, (n_obs, n_genes); ``None`` without.
+    `region_effects` are effects of slides and surroundings on each entry, (n_obs, n_genes); ``None`` without.
     """
 
     module: LGDiSTModule
@@ -49,7 +41,7 @@ class Predictor:
 
     def batches(
         self, rows: np.ndarray | None = None, batch_size: int | None = None, silent: bool = True
-    ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
+    ) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
         """Batches along the graph: positions in `rows` (``None``: all spots), and tensors."""
         # no data loader: it would draw from torch's global generator
         rows = np.arange(len(self.dataset)) if rows is None else rows

@@ -32,8 +32,8 @@ class RegionEffects:
     Attributes
     ----------
     found, expected
-        Of each entry, as the likelihood defines it: visible and expected counts, or residual and 1; (n_obs, n_genes), 0 where
-        nothing is visible.
+        Of each entry, as the likelihood defines it: visible and expected counts, or residual and 1; (n_obs, n_genes), 0
+        where nothing is visible.
     surroundings
         Weights of the surroundings of each spot, (n_obs, n_obs).
     slide
@@ -95,16 +95,10 @@ class RegionEffects:
 
 @dataclass
 class HeldOutEntries:
-    """Entries that training held out, (n_entries,) each, and how predictions of them are judged.
+    """Entries that training held out, (n_entries,) each: where they are, and how predictions of them are judged.
 
-    Attributes
-    ----------
-    rows, genes
-        Where they are.
-    predicted
-        Without region effects.
-    loss
-        Function of predictions and of which entries they are, bool, (n_entries,): the sum of their losses.
+    `predicted` is without region effects; `loss` is a function of predictions and of which entries they are, bool,
+    (n_entries,): the sum of their losses.
     """
 
     rows: np.ndarray

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
+from torch import Tensor
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi._poisson import MOLECULES
 from lgdist_scvi._units import to_log1p
+from lgdist_scvi.data import NeighborhoodDataset
 from lgdist_scvi.inference._predictor import Predictor
 from lgdist_scvi.metrics._skill import compare
+from lgdist_scvi.module import LGDiSTModule
 from lgdist_scvi.module._spots import sum_of_neighbors
 from lgdist_scvi.module.likelihood import Estimand, Likelihood
-
-if TYPE_CHECKING:
-    from lgdist_scvi.data import NeighborhoodDataset
-    from lgdist_scvi.module import LGDiSTModule
 
 _MAX_SPOTS = 4096
 _DEPTH_ENTRIES = 10.0  # shrinkage of the dependence on depth, in known entries
 _ENTRIES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # shrinkage of the neighbour mean, in known entries
 
 
-Lines = dict[str, tuple[torch.Tensor, torch.Tensor]]
+Lines = dict[str, tuple[Tensor, Tensor]]
 """By estimand, mean log1p(CP10K) of each gene as a line in :func:`_depth`: intercept and slope, (n_genes,)."""
 
 
@@ -32,16 +29,8 @@ Lines = dict[str, tuple[torch.Tensor, torch.Tensor]]
 def measure_skill(predictor: Predictor, neighbors_only: bool = False) -> dict[str, dict[str, np.ndarray]]:
     """Predict held-out entries, by the model and by cheap baselines; see :func:`lgdist_scvi.metrics.skill_per_gene`.
 
-    Parameters
-    ----------
-    predictor
-        Of the training data, with region effects that do not know what is held out.
-    neighbors_only
-        Whether to hide all of a spot's own entries from the model, so that it knows the neighbours alone.
-
-    Returns
-    -------
-    By estimand, the columns of :meth:`lgdist_scvi.LGDiST.skill_table`.
+    `predictor` is of the training data, with region effects that do not know what is held out. `neighbors_only` hides
+    all of a spot's own entries from the model. By estimand, the columns of :meth:`lgdist_scvi.LGDiST.skill_table`.
     """
     module, dataset = predictor.module, predictor.dataset
     spots = np.setdiff1d(np.arange(len(dataset)), module.spots_set_aside(len(dataset)))
@@ -67,9 +56,7 @@ def _lines(module: LGDiSTModule, dataset: NeighborhoodDataset) -> Lines:
     return {estimand: _line(*total, module.device) for estimand, total in sums.items()}
 
 
-def _entries(
-    module: LGDiSTModule, tensors: dict[str, torch.Tensor], lines: Lines, own_entries: bool
-) -> dict[str, torch.Tensor]:
+def _entries(module: LGDiSTModule, tensors: dict[str, Tensor], lines: Lines, own_entries: bool) -> dict[str, Tensor]:
     """Held-out entries of a batch, (n_entries,) each: what was measured, predicted, and seen in the neighbours."""
     likelihood = module.likelihood
     counts, library = tensors[keys.COUNTS], tensors[keys.LIBRARY]
@@ -89,7 +76,7 @@ def _entries(
 
     index, valid = tensors[keys.NEIGHBOR_INDEX].long(), tensors[keys.NEIGHBOR_VALID].float()
 
-    def pooled(values: torch.Tensor) -> torch.Tensor:
+    def pooled(values: Tensor) -> Tensor:
         """Sum over the neighbours of the centre of each entry, (n_entries,)."""
         return sum_of_neighbors(values.expand(-1, counts.shape[1]), index, valid)[rows, genes]
 
@@ -106,7 +93,7 @@ def _entries(
     return {name: values.cpu() for name, values in entries.items()}
 
 
-def _compare(likelihood: Likelihood, entries: dict[str, torch.Tensor], estimand: Estimand) -> dict[str, np.ndarray]:
+def _compare(likelihood: Likelihood, entries: dict[str, Tensor], estimand: Estimand) -> dict[str, np.ndarray]:
     """Squared errors of the expected measured value, summarised by gene."""
     if estimand == "captured":
         captured = entries["count"] > 0
@@ -114,10 +101,10 @@ def _compare(likelihood: Likelihood, entries: dict[str, torch.Tensor], estimand:
     genes, library = entries["gene"], entries["library"]
     measured = to_log1p(entries["count"], library)
 
-    def error(value: torch.Tensor) -> np.ndarray:
+    def error(value: Tensor) -> np.ndarray:
         return ((value - measured) ** 2).double().numpy()
 
-    def expected(predicted: torch.Tensor) -> torch.Tensor:
+    def expected(predicted: Tensor) -> Tensor:
         return likelihood.expected_log1p(predicted, library, genes, estimand)
 
     mean, deviation, number = (entries[f"{estimand}/{what}"] for what in ("mean", "deviation", "number"))
@@ -141,14 +128,14 @@ def _compare(likelihood: Likelihood, entries: dict[str, torch.Tensor], estimand:
     return compare(genes.numpy(), n_genes, error(expected(entries["predicted"])), baselines)
 
 
-def _depth(library: torch.Tensor) -> torch.Tensor:
+def _depth(library: Tensor) -> Tensor:
     """Logarithm of the library size in counts."""
     return torch.log(library.clamp(min=1.0))
 
 
 def _line(
     n: np.ndarray, depth: np.ndarray, value: np.ndarray, square: np.ndarray, product: np.ndarray, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Least squares from sums over entries; slopes of genes with few entries are shrunk to 0."""
     n = np.maximum(n, 1e-9)
     variance = np.maximum(square - depth**2 / n, 0.0)

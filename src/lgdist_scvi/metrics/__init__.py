@@ -1,7 +1,5 @@
 """Scores of a completion, of rates and of uncertainty; baselines to compare with."""
 
-from __future__ import annotations
-
 from lgdist_scvi.metrics import baselines
 from lgdist_scvi.metrics._completion import completion_scores, variance_ratio
 from lgdist_scvi.metrics._controls import negative_controls

@@ -12,13 +12,7 @@ Matrix: TypeAlias = np.ndarray | sparse.spmatrix | sparse.sparray | pd.DataFrame
 
 
 def check_alike(**matrices: Matrix) -> None:
-    """Refuse matrices of different shapes, and data frames whose spots or genes differ or are ordered differently.
-
-    Raises
-    ------
-    ValueError
-        Naming the two that differ.
-    """
+    """Refuse matrices of different shapes, and data frames with other spots or genes, or another order (ValueError)."""
     (first, reference), *others = matrices.items()
     for name, matrix in others:
         if matrix.shape != reference.shape:
@@ -26,10 +20,7 @@ def check_alike(**matrices: Matrix) -> None:
     frames = {name: matrix for name, matrix in matrices.items() if isinstance(matrix, pd.DataFrame)}
     for name, frame in frames.items():
         first, reference = next(iter(frames.items()))
-        for what, labels, expected in (
-            ("spots", frame.index, reference.index),
-            ("genes", frame.columns, reference.columns),
-        ):
+        for what, labels, expected in zip(("spots", "genes"), frame.axes, reference.axes, strict=True):
             if not labels.equals(expected):
                 raise ValueError(
                     f"the {what} of {name} and {first} differ or are ordered differently; "
@@ -45,13 +36,7 @@ def dense(matrix: Matrix) -> np.ndarray:
 
 
 def scored_entries(mask: Matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the entries to score.
-
-    Raises
-    ------
-    ValueError
-        If the mask is not bool or names no entry.
-    """
+    """Rows and columns of the entries to score; a mask that is not bool or names none is refused (ValueError)."""
     mask = dense(mask)
     if mask.dtype != bool:
         raise ValueError(f"mask has dtype {mask.dtype}; expected bool, True for the entries to score")
@@ -62,20 +47,13 @@ def scored_entries(mask: Matrix) -> tuple[np.ndarray, np.ndarray]:
 
 
 def take(matrix: Matrix, rows: np.ndarray, columns: np.ndarray, name: str) -> np.ndarray:
-    """Values at the scored entries, float64.
-
-    Raises
-    ------
-    ValueError
-        If some are NaN or infinite.
-    """
+    """Values at the scored entries, float64; NaN and infinite ones are refused (ValueError)."""
     if sparse.issparse(matrix):
         values = np.asarray(matrix.tocsr()[rows, columns]).ravel()
     else:
         values = dense(matrix)[rows, columns]
     values = values.astype(np.float64)
-    n_bad = int((~np.isfinite(values)).sum())
-    if n_bad:
+    if n_bad := int((~np.isfinite(values)).sum()):
         raise ValueError(
             f"{n_bad:,} of {len(values):,} scored entries of {name} are NaN or infinite; "
             "predict every scored gene, or leave those entries out of the mask"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from scipy import sparse
 
 from lgdist_scvi._anndata import get_counts, get_mask, get_samples
@@ -14,9 +15,6 @@ from lgdist_scvi._registered import library_of
 from lgdist_scvi._units import known_counts, log1p_cp10k
 from lgdist_scvi.metrics._structure import mean_correlation, morans_i
 from lgdist_scvi.metrics.baselines._data import read_graph
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 CONTROLS = ("shuffled", "poisson")
 _LIMITS = {"shuffled": 0.02, "poisson": 0.05}
@@ -118,8 +116,6 @@ def _explained(table: pd.DataFrame) -> float:
 
 def _with_poisson_genes(model: Any, n_poisson: int, rng: np.random.Generator) -> tuple[AnnData, np.ndarray]:
     """The model's data with added genes, counts in `X`; and the positions of these genes."""
-    from anndata import AnnData
-
     data, mask_layer = model.copy_data(), model.get_setup_arg("mask_layer")
     counts, mask = _observed(model, data, model.get_setup_arg("layer"))
     library = library_of(data, counts, model.get_setup_arg("size_factor_key"))

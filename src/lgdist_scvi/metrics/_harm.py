@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from lgdist_scvi._anndata import get_obs, get_samples
 from lgdist_scvi._checks import require_key
@@ -15,9 +14,6 @@ from lgdist_scvi.metrics._arrays import dense
 from lgdist_scvi.metrics._completion import variance_ratio
 from lgdist_scvi.metrics._structure import mean_correlation, morans_i
 from lgdist_scvi.metrics.baselines._data import read_graph
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 _MAX_GENES = 2000  # for the correlations between genes
 

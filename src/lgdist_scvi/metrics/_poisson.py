@@ -174,14 +174,8 @@ def poisson_log_likelihood(
 
     Parameters
     ----------
-    counts
-        Raw counts, (n_obs, n_vars).
-    rate
-        Expected share of the library, (n_obs, n_vars). Taken as at least 1e-12.
-    library
-        Library size of each spot, (n_obs,); ``None`` sums `counts`.
-    mask
-        True for the entries to score; ``None`` for all.
+    counts, rate, library, mask
+        As for :func:`poisson_deviance_explained`; rates are taken as at least 1e-12.
 
     Returns
     -------
@@ -219,8 +213,7 @@ def _library(library: np.ndarray, counts: Matrix) -> np.ndarray:
     library = np.asarray(library, dtype=np.float64)
     if library.shape != (counts.shape[0],):
         raise ValueError(f"library has shape {library.shape}; expected one value for each of {counts.shape[0]:,} spots")
-    n_bad = int((~np.isfinite(library) | (library < 0)).sum())
-    if n_bad:
+    if n_bad := int((~np.isfinite(library) | (library < 0)).sum()):
         raise ValueError(f"library is NaN, infinite or negative in {n_bad:,} of {len(library):,} spots")
     return library
 
@@ -234,10 +227,7 @@ def _blocks(
         mask = np.broadcast_to(True, counts.shape)
     elif not len(scored_entries(mask)[0]):
         return
-    if sparse.issparse(counts):
-        counts = counts.tocsr()
-    else:
-        counts = dense(counts)
+    counts = counts.tocsr() if sparse.issparse(counts) else dense(counts)
     check_counts(counts, "counts")
     library = _library(np.asarray(counts.sum(axis=1)).ravel() if library is None else library, counts)
     rate, mask = dense(rate), dense(mask)
@@ -245,8 +235,7 @@ def _blocks(
     for start in range(0, counts.shape[0], step):
         rows = slice(start, start + step)
         x, rates, scored = dense(counts[rows]).astype(np.float64), rate[rows].astype(np.float64), mask[rows]
-        n_bad = int((~(rates >= 0) & scored).sum()) + int(np.isposinf(rates[scored]).sum())
-        if n_bad:
+        if n_bad := int((~(rates >= 0) & scored).sum()) + int(np.isposinf(rates[scored]).sum()):
             raise ValueError(
                 f"{n_bad:,} scored entries of rate are NaN, negative or infinite; a rate is the expected share of a "
                 "spot's library (expm1(prediction) / 1e4 for a prediction in log1p(CP10K))"

@@ -61,22 +61,12 @@ def skill_per_gene(model: Any, estimand: str | None = None, min_entries: int = M
 
 
 def compare(genes: np.ndarray, n_genes: int, model: np.ndarray, baselines: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Summarise squared errors by gene.
-
-    Parameters
-    ----------
-    genes
-        Gene of each scored entry, (n_entries,).
-    n_genes
-        Number of genes.
-    model
-        Squared errors of the model, (n_entries,).
-    baselines
-        Squared errors of the baselines, (n_entries,) each, by name.
+    """Summarise squared errors of the model, (n_entries,), and of baselines by name, by the gene of each entry.
 
     Returns
     -------
-    Columns of :func:`skill_per_gene` but `skilled`, (n_genes,) each, and the error of every baseline as ``"mse: <name>"``.
+    Columns of :func:`skill_per_gene` but `skilled`, (n_genes,) each, and the error of every baseline as ``"mse:
+    <name>"``.
     """
     n = np.bincount(genes, minlength=n_genes)
     errors = np.stack(list(baselines.values()))

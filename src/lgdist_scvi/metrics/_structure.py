@@ -11,38 +11,18 @@ _NEGLIGIBLE = 1e-10  # variance below which a gene is constant
 
 
 def morans_i(values: np.ndarray, graph: sparse.csr_matrix, samples: np.ndarray) -> np.ndarray:
-    """Moran's I of each gene within slides, averaged over slides by number of spots.
+    """Moran's I of each gene within slides, averaged over slides by number of spots, (n_vars,).
 
-    Parameters
-    ----------
-    values
-        Expression, (n_obs, n_vars).
-    graph
-        Neighbourhood graph, (n_obs, n_obs).
-    samples
-        Slide of each spot, integer codes, (n_obs,).
-
-    Returns
-    -------
-    (n_vars,), NaN for genes that are constant on every slide.
+    As in :func:`~lgdist_scvi._moran.morans_i_per_slide`; NaN for genes that are constant on every slide.
     """
     per_slide, n_spots = morans_i_per_slide(values, graph, samples)
     return np.ma.average(np.ma.masked_invalid(per_slide), axis=0, weights=n_spots).filled(np.nan)
 
 
 def mean_correlation(values: np.ndarray, genes: np.ndarray | None = None) -> np.ndarray:
-    """Mean absolute correlation over spots of each of some genes with all other genes.
+    """Mean absolute correlation over spots of some genes (columns; ``None``: of all) with all other genes, (n_genes,).
 
-    Parameters
-    ----------
-    values
-        Expression, (n_obs, n_vars).
-    genes
-        Columns of the genes asked for; ``None`` for all.
-
-    Returns
-    -------
-    (n_genes,); constant genes correlate with nothing.
+    Constant genes correlate with nothing.
     """
     genes = np.arange(values.shape[1]) if genes is None else genes
     centred = (values - values.mean(axis=0)).astype(np.float32)

@@ -40,24 +40,14 @@ def interval_coverage(
     rows, columns = scored_entries(mask)
     true = take(truth, rows, columns, "truth")
     low, high = take(lower, rows, columns, "lower"), take(upper, rows, columns, "upper")
-    n_crossed = int((low > high).sum())
-    if n_crossed:
+    if n_crossed := int((low > high).sum()):
         raise ValueError(f"lower exceeds upper in {n_crossed:,} of {len(true):,} scored entries")
     entries = pd.DataFrame({"coverage": (low <= true) & (true <= high), "width": high - low})
-    result = [_summary(entries, "all")]
+    groups = [("all", entries)]
     if by is not None:
-        strata = _strata(by, truth.shape, rows, columns)
-        result += [_summary(group, label) for label, group in entries.groupby(strata, sort=True, observed=True)]
-    return pd.DataFrame(result).set_index("stratum")
-
-
-def _summary(entries: pd.DataFrame, label: object) -> dict[str, object]:
-    return {
-        "stratum": label,
-        "coverage": float(entries["coverage"].mean()),
-        "width": float(entries["width"].mean()),
-        "n": len(entries),
-    }
+        groups += entries.groupby(_strata(by, truth.shape, rows, columns), sort=True, observed=True)
+    summaries = [{"stratum": label, **group.mean(), "n": len(group)} for label, group in groups]
+    return pd.DataFrame(summaries).set_index("stratum")
 
 
 def _strata(by: np.ndarray | pd.Series, shape: tuple[int, int], rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -112,18 +102,14 @@ def crps(samples: np.ndarray, truth: Matrix, mask: Matrix) -> float:
 def energy_score(samples: np.ndarray, truth: Matrix, mask: Matrix) -> float:
     """Energy score of joint samples, averaged over spots.
 
-    The multivariate form of :func:`crps`: for each spot E||X - y|| - E||X - X'|| / 2 over the vector of its held-out genes,
-    X and X' two different samples (Gneiting & Raftery, JASA 2007, eq. 22, in the fair version). Unlike `crps` it also
-    rewards the right correlation between genes.
+    The multivariate form of :func:`crps`: for each spot E||X - y|| - E||X - X'|| / 2 over the vector of its held-out
+    genes, X and X' two different samples (Gneiting & Raftery, JASA 2007, eq. 22, in the fair version). Unlike `crps` it
+    also rewards the right correlation between genes.
 
     Parameters
     ----------
-    samples
-        Samples of every entry, log1p(CP10K), (n_samples, n_obs, n_vars), at least 2.
-    truth
-        Measured values, the same scale, (n_obs, n_vars).
-    mask
-        True for the entries to score, (n_obs, n_vars).
+    samples, truth, mask
+        As for :func:`crps`.
 
     Returns
     -------
@@ -132,7 +118,7 @@ def energy_score(samples: np.ndarray, truth: Matrix, mask: Matrix) -> float:
     Raises
     ------
     ValueError
-        If shapes disagree, there are fewer than 2 samples, the mask is not bool or empty, or a scored value is NaN.
+        As :func:`crps`.
     """
     drawn, true, rows = _scored_samples(samples, truth, mask)
     n_samples = len(drawn)

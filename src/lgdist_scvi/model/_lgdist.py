@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from anndata import AnnData
 from mudata import MuData
@@ -19,7 +20,9 @@ from lgdist_scvi.data import (
     CountsField,
     LibraryField,
     MaskField,
+    NeighborhoodDataset,
     ObspField,
+    OptionalImageField,
     PrefillField,
     SampleField,
     gene_statistics,
@@ -44,6 +47,7 @@ from lgdist_scvi.model.base import (
     random_state,
 )
 from lgdist_scvi.module import LGDiSTConfig, LGDiSTModule
+from lgdist_scvi.module.lgdist import Hide
 from lgdist_scvi.module.likelihood import LIKELIHOODS, choose_likelihood
 
 
@@ -97,6 +101,10 @@ class LGDiST(
         Weight of the reconstruction by the decoded posterior mean in the diffusion's loss.
     kl_weight
         Weight of the divergence from the prior in the VAE's loss.
+    n_image_components
+        Number of principal components of the image features, of each encoder, with `image_key`.
+    hide_image
+        Share of the spots, in training of the diffusion, whose image is hidden.
     seed
         Of the set-aside entries.
 
@@ -143,6 +151,8 @@ class LGDiST(
         n_draws: int = 4,
         decoded_weight: float = 0.1,
         kl_weight: float = 0.2,
+        n_image_components: int = 64,
+        hide_image: float = 0.3,
         seed: int = 0,
     ):
         super().__init__(adata, registry)
@@ -155,17 +165,22 @@ class LGDiST(
             shown = dataset.shows_zeros(), dataset.hides_every_zero()
             gene_likelihood = choose_likelihood(gene_likelihood, *shown)
         patterns = set_aside_patterns(self.summary_stats["n_vars"], set_aside_fraction, seed)
-        compositional = keys.LIBRARY not in self.registry_["field_registries"]
+        fields = self.registry_["field_registries"]
+        compositional = keys.LIBRARY not in fields
         self.module = self._module_cls(
             gene_likelihood,
             compositional=compositional,
             own_entries=conditioning == "spot+neighborhood",
             set_aside_patterns=torch.from_numpy(patterns),
             config=config,
+            image_blocks=fields[keys.IMAGE]["state_registry"]["blocks"] if keys.IMAGE in fields else None,
         )
         if dataset is not None:  # else load() fills in parameters and statistics
             counted_among = LIKELIHOODS[gene_likelihood].counted_among
             self.module.initialise(gene_statistics(dataset, patterns, counted_among, compositional, n_latent))
+            image = dataset.fields.get(keys.IMAGE)
+            if image is not None and np.isfinite(image).any():  # data to load a model with may lack it
+                self.module.image.components.fit(image, dataset.samples)
         self.gene_likelihood_ = gene_likelihood
         self.training_seed_ = None
         self.calibration_ = None
@@ -202,6 +217,7 @@ class LGDiST(
         spatial_key: str = "spatial",
         library_key: str | None = None,
         prefill_layer: str | None = None,
+        image_key: str | None = None,
         allow_synthetic: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -233,6 +249,10 @@ class LGDiST(
         prefill_layer
             Layer of log1p(CP10K) values that stand in for missing entries of neighbours, such as an earlier completion: the paper's
             second round of training. Needs `mask_layer`.
+        image_key
+            Key of `adata.obsm` with features of the image patch around each spot, (n_obs, n_features), such as
+            :func:`lgdist_scvi.pp.image_features` writes to ``"X_image"``; a row of NaN where there is no image. Whether they are used is
+            decided on held-out entries. Other data may lack them.
         allow_synthetic
             Accept spots that :meth:`C2LST.synthetic_pairs` made.
         **kwargs
@@ -272,6 +292,7 @@ class LGDiST(
         spatial_key: str = "spatial",
         library_key: str | None = None,
         prefill_layer: str | None = None,
+        image_key: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Register the fields of one modality of a MuData; completed layers are written back to it.
@@ -282,7 +303,7 @@ class LGDiST(
             Multimodal data.
         modality
             The modality that holds counts, coordinates and graph.
-        layer, mask_layer, graph_key, sample_key, size_factor_key, spatial_key, library_key, prefill_layer, **kwargs
+        layer, mask_layer, graph_key, sample_key, size_factor_key, spatial_key, library_key, prefill_layer, image_key, **kwargs
             As in :meth:`setup_anndata`, of the modality.
         """
         adata = modality_of(mdata, modality)
@@ -307,8 +328,16 @@ class LGDiST(
             (MaskField, setup["mask_layer"]),
             (LibraryField, setup["size_factor_key"]),
             (PrefillField, setup["prefill_layer"]),
+            (OptionalImageField, setup["image_key"]),
         )
         return fields + [field(key) for field, key in optional if key is not None]
+
+    def _data_for(self, dataset: NeighborhoodDataset, hide: Hide = "nothing") -> NeighborhoodDataset:
+        """Components in the place of image features, and what completes the data in a second round."""
+        if self.module.image is not None:
+            components = self.module.image.components.transform(dataset.fields[keys.IMAGE], dataset.samples)
+            dataset = dataset.with_fields(**{keys.IMAGE: components})
+        return super()._data_for(dataset, hide)
 
     def __repr__(self) -> str:
         stats = self.summary_stats
@@ -327,4 +356,6 @@ class LGDiST(
         status = "VAE and diffusion trained" if self.module.diffusion.trained else "VAE trained, diffusion not trained"
         if self.module.own_entries and not self.module.experts.in_use:
             status += ", experts not fitted"
+        if (image := self.module.image) is not None:
+            status += ", image in use" if image.in_use else ", image not in use"
         return status if self.calibration_ is not None else f"{status}, intervals not calibrated"

@@ -16,7 +16,7 @@ from scvi import settings
 
 from lgdist_scvi import pp
 from lgdist_scvi._anndata import get_graph, get_mask, get_obs
-from lgdist_scvi._checks import check_not_synthetic, require_key
+from lgdist_scvi._checks import check_not_synthetic, either, mapping, require_key
 from lgdist_scvi._slides import choose_sample_key
 from lgdist_scvi._units import library_size
 from lgdist_scvi.data import NeighborhoodDataset
@@ -41,15 +41,7 @@ _CORRECTION = ("batch_key", "labels_key", "categorical_covariate_keys", "continu
 
 
 def check_anndata(adata: Any, method: str = "setup_anndata", allow_synthetic: bool = True) -> None:
-    """Refuse other containers than AnnData, and say which part of them is one; and synthetic spots, unless they are allowed.
-
-    Raises
-    ------
-    TypeError
-        If `adata` is no AnnData.
-    ValueError
-        If it holds synthetic spots.
-    """
+    """Refuse other containers than AnnData (TypeError), and say which part of them is one; and synthetic spots (ValueError)."""
     if isinstance(adata, AnnData):
         check_not_synthetic(adata, allow_synthetic)
         return
@@ -67,15 +59,7 @@ def check_anndata(adata: Any, method: str = "setup_anndata", allow_synthetic: bo
 
 
 def modality_of(mdata: Any, modality: str, method: str = "setup_mudata") -> AnnData:
-    """The AnnData of one modality.
-
-    Raises
-    ------
-    TypeError
-        If `mdata` is no MuData.
-    KeyError
-        If it has no such modality.
-    """
+    """The AnnData of one modality: TypeError if `mdata` is no MuData, KeyError if it has no such modality."""
     if not isinstance(mdata, MuData):
         raise TypeError(f"{method} needs a MuData with the modality {modality!r}, got {type(mdata).__name__}")
     require_key(mdata.mod, modality, "mdata.mod", "name the modality that holds the counts")
@@ -83,12 +67,9 @@ def modality_of(mdata: Any, modality: str, method: str = "setup_mudata") -> AnnD
 
 
 def check_keywords(given: Mapping[str, Any], arguments: list[str]) -> None:
-    """Refuse keyword arguments that registration does not know, unless scvi-tools transfers a registry with them.
+    """Refuse keyword arguments that registration does not know (TypeError), and say what they may have meant.
 
-    Raises
-    ------
-    TypeError
-        If there are any; says what they may have meant.
+    Those with which scvi-tools transfers a registry are let through.
     """
     if "source_registry" in given or not given:
         return
@@ -102,19 +83,8 @@ def check_keywords(given: Mapping[str, Any], arguments: list[str]) -> None:
 
 
 def same_key(sample_key: str | None, library_key: str | None) -> str | None:
-    """The slide column, which `library_key` is another word for.
-
-    Raises
-    ------
-    ValueError
-        If both are given and differ.
-    """
-    if None not in (sample_key, library_key) and sample_key != library_key:
-        raise ValueError(
-            f"sample_key={sample_key!r} and library_key={library_key!r} are two words for the column that names the slides; "
-            "pass one of them"
-        )
-    return library_key if sample_key is None else sample_key
+    """The slide column, which `library_key` is another word for."""
+    return either(sample_key=sample_key, library_key=library_key)
 
 
 @contextmanager
@@ -130,14 +100,12 @@ def with_graph(
         number = {} if n_neighbors is None else {"n_neighbors": n_neighbors}
         pp.spatial_neighbors(adata, sample_key=sample_key, spatial_key=spatial_key, **number)
     elif graph_key == DEFAULT_GRAPH:
-        built = adata.uns.get("spatial_neighbors")
-        params = built.get("params", {}) if isinstance(built, Mapping) else {}
+        params = mapping(mapping(adata.uns.get("spatial_neighbors")).get("params"))
         built_from = params.get("spatial_key", spatial_key)
         if built_from != spatial_key:
             warnings.warn(
                 f"adata.obsp[{graph_key!r}] was built from adata.obsm[{built_from!r}] and is used as it is; for one from "
                 f"adata.obsm[{spatial_key!r}] call pp.spatial_neighbors(adata, spatial_key={spatial_key!r})",
-                UserWarning,
                 stacklevel=settings.warnings_stacklevel + 1,
             )
     try:
@@ -164,8 +132,7 @@ def warn_of_spots(adata: AnnData, graph_key: str, mask_layer: str | None) -> Non
                 f"{n_off:,} of {adata.n_obs:,} spots lie outside the tissue (adata.obs['in_tissue'] is {outside[0]!r}) and would be "
                 f"filled with expression; leave them out: adata = adata[{inside}].copy()"
             )
-    record = adata.uns.get("hold_out")
-    if "held_out" in adata.layers and not (isinstance(record, Mapping) and record.get("scheme") == "thinning"):
+    if "held_out" in adata.layers and mapping(adata.uns.get("hold_out")).get("scheme") != "thinning":
         shown = get_mask(adata, "held_out")
         if mask_layer is not None:
             shown = shown & get_mask(adata, mask_layer)
@@ -182,7 +149,7 @@ def warn_of_spots(adata: AnnData, graph_key: str, mask_layer: str | None) -> Non
             "the 6 nearest, with max_distance=... none farther away"
         )
     for message in messages:
-        warnings.warn(message, UserWarning, stacklevel=settings.warnings_stacklevel + 1)
+        warnings.warn(message, stacklevel=settings.warnings_stacklevel + 1)
 
 
 def warn_of_equal_totals(dataset: NeighborhoodDataset) -> None:
@@ -196,7 +163,6 @@ def warn_of_equal_totals(dataset: NeighborhoodDataset) -> None:
         warnings.warn(
             f"all spots have nearly the same total, about {middle:,.0f}, as if values were normalised (to CP10K, say) and rounded; "
             "pass raw counts (layer=...), unless counts were drawn to one depth",
-            UserWarning,
             stacklevel=settings.warnings_stacklevel + 1,
         )
 
@@ -223,6 +189,5 @@ def warn_of_masked_library(dataset: NeighborhoodDataset, size_factor_key: str | 
         warnings.warn(
             f"adata.obs[{size_factor_key!r}] seems to count molecules that the mask hides, in {int(affected.sum()):,} spots; if so, "
             "expected values come out too high there: take them off, as pp.hold_out does, or register without size_factor_key",
-            UserWarning,
             stacklevel=settings.warnings_stacklevel,
         )

@@ -32,17 +32,22 @@ class VAEStage(StagePlan):
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Train the network on its own."""
         self.module.experts.in_use.fill_(False)
+        if self.module.image is not None:
+            self.module.image.reset()
 
     def finish(self, batches: Iterable[Batch]) -> dict[str, Any]:
-        """Fit the experts and choose their averaging weights on set-aside entries."""
+        """Fit what the image adds and the experts, and choose their weights on set-aside entries."""
         self.module.eval()
         self.module.finish(batches, torch.Generator().manual_seed(settings.seed or 0))
-        average = self.module.experts
+        average, image = self.module.experts, self.module.image
+        told = {}
+        if image is not None:
+            told["image"] = {"hidden": float(image.weight_hidden), "visible": float(image.weight_visible)}
         if not average.in_use:
-            return {}
+            return told
         names = [expert.name for expert in average.experts]
         weights = {"weights_hidden": average.weights_hidden, "weights_visible": average.weights_visible}
-        return {key: dict(zip(names, value.mean(1).tolist(), strict=True)) for key, value in weights.items()}
+        return told | {key: dict(zip(names, value.mean(1).tolist(), strict=True)) for key, value in weights.items()}
 
     def on_train_start(self) -> None:
         self.module.train()  # the module itself samples only then

@@ -64,7 +64,7 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
         ``"slide"``: features are standardised by the mean and the standard deviation of each slide, which takes differences
         of staining off; ``"all"``: by those of the training.
     n_components
-        Principal components of the image features.
+        Principal components of the image features, of each encoder where several made them.
     n_latent
         Principal axes of log rates: the latent.
     n_hidden, n_layers, n_heads, dropout_rate
@@ -78,7 +78,7 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
     decoded_weight
         Weight of the counts' loss by the decoded posterior mean in the diffusion's loss.
     n_folds
-        Parts of the slides, each left out by one network. ``None``: the slides, at most 5 parts; of a single slide 4 strips.
+        Parts of the slides, each left out by a network. ``None``: the slides, at most 5; of a single slide 4 strips.
 
     Raises
     ------
@@ -95,6 +95,7 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
 
     _module_cls = StemModule
     _manager = ImageManager
+    _depth_is_free = True  # no count is looked at
     _stages = {"network": NetworkStage, "diffusion": ResidualStage}
 
     def __init__(
@@ -136,7 +137,7 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
         self.module = self._module_cls(
             gene_likelihood,
             n_genes=self.summary_stats["n_vars"],
-            n_features=self.get_state_registry(keys.IMAGE)["n_features"],
+            blocks=self.get_state_registry(keys.IMAGE)["blocks"],
             compositional=compositional,
             per_slide=standardise == "slide",
             n_folds=n_folds,
@@ -157,18 +158,10 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
     def paper_preset() -> dict[str, Any]:
         """Give the sizes of the paper's network, as arguments of the constructor.
 
-        Sizes alone: the paper diffuses one token for each of some 200 genes, and its condition is one patch; here the latent is
-        diffused as one vector under all patches around a spot.
+        Sizes alone: the paper diffuses a token for each of some 200 genes under one patch, here the latent is one vector.
         """
-        return {
-            "n_hidden": 384,
-            "n_layers": 12,
-            "n_heads": 6,
-            "n_denoiser_hidden": 384,
-            "n_denoiser_layers": 12,
-            "n_denoiser_heads": 6,
-            "n_timesteps": 1000,
-        }
+        sizes = {"hidden": 384, "layers": 12, "heads": 6}
+        return {f"n_{part}{name}": size for part in ("", "denoiser_") for name, size in sizes.items()}
 
     @classmethod
     def setup_anndata(
@@ -194,7 +187,8 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
             Training slides, (n_obs, n_vars), with counts and image features.
         image_key
             Key of `adata.obsm` with features of the patch around each spot, (n_obs, n_features), of any encoder; a row of NaN where
-            there is no image.
+            there is no image. Of several encoders side by side, ``adata.uns[image_key]["blocks"]`` holds the number of features of
+            each, as :func:`~lgdist_scvi.pp.image_features` writes it.
         layer, sample_key, size_factor_key, mask_layer, graph_key, spatial_key, library_key, allow_synthetic
             As in :meth:`LGDiST.setup_anndata`. Data that are predicted later need none of the counts, library sizes and masks.
         target_layer
@@ -342,14 +336,21 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
         )  # fmt: skip
 
     def get_prediction_interval(
-        self, level: float = 0.9, adata: AnnData | None = None, **kwargs: Any
+        self,
+        level: float = 0.9,
+        adata: AnnData | None = None,
+        library_size: float | Sequence[float] | None = None,
+        **kwargs: Any,
     ) -> tuple[Any, Any]:
         """Give an interval that holds the measured value of an entry with probability `level`.
 
-        Calibrated on slides that the predicting network did not see; arguments as in :meth:`LGDiST.get_prediction_interval`.
-        Of data without library sizes it is about a measurement of the training's typical depth.
+        Calibrated on slides that the predicting network did not see. `library_size` is the depth, in counts, of the measurement that
+        it is for, of each spot or of all; ``None``: that of the data, or the training's typical one. Other arguments as in
+        :meth:`LGDiST.get_prediction_interval`.
         """
-        return super().get_prediction_interval(level, adata, **{"observed": "model", **kwargs})
+        return super().get_prediction_interval(
+            level, adata, **{"observed": "model", "library_size": library_size, **kwargs}
+        )
 
     def predict(
         self,
@@ -390,11 +391,10 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
 
     def __repr__(self) -> str:
         stats, n_parameters = self.summary_stats, sum(p.numel() for p in self.module.parameters())
-        status = "not trained"
-        if self.is_trained_:
-            status = "trained" if self.module.diffusion.trained else "networks trained, diffusion not trained"
+        status = "trained" if self.module.diffusion.trained else "networks trained, diffusion not trained"
         n_features = self.get_state_registry(keys.IMAGE)["n_features"]
         return (
             f"Stem: {stats['n_cells']:,} spots x {stats['n_vars']:,} genes from {n_features:,} image features\n"
-            f"  {self.module.n_folds} networks, {n_parameters:,} parameters, latent of {self.module.config.n_latent}\n  {status}"
+            f"  {self.module.n_folds} networks, {n_parameters:,} parameters, latent of {self.module.config.n_latent}\n"
+            f"  {status if self.is_trained_ else 'not trained'}"
         )

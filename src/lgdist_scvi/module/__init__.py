@@ -1,7 +1,5 @@
 """Networks, likelihoods and experts in torch; no AnnData."""
 
-from __future__ import annotations
-
 from lgdist_scvi.module._spots import Condition, Inputs, Neighborhood, Spots, sum_of_neighbors
 from lgdist_scvi.module.lgdist import LGDiSTConfig, LGDiSTModule, fit_experts
 from lgdist_scvi.module.stem import StemConfig, StemModule

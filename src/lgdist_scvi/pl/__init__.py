@@ -1,10 +1,9 @@
 """Figures from AnnData and scores. Each function returns its figure."""
 
-from __future__ import annotations
-
 from lgdist_scvi.pl._controls import negative_controls
 from lgdist_scvi.pl._generated import generated
 from lgdist_scvi.pl._images import image_patches
+from lgdist_scvi.pl._prediction import prediction
 from lgdist_scvi.pl._quality import calibration, skill
 from lgdist_scvi.pl._scores import held_out, scores
 from lgdist_scvi.pl._tissue import completion
@@ -17,6 +16,7 @@ __all__ = [
     "held_out",
     "image_patches",
     "negative_controls",
+    "prediction",
     "scores",
     "skill",
     "training_history",

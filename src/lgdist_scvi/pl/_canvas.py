@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from anndata import AnnData
 
-from lgdist_scvi._checks import list_names
+from lgdist_scvi._checks import list_names, mapping
 from lgdist_scvi._lattice import lattice
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ class Canvas:
     coordinates
         (n_spots, 2) or more columns.
     libraries
-        ``uns["spatial"]`` as Space Ranger's readers write it: for each slide a mapping with `images` and `scalefactors`.
-        Whatever else it is, or holds, means that there is no image.
+        ``uns["spatial"]`` as Space Ranger's readers write it: for each slide a mapping with `images` and
+        `scalefactors`. Whatever else it is, or holds, means that there is no image.
     slide
         Name of the slide in `libraries`; another name will do where there is but one.
     img_res_key
@@ -56,17 +57,20 @@ class Canvas:
             crop = image[low[1] : high[1], low[0] : high[0]]
             if crop.size:  # else the image is of another place, or its scale of another image
                 self.image, self.scale, self.coordinates = crop, scale, coordinates - low / scale
-                self.diameter *= _SMALLER
                 break
 
-    def draw(
-        self, values: np.ndarray, ax: Axes, norm: Normalize, cmap: str | Colormap, img_alpha: float | None = None
-    ) -> None:
-        """Draw one value for each spot, (n_spots,); NaN is grey."""
-        import squidpy as sq
-        from anndata import AnnData
+    def draw_image(self, ax: Axes) -> None:
+        """Draw the image alone; nothing if there is none."""
+        if self.image is not None:
+            ax.imshow(self.image, cmap=None if self.image.ndim == 3 else "gray")
+        _bare(ax)
 
-        factors = {"tissue_hires_scalef": self.scale, "spot_diameter_fullres": self.diameter}
+    def draw(self, values: np.ndarray, ax: Axes, norm: Normalize, cmap: str | Colormap, img_alpha: float) -> None:
+        """Draw one value for each spot, (n_spots,); NaN is grey. `img_alpha`: opacity of the image under them."""
+        import squidpy as sq
+
+        diameter = self.diameter if self.image is None or not img_alpha else self.diameter * _SMALLER
+        factors = {"tissue_hires_scalef": self.scale, "spot_diameter_fullres": diameter}
         images = {} if self.image is None else {"hires": self.image}
         canvas = AnnData(
             np.asarray(values, dtype=np.float32)[:, None],
@@ -87,16 +91,21 @@ class Canvas:
             edgecolors="none",
             na_color="0.85",
         )
-        ax.set(xlabel="", ylabel="", title="", xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
+        _bare(ax)
+
+
+def _bare(ax: Axes) -> None:
+    """Take away everything but what is drawn."""
+    ax.set(xlabel="", ylabel="", title="", xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
 
 
 def _images(libraries: Any, slide: str | None, img_res_key: str | None) -> list[tuple[np.ndarray, float]]:
     """Images of a slide that can be drawn with their scales, finest first; none where it is not clear which are its own."""
     found = {}
-    for name, library in _mapping(libraries).items():
+    for name, library in mapping(libraries).items():
         if isinstance(library, Mapping):
-            factors, images = _mapping(library.get("scalefactors")), _mapping(library.get("images"))
+            factors, images = mapping(library.get("scalefactors")), mapping(library.get("images"))
             scales = {resolution: _scale(factors.get(f"tissue_{resolution}_scalef")) for resolution in images}
             drawable = {resolution: _drawable(image) for resolution, image in images.items() if scales[resolution]}
             found[str(name)] = {key: (image, scales[key]) for key, image in drawable.items() if image is not None}
@@ -129,7 +138,3 @@ def _drawable(image: Any) -> np.ndarray | None:
         image = image[..., 0]
     is_image = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))
     return image if is_image and image.dtype.kind in "uif" else None
-
-
-def _mapping(value: Any) -> Mapping[Any, Any]:
-    return value if isinstance(value, Mapping) else {}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from anndata import AnnData
 from scipy import sparse
 
 from lgdist_scvi._registered import Registered, completed_genes
@@ -12,9 +11,6 @@ from lgdist_scvi._units import log1p_cp10k
 from lgdist_scvi.metrics._arrays import dense
 from lgdist_scvi.metrics._structure import morans_i
 from lgdist_scvi.pp._neighbors import build_distances
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 _DETECTED = (0.1, 0.6)  # share of spots: enough counts to see where, enough zeros to see what was filled
 _MOST_CANDIDATES = 256
@@ -24,26 +20,10 @@ _MOST_ALIKE = (0.5, 0.8, np.inf)  # correlation with a gene chosen before, less 
 def telling_genes(
     adata: AnnData, layer: str, given: Registered, coordinates: np.ndarray, samples: np.ndarray, n_genes: int
 ) -> list[str]:
-    """Choose genes with spatial structure and with zeros, each of another pattern.
+    """Choose completed genes with spatial structure and with zeros, each of another pattern.
 
-    Parameters
-    ----------
-    adata
-        Annotated data, (n_obs, n_vars), with the completed layer.
-    layer
-        The completed layer.
-    given
-        What the model was given.
-    coordinates
-        (n_obs, 2) or more columns.
-    samples
-        Slide codes, (n_obs,).
-    n_genes
-        Number of genes.
-
-    Returns
-    -------
-    Names, largest Moran's I of the observed values first; fewer where fewer were completed.
+    From what the model was given, coordinates, (n_obs, 2) or more columns, and slide codes, (n_obs,). Names, largest
+    Moran's I of the observed values first; fewer where fewer were completed.
     """
     candidates = completed_genes(adata, layer)
     counts = sparse.csc_matrix(given.counts[:, candidates])

@@ -35,10 +35,8 @@ def skill(
         A trained model, or what :func:`lgdist_scvi.metrics.skill_per_gene` returned for it.
     estimand
         As in :func:`lgdist_scvi.metrics.skill_per_gene`; of a model only.
-    ax
-        Axes to draw into; ``None`` makes a figure.
-    figsize
-        Width and height in inches of a new figure.
+    ax, figsize
+        Axes to draw into; ``None`` makes a figure of this width and height in inches.
 
     Returns
     -------
@@ -110,10 +108,8 @@ def calibration(
         share of held-out values inside; or several such sequences under their names.
     estimand
         ``"rate"`` or ``"captured"``; ``None``: what the model offers, rate first. Of a model only.
-    ax
-        Axes to draw into; ``None`` makes a figure.
-    figsize
-        Width and height in inches of a new figure.
+    ax, figsize
+        Axes to draw into; ``None`` makes a figure of this width and height in inches.
 
     Returns
     -------

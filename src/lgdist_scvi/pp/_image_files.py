@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lgdist_scvi._checks import list_names
+from lgdist_scvi._checks import list_names, needs
 from lgdist_scvi.pp._image_source import Level, TissueImage
 
 if TYPE_CHECKING:
@@ -20,16 +21,11 @@ _TIFF = (".tif", ".tiff", ".btf", ".svs")
 
 
 def open_image(image: Any, where: str) -> TissueImage:
-    """Open an image.
+    """Open an image, called `where` in messages.
 
-    Parameters
-    ----------
-    image
-        Path of a TIFF (also tiled, pyramidal, OME), JPEG or PNG file, or of a format that OpenSlide reads; an array (numpy,
-        dask, zarr) with grey values, colours, or colours and opacity, channels last or first; or an image element of SpatialData,
-        of one or several scales.
-    where
-        Its name, for messages.
+    It is the path of a TIFF (also tiled, pyramidal, OME), JPEG or PNG file, or of a format that OpenSlide reads; an
+    array (numpy, dask, zarr) with grey values, colours, or colours and opacity, channels last or first; or an image
+    element of SpatialData, of one or several scales.
 
     Raises
     ------
@@ -44,10 +40,17 @@ def open_image(image: Any, where: str) -> TissueImage:
         path = Path(image)
         if not path.exists():
             raise FileNotFoundError(f"there is no image {str(path)!r}; pass the path of a TIFF, JPEG or PNG file")
+        if path.is_dir():
+            raise ValueError(
+                f"{str(path)!r} is a folder; pass the path of a TIFF, JPEG or PNG file, or open what is in it: "
+                "zarr.open_array(...), or an image of SpatialData, sdata[name]"
+            )
         return _open_tiff(path) if path.suffix.lower() in _TIFF else _open_file(path)
     if hasattr(image, "images") and hasattr(image, "tables"):
         names = list_names(image.images)
         raise ValueError(f"{where} is a SpatialData object; pass one of its images, sdata[name] with name of {names}")
+    if type(image).__name__ == "ImageContainer":  # of squidpy
+        raise ValueError(f"{where} is an ImageContainer; pass one of its layers, image[{str(next(iter(image)))!r}]")
     if hasattr(image, "dims") or hasattr(image, "children"):
         return _open_element(image, where)
     if not hasattr(image, "shape"):
@@ -58,12 +61,16 @@ def open_image(image: Any, where: str) -> TissueImage:
     return TissueImage([_level(image, where)], where)
 
 
-def _level(array: Any, where: str) -> Level:
-    """Level of an array, channels last or first, sliced only where it is read."""
+def _level(array: Any, where: str, colours: Callable[[np.ndarray], np.ndarray] = lambda part: part) -> Level:
+    """Level of an array, channels last or first, sliced only where it is read; `colours` of what it holds."""
     shape = tuple(array.shape)
     last = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 2, 3, 4))
     if not last and not (len(shape) == 3 and shape[0] in (1, 2, 3, 4)) or 0 in shape:
         raise ValueError(f"{where} has shape {shape}; an image is (height, width) or (height, width, 3 or 4)")
+    if np.dtype(array.dtype).kind not in "buif":
+        raise ValueError(
+            f"{where} has values of type {array.dtype}; an image holds whole numbers, or floats from 0 to 1"
+        )
     first_axis = 0 if last else 1
     chunks = getattr(array, "chunks", None)
     chunk = (1, 1)
@@ -73,7 +80,7 @@ def _level(array: Any, where: str) -> Level:
     def read(rows: slice, columns: slice) -> np.ndarray:
         part = array[rows, columns] if last else array[:, rows, columns]
         part = np.asarray(part.compute() if hasattr(part, "compute") else part)
-        return part if last else np.moveaxis(part, 0, -1)
+        return colours(part if last else np.moveaxis(part, 0, -1))
 
     return Level(shape[first_axis : first_axis + 2], read, chunk)
 
@@ -88,10 +95,11 @@ def _open_tiff(path: Path) -> TissueImage:
         try:
             file = failed.enter_context(tifffile.TiffFile(path))
             series = file.series[0]
+            colours = _colours(series.keyframe)
             levels = []
             for number, level in enumerate(series.levels):
                 array = zarr.open_array(series.aszarr(level=number), mode="r")
-                levels.append(_level(_Planes(array, level.axes), where))
+                levels.append(_level(_Planes(array, level.axes), where, colours))
             levels[0].read(slice(0, 1), slice(0, 1))  # a codec that is absent says so now
         except Exception as error:  # tifffile, zarr and codecs raise all kinds
             raise ValueError(
@@ -102,6 +110,29 @@ def _open_tiff(path: Path) -> TissueImage:
     return TissueImage(levels, where, close=file.close)
 
 
+def _colours(page: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """How values of a TIFF become colours: by its palette, from white that is 0, from inks.
+
+    Raises
+    ------
+    ValueError
+        If they stand for colours in another way.
+    """
+    kind, compressed = page.photometric.name, page.compression.name
+    if kind == "PALETTE":
+        palette = page.colormap.T
+        palette = (palette // (257 if palette.max() > 255 else 1)).astype(np.uint8)
+        return lambda part: palette[part]
+    if kind == "MINISWHITE" and page.dtype.kind in "bu":
+        return lambda part: ~part
+    if kind == "SEPARATED" and page.samplesperpixel == 4 and page.dtype.kind == "u":
+        full = np.iinfo(page.dtype).max
+        return lambda part: ((full - part[..., :3]) * ((full - part[..., 3:]) / full)).astype(part.dtype)
+    if kind in ("MINISBLACK", "RGB") or (kind == "YCBCR" and "JP" in compressed):  # the codec gives colours
+        return lambda part: part
+    raise ValueError(f"its colours are stored as {kind}, not as red, green and blue")
+
+
 class _Planes:
     """Rows, columns and channels of an array that has further axes, of which the first plane is taken."""
 
@@ -110,7 +141,7 @@ class _Planes:
             axis for axis in range(array.ndim) if axes[axis] in "YX" or (axes[axis] in "SC" and array.shape[axis] > 1)
         ]
         self.array, self.kept = array, kept
-        self.shape = tuple(array.shape[axis] for axis in kept)
+        self.shape, self.dtype = tuple(array.shape[axis] for axis in kept), array.dtype
         self.chunks = tuple(array.chunks[axis] for axis in kept)
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
@@ -125,9 +156,12 @@ def _open_file(path: Path) -> TissueImage:
 
     pixels = _Decoded(path)
     try:
-        shape = pixels.open().size[::-1]
+        with pixels.open() as file:
+            shape, is_tiff = file.size[::-1], file.format == "TIFF"
     except UnidentifiedImageError:
         return _open_slide(path)
+    if is_tiff:  # of another suffix, as scanners give them
+        return _open_tiff(path)
     return TissueImage([Level(shape, pixels.read)], repr(path.name), release=pixels.release)
 
 
@@ -178,12 +212,9 @@ class _Decoded:
 def _open_slide(path: Path) -> TissueImage:
     """Open a whole-slide image by OpenSlide."""
     where = repr(path.name)
-    try:
+    packages = "openslide-python openslide-bin"
+    with needs(f"{where} is no TIFF, JPEG or PNG file; formats of slide scanners need pip install {packages}"):
         import openslide
-    except ImportError as error:
-        raise ImportError(
-            f"{where} is no TIFF, JPEG or PNG file; formats of slide scanners need pip install openslide-python openslide-bin"
-        ) from error
     try:
         slide = openslide.OpenSlide(path)
     except (openslide.OpenSlideError, OSError) as error:
@@ -212,15 +243,15 @@ def _open_element(element: Any, where: str) -> TissueImage:
         arrays = [next(iter(scale.ds.data_vars.values())) for scale in element.children.values()]
     levels = []
     for array in arrays:
-        kept = {"y", "x", *(("c",) if "c" in array.dims else ())}
-        array = array.isel({dim: 0 for dim in array.dims if dim not in kept}).transpose(..., "y", "x")
-        levels.append(_level(array.data, where))
+        if not {"y", "x"} <= set(array.dims):
+            raise ValueError(f"{where} has dimensions {list_names(array.dims)}; name them 'c', 'y' and 'x'")
+        channels = [dim for dim in array.dims if dim in ("c", "channel", "channels", "band")][:1]
+        array = array.isel({dim: 0 for dim in array.dims if dim not in ("y", "x", *channels)})
+        levels.append(_level(array.transpose(*channels, "y", "x").data, where))
     if "transform" not in arrays[0].attrs:
         return TissueImage(levels, where)
-    try:
+    with needs(f"{where} is an element of SpatialData; pip install spatialdata"):
         from spatialdata.transformations import get_transformation
-    except ImportError as error:
-        raise ImportError(f"{where} is an element of SpatialData; pip install spatialdata") from error
     systems = get_transformation(element, get_all=True)
     system = "global" if "global" in systems else next(iter(systems))
     to_system = systems[system].to_affine_matrix(("x", "y"), ("x", "y"))

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from lgdist_scvi._anndata import get_coordinates, get_obs, get_samples
-from lgdist_scvi._checks import check_has_spots, list_names, require_key
+from lgdist_scvi._checks import check_has_spots, list_names, mapping, require_key
 from lgdist_scvi._lattice import lattice
 from lgdist_scvi._slides import choose_sample_key
 from lgdist_scvi.pp._image_files import open_image
 from lgdist_scvi.pp._image_source import TissueImage
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 _VISIUM_PITCH, _VISIUM_SPOT = 100.0, 65.0  # micrometres; Space Ranger's diameter is that of a spot with its rim
 _PATCH = 112.0  # micrometres: 224 pixels at 20 x magnification, what encoders of tissue are trained on
@@ -95,33 +93,23 @@ def open_slides(
     spatial_key: str,
     stack: ExitStack,
 ) -> list[Slide]:
-    """Open the image of each slide that has one.
+    """Open the image of each slide that has one; `stack` closes them. Other arguments are those of `pp.image_features`.
 
-    Parameters
-    ----------
-    adata, image, image_res_key, sample_key, spatial_key
-        As in :func:`~lgdist_scvi.pp.image_features`.
-    size
-        Edge of a patch.
-    stack
-        Closes the images.
-
-    Raises
-    ------
-    KeyError
-        If coordinates, slides or images are absent.
-    ValueError
-        If there is no spot, or slides and images do not fit each other.
+    Raises KeyError if coordinates, slides or images are absent; ValueError if there is no spot, or slides and images do
+    not fit each other.
     """
     check_has_spots(adata)
-    libraries = adata.uns.get(spatial_key)
-    libraries = libraries if isinstance(libraries, Mapping) else {}
+    libraries = mapping(adata.uns.get(spatial_key))
     where = f"adata.uns[{spatial_key!r}]"
     if image is None and not libraries:
         raise KeyError(f"there is no image in {where}; pass image=... (a path, an array, or a dict slide -> image)")
     if image is None:
         images = dict.fromkeys(map(str, libraries))
     elif isinstance(image, Mapping) and not hasattr(image, "children"):
+        if not image:
+            raise ValueError("image is an empty dict; pass a dict slide -> image, or None for the images of adata.uns")
+        if absent := [name for name, one in image.items() if one is None]:
+            raise ValueError(f"image is None for slides {list_names(absent)}; leave them out of the dict")
         images = {str(name): one for name, one in image.items()}
     else:
         images = {None: image}

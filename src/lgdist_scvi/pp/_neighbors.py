@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from scipy import sparse
 
 from lgdist_scvi._anndata import get_coordinates, get_obs, get_samples
 from lgdist_scvi._checks import check_new_key, check_positive_int
 from lgdist_scvi._lattice import array_rows, in_plane, lattice
 from lgdist_scvi._slides import choose_sample_key
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 _MIN_SCALE = 6  # neighbours that tell how far apart spots are; a single nearest one is too random
 _FAR = 10.0  # 10 times the usual distance means 100 times fewer spots per area: no tissue in between
@@ -96,7 +93,6 @@ def spatial_neighbors(
         warnings.warn(
             f"adata.obsm[{spatial_key!r}] holds rows and columns of the array, no pixels: column {rows} is taken for the rows, which "
             "lie sqrt(3) times as far apart; figures over an image need pixels there",
-            UserWarning,
             stacklevel=2,
         )
     samples = get_samples(adata, sample_key)
@@ -127,18 +123,9 @@ def spatial_neighbors(
 def build_distances(
     coordinates: np.ndarray, samples: np.ndarray, n_neighbors: int, max_distance: float | None = None
 ) -> tuple[sparse.csr_matrix, list[str]]:
-    """Build the graph of all slides.
+    """Build the graph of all slides, from coordinates, (n_obs, 2) or more columns, and slide codes 0, 1, ..., (n_obs,).
 
-    Parameters
-    ----------
-    coordinates
-        (n_obs, 2) or more columns.
-    samples
-        Slide codes 0, 1, ..., (n_obs,).
-    n_neighbors
-        Largest number of neighbours.
-    max_distance
-        Longest edge; ``None`` chooses one for each slide.
+    Edges are `max_distance` long at most; ``None`` chooses that for each slide.
 
     Returns
     -------

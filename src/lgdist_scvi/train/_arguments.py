@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning.pytorch as lightning
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.loggers import Logger
 from scvi import train as scvi_train
 
 _OWN_ROWS = 'name rows with datasplitter_kwargs={"external_indexing": [train, validation]}'
-_REMEDIES = {
+REMEDIES = {
     "train_size": f"all spots train, and validate by entries that are set aside; {_OWN_ROWS} to split spots",
     "validation_size": f"all spots validate by entries that are set aside; {_OWN_ROWS} to split spots",
     "shuffle_set_split": f"spots are not split at random; {_OWN_ROWS}",
@@ -29,7 +29,7 @@ _REMEDIES = {
     "use_gpu": 'pass accelerator="gpu"',
 }
 _FEW = 10  # names that a message can list
-_NOT_FOR_THE_CALLER = {"self", "kwargs", "args", *_REMEDIES}
+_NOT_FOR_THE_CALLER = {"self", "kwargs", "args", *REMEDIES}
 _ONE_DEVICE = {
     "overfit_batches": (None, 0),
     "strategy": (None, "auto"),
@@ -41,23 +41,9 @@ _PRECISIONS = (None, 32, "32", "32-true", 16, "16", "16-mixed", "bf16", "bf16-mi
 def refuse_unknown(
     given: Iterable[str], allowed: Iterable[str], where: str, remedies: Mapping[str, str] | None = None
 ) -> None:
-    """Refuse keywords that are not known, each with what to use instead.
+    """Refuse keywords passed to `where` that are not allowed (TypeError), each with what to use instead.
 
-    Parameters
-    ----------
-    given
-        Names that were passed.
-    allowed
-        Names that are known.
-    where
-        What they were passed to, for the message.
-    remedies
-        What to say of some names.
-
-    Raises
-    ------
-    TypeError
-        If a name is unknown.
+    `remedies` are what to say of some names.
     """
     allowed = sorted(set(allowed))
     for name in given:
@@ -76,29 +62,18 @@ def refuse_unknown(
 def check_trainer_arguments(arguments: Mapping[str, Any], stages: Iterable[str], named: Iterable[str] = ()) -> None:
     """Refuse arguments for :class:`scvi.train.Trainer` that it does not know or that stages cannot heed.
 
-    Parameters
-    ----------
-    arguments
-        Keyword arguments for the trainer.
-    stages
-        Names of all stages, of which the losses may be monitored.
-    named
-        Names of the other arguments of the caller, among which a mistyped one may be.
+    The losses of all `stages` may be monitored; `named` are the other arguments of the caller, among which a mistyped
+    one may be.
 
-    Raises
-    ------
-    TypeError
-        If an argument is unknown, or a callback or logger is none.
-    ValueError
-        If several devices are asked for, weights would be kept in half or double precision, checkpoints be written, or no known loss
-        be monitored.
+    Raises TypeError if an argument is unknown, or a callback or logger is none; ValueError if several devices are asked
+    for, weights would be kept in half or double precision, checkpoints be written, or no known loss be monitored.
     """
     known = {
         name
         for trainer in (scvi_train.Trainer, lightning.Trainer)
         for name in inspect.signature(trainer.__init__).parameters
     }
-    refuse_unknown(arguments, (known | set(named)) - _NOT_FOR_THE_CALLER, "train()", _REMEDIES)
+    refuse_unknown(arguments, (known | set(named)) - _NOT_FOR_THE_CALLER, "train()", REMEDIES)
     callbacks = listed(arguments.get("callbacks"))
     for one in callbacks:
         if not isinstance(one, lightning.Callback):
@@ -132,9 +107,13 @@ def check_trainer_arguments(arguments: Mapping[str, Any], stages: Iterable[str],
             "checkpoints within a stage lack what later steps fit; leave out enable_checkpointing and checkpoint callbacks: "
             "train() keeps the weights with the lowest validation loss by itself, and model.save(...) keeps the whole model"
         )
-    monitor, losses = arguments.get("early_stopping_monitor"), loss_names(stages)
-    if monitor is not None and monitor not in losses and not callbacks:
-        raise ValueError(f"early_stopping_monitor must be one of {', '.join(map(repr, losses))}, got {monitor!r}")
+    losses, stoppers = loss_names(stages), [one for one in callbacks if isinstance(one, EarlyStopping)]
+    if len(stoppers) == len(callbacks):  # others may log metrics of their own
+        monitored = {"early_stopping_monitor": arguments.get("early_stopping_monitor")}
+        monitored |= {f"monitor of {type(one).__name__}": one.monitor for one in stoppers if one.strict}
+        for name, monitor in monitored.items():
+            if monitor is not None and monitor not in losses:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, losses))}, got {monitor!r}")
 
 
 def loss_names(stages: Iterable[str]) -> list[str]:

@@ -15,27 +15,18 @@ Batch = dict[str, torch.Tensor]
 class StagePlan(lightning.LightningModule):
     """One stage of training: AdamW under a one-cycle learning rate, on one part of a module.
 
-    A subclass gives :meth:`training_loss` and :meth:`validation_loss`, and may set things before and after. Losses are logged as
-    ``"{stage}_train_loss"`` and ``"{stage}_validation_loss"``; callbacks find them as ``"train_loss"`` and
+    A subclass gives :meth:`training_loss` and :meth:`validation_loss`, and may set things before and after. Losses are
+    logged as ``"{stage}_train_loss"`` and ``"{stage}_validation_loss"``; callbacks find them as ``"train_loss"`` and
     ``"validation_loss"`` too, in every stage.
 
     Parameters
     ----------
-    module
-        The module.
-    network
-        The part of it that the stage trains; the rest is frozen.
+    module, network
+        The module, and the part of it that the stage trains; the rest is frozen.
     stage
         Name of the stage.
-    lr
-        Highest learning rate.
-    weight_decay
-        Of AdamW.
-
-    Raises
-    ------
-    ValueError
-        If `lr` is not positive, or `weight_decay` is negative.
+    lr, weight_decay
+        Highest learning rate, positive, and weight decay of AdamW, at least 0 (else ValueError).
     """
 
     n_steps: int = 500

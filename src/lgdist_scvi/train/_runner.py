@@ -31,23 +31,8 @@ def copies_for_stages(
 ) -> list[list[Callback]]:
     """Copy the caller's callbacks once for each stage, since what one stage left in them would mislead the next.
 
-    Parameters
-    ----------
-    callbacks
-        They are not modified.
-    stages
-        Names of the stages. A callback that monitors the loss of one stage by its full name takes no part in the others.
-    shared
-        Objects that copies refer to instead of copying them, such as the model.
-
-    Returns
-    -------
-    A list for each stage.
-
-    Raises
-    ------
-    TypeError
-        If a callback cannot be copied.
+    A callback that monitors the loss of one stage by its full name takes no part in the others. Copies refer to what is
+    `shared`, such as the model, instead of copying it. A callback that cannot be copied is refused (TypeError).
     """
     given, copies = listed(callbacks), []
     for stage in stages:
@@ -89,16 +74,15 @@ def run_stage(
     ----------
     model
         The model; its module is trained in place.
-    plan
-        What a step does.
-    splitter
-        The data.
+    plan, splitter
+        What a step does, and the data.
     max_epochs
         Number of passes over the training spots.
     ema_decay
         Decay of the moving average of the weights, which replaces them at the end; ``None`` for no average.
     callbacks
-        Lightning callbacks for this stage alone, see :func:`copies_for_stages`. They are in ``model.trainer.callbacks`` after.
+        Lightning callbacks for this stage alone, see :func:`copies_for_stages`. They are in ``model.trainer.callbacks``
+        after.
     stages
         Names of all stages of this training.
     **trainer_kwargs
@@ -180,6 +164,5 @@ def run_stage(
 def _warn_of_interruption(stage: str) -> None:
     warnings.warn(
         f"Training was interrupted in stage {stage!r}; the model keeps the best weights it had so far and can be used.",
-        UserWarning,
         stacklevel=settings.warnings_stacklevel + 1,
     )

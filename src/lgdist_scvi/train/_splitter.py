@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,11 @@ from scvi.data import AnnDataManager
 from scvi.dataloaders import DataSplitter
 from torch.utils.data import DataLoader
 
-from lgdist_scvi.train._arguments import refuse_unknown
+from lgdist_scvi.train._arguments import REMEDIES, refuse_unknown
 
 _N_VALIDATION_SPOTS = 1024
 _OF_THE_LOADER = {"dataset", "batch_size", "shuffle", "sampler", "batch_sampler", "collate_fn"}  # it sets these itself
-_OWN_ROWS = "name rows that train and rows that validate with external_indexing=[train, validation]"
-_REMEDIES = {
-    "train_size": _OWN_ROWS,
-    "validation_size": _OWN_ROWS,
-    "shuffle_set_split": f"spots are not split at random; {_OWN_ROWS}",
-    "load_sparse_tensor": "batches are dense; leave it out",
+_REMEDIES = REMEDIES | {
     "batch_size": "pass train(batch_size=...)",
     "shuffle": "batches are drawn anew in every epoch; leave it out",
 }
@@ -35,24 +31,18 @@ class EntrySplitter(DataSplitter):
     ----------
     adata_manager
         Manager with registered data.
-    set_aside
-        Rows of the spots that are set aside whole.
-    validation_spots
-        Rows of the spots that are not trained on; ``None`` if all are.
+    set_aside, validation_spots
+        Rows of the spots that are set aside whole, and of those that are not trained on; ``None`` if all are.
     seed
         Of the choice of validation spots.
     batch_size
         Spots per step.
     datasplitter_kwargs
-        For :class:`torch.utils.data.DataLoader`; and `external_indexing`, one to three arrays instead of `validation_spots`: rows
-        that train, rows that validate (if none, those that train), and rows that do neither.
+        For :class:`torch.utils.data.DataLoader`; and `external_indexing`, one to three arrays instead of
+        `validation_spots`: rows that train, rows that validate (if none, those that train), and rows that do neither.
 
-    Raises
-    ------
-    TypeError
-        If a keyword is unknown, or would be ignored.
-    ValueError
-        If rows are not in the data, or train and validate at once, or none are left to train on.
+    Raises TypeError if a keyword is unknown, or would be ignored; ValueError if rows are not in the data, or train and
+    validate at once, or none are left to train on.
     """
 
     def __init__(
@@ -105,11 +95,10 @@ def _external(given: Sequence[Any], n_obs: int) -> tuple[np.ndarray, np.ndarray]
             "external_indexing must be a list of rows: [train], [train, validation] or [train, validation, test]"
         )
     parts = [_rows(part, n_obs) for part in given]
-    names = ("train", "validate", "are left out")[: len(parts)]
-    for i, one in enumerate(parts):
-        for j, other in enumerate(parts[:i]):
-            if n_common := len(np.intersect1d(one, other)):
-                raise ValueError(f"external_indexing: {n_common:,} rows both {names[j]} and {names[i]}; name each once")
+    named = zip(parts, ("train", "validate", "are left out"), strict=False)
+    for (one, does), (other, too) in combinations(named, 2):
+        if n_common := len(np.intersect1d(one, other)):
+            raise ValueError(f"external_indexing: {n_common:,} rows both {does} and {too}; name each once")
     if not len(parts[0]):
         raise ValueError("external_indexing names no rows to train on")
     return parts[0], parts[1] if len(parts) > 1 else np.array([], dtype=int)

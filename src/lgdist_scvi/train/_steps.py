@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pandas as pd
@@ -17,15 +17,9 @@ from scvi.utils import track
 def named_step(model: BaseModelClass, name: str, show: bool = False) -> Iterator[dict[str, Any]]:
     """Take one step of training under a name.
 
-    Parameters
-    ----------
-    model
-        Its `history_` receives a frame of one row for everything that the step reports, under ``"{name}/..."``. A step that fails
-        leaves none.
-    name
-        Name of the step.
-    show
-        Whether to show a progress line, with the time it took; never above ``scvi.settings.verbosity = logging.INFO``.
+    The model's `history_` receives a frame of one row for everything that the step reports, under ``"{name}/..."``; a
+    step that fails leaves none. `show` asks for a progress line, with the time it took; never above
+    ``scvi.settings.verbosity = logging.INFO``.
 
     Yields
     ------
@@ -33,14 +27,11 @@ def named_step(model: BaseModelClass, name: str, show: bool = False) -> Iterator
     """
     report: dict[str, Any] = {}
     show = show and settings.verbosity <= logging.INFO
-    bar = track(None, total=1, description=name.replace("_", " "), style="tqdm") if show else None
-    try:
+    line = track(None, total=1, description=name.replace("_", " "), style="tqdm") if show else nullcontext()
+    with line as bar:
         yield report
         if bar is not None:
             bar.update()
-    finally:
-        if bar is not None:
-            bar.close()
     model.history_ = {**(model.history_ or {}), **{f"{name}/{key}": _row(key, told) for key, told in report.items()}}
 
 

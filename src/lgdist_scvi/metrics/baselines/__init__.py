@@ -1,7 +1,5 @@
 """What a completion has to beat. All share one signature; see :func:`gene_mean`."""
 
-from __future__ import annotations
-
 from lgdist_scvi.metrics.baselines._knn import knn
 from lgdist_scvi.metrics.baselines._low_rank import pca, soft_impute
 from lgdist_scvi.metrics.baselines._means import adaptive_median, gene_mean, neighbor_mean

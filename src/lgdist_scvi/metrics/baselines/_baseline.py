@@ -6,15 +6,13 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
 
 from lgdist_scvi._checks import check_positive_int
 from lgdist_scvi.metrics.baselines._data import read, read_graph
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 NEEDS_EVERY_ENTRY = "{name} needs every entry (mask_layer=None, zeros are data); with a mask, use soft_impute"
 
@@ -59,14 +57,10 @@ def baseline(
 ) -> Callable[[Callable[..., np.ndarray]], Callable[..., np.ndarray]]:
     """Turn a method into a baseline of a slide.
 
-    The method names what it needs first, of `data` (`LogData` where a mask is given, else `CountData`), `graph` and `seed`; what
-    follows are its own parameters, which come after the shared ones. Its docstring describes its own parameters only. It returns
-    values (`LogData`) or rates (`CountData`) of the genes to predict, (n_obs, n_columns).
-
-    Parameters
-    ----------
-    with_mask, without_mask
-        Why ``{name}``, the method, refuses data with a mask, or without one; ``None``: it does not.
+    The method names what it needs first, of `data` (`LogData` where a mask is given, else `CountData`), `graph` and
+    `seed`; what follows are its own parameters, which come after the shared ones. Its docstring describes its own
+    parameters only. It returns values (`LogData`) or rates (`CountData`) of the genes to predict, (n_obs, n_columns).
+    `with_mask` and `without_mask` say why ``{name}``, the method, refuses data with a mask, or without one.
     """
 
     def decorate(method: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:

@@ -6,18 +6,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
 from scipy import sparse
 
 from lgdist_scvi._anndata import get_counts, get_genes, get_mask
 from lgdist_scvi._checks import require_key
 from lgdist_scvi._registered import library_of
 from lgdist_scvi._units import known_counts, log1p_cp10k, to_cp10k
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 INNER_FRACTION = 0.1  # part of the data set aside to choose hyper-parameters
 _MANY_SPOTS = 0.05  # share of the spots without anything observed from which on whole spots are the question
@@ -28,14 +26,8 @@ _MIN_GENE_COUNT = 0.1  # a gene never seen is still not impossible
 class LogData:
     """Observed values of a slide, the rest unknown.
 
-    Attributes
-    ----------
-    values
-        log1p(CP10K), float32, (n_obs, n_vars); 0 where not observed.
-    mask
-        True where observed, (n_obs, n_vars).
-    columns
-        Indices of the genes to predict.
+    `values` are log1p(CP10K), float32, 0 where not observed, `mask` is True where observed, (n_obs, n_vars) each;
+    `columns` are indices of the genes to predict.
     """
 
     values: np.ndarray
@@ -63,9 +55,7 @@ class LogData:
     def split(self, seed: int) -> tuple[LogData, Callable[[np.ndarray], float]]:
         """Hide a part of what is observed: entries of the genes to predict, or whole spots where whole spots are missing.
 
-        Returns
-        -------
-        The data without them, and the mean squared error on them as a function of a prediction, (n_obs, columns).
+        Gives the data without them, and the mean squared error on them as a function of a prediction, (n_obs, columns).
         """
         rng = np.random.default_rng(seed)
         mask = self.mask.copy()
@@ -94,16 +84,9 @@ class LogData:
 
 @dataclass(frozen=True)
 class CountData:
-    """Counts of a slide, zeros included.
+    """Counts of a slide, zeros included, float32, (n_obs, n_vars).
 
-    Attributes
-    ----------
-    counts
-        Raw counts, float32, (n_obs, n_vars).
-    library
-        Library size in counts, float64, (n_obs,).
-    columns
-        Indices of the genes to predict.
+    Library sizes are in counts, float64, (n_obs,); `columns` are indices of the genes to predict.
     """
 
     counts: np.ndarray
@@ -123,9 +106,7 @@ class CountData:
     def split(self, seed: int) -> tuple[CountData, Callable[[np.ndarray], float]]:
         """Set molecules aside (binomial thinning).
 
-        Returns
-        -------
-        The data without them, and the Poisson loss per molecule on them as a function of rates, (n_obs, columns).
+        Gives the data without them, and the Poisson loss per molecule on them as a function of rates, (n_obs, columns).
         """
         rng = np.random.default_rng(seed)
         rows, genes = np.nonzero(self.counts)
@@ -172,8 +153,7 @@ def read(
     columns = np.flatnonzero(get_genes(adata, genes))
     mask = None if mask_layer is None else get_mask(adata, mask_layer)
     if mask is not None:
-        n_empty = int((~mask[:, columns].any(axis=0)).sum())
-        if n_empty:
+        if n_empty := int((~mask[:, columns].any(axis=0)).sum()):
             raise ValueError(
                 f"{n_empty:,} of {len(columns):,} genes to predict have no observed entry in "
                 f"adata.layers[{mask_layer!r}]; drop them or name the others (genes=...)"
@@ -200,6 +180,21 @@ def best(candidates: Iterable[tuple[Any, np.ndarray]], loss: Callable[[np.ndarra
     """Return the hyper-parameters whose prediction has the smallest loss."""
     scored = [(loss(prediction), parameters) for parameters, prediction in candidates]
     return min(scored, key=lambda pair: pair[0])[1]
+
+
+def tuned(
+    data: Any, seed: int, candidates: Callable[..., Iterable[tuple[tuple, np.ndarray]]], *grids: Sequence[Any]
+) -> np.ndarray:
+    """Prediction with the hyper-parameters, one of each grid, that do best on an inner hold-out.
+
+    `candidates` takes data and grids, and yields hyper-parameters and the prediction with them.
+    """
+    chosen = tuple(values[0] for values in grids)
+    if any(len(values) > 1 for values in grids):
+        fit, loss = data.split(seed)
+        chosen = best(candidates(fit, *grids), loss)
+    ((_, prediction),) = candidates(data, *((value,) for value in chosen))
+    return prediction
 
 
 def last(items: Iterable[Any]) -> Any:

@@ -17,12 +17,10 @@ def truncated_svd(matrix: np.ndarray, rank: int, seed: int) -> tuple[np.ndarray,
 
 
 def spot_features(data: LogData) -> tuple[np.ndarray, np.ndarray]:
-    """Describe spots by their values and by which entries were observed.
+    """Describe spots by residuals of values and by which entries were observed, centred; float32 (n_obs, n_vars) each.
 
-    Returns
-    -------
-    Residuals, and centred detection, both float32 (n_obs, n_vars). A spot without any observed entry is all zero, that
-    is average: that it has none is no evidence about its expression.
+    A spot without any observed entry is all zero, that is average: that it has none is no evidence about its
+    expression.
     """
     detected = data.mask - data.mask.mean(axis=0, dtype=np.float32)
     detected[~data.mask.any(axis=1)] = 0

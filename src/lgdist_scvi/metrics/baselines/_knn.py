@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 from scipy import sparse
 
 from lgdist_scvi._poisson import MOLECULES
 from lgdist_scvi.metrics.baselines._baseline import baseline
-from lgdist_scvi.metrics.baselines._data import CountData, LogData, best, grid
+from lgdist_scvi.metrics.baselines._data import CountData, LogData, grid, tuned
 from lgdist_scvi.metrics.baselines._embedding import pearson_residuals, spot_features, truncated_svd
 from lgdist_scvi.metrics.baselines._means import smooth
 
@@ -44,12 +45,7 @@ def knn(
         raise ValueError(f"n_neighbors must be below the number of spots, {n_obs:,}; got {n_neighbors}")
     numbers = grid(n_neighbors, [k for k in _NEIGHBORS if k < n_obs] or [n_obs - 1])
     strengths = grid(shrinkage, _ENTRIES if isinstance(data, LogData) else MOLECULES)
-    chosen = (numbers[0], strengths[0])
-    if len(numbers) * len(strengths) > 1:
-        fit, loss = data.split(seed)
-        chosen = best(_candidates(fit, numbers, strengths, n_components, seed), loss)
-    ((_, prediction),) = _candidates(data, chosen[:1], chosen[1:], n_components, seed)
-    return prediction
+    return tuned(data, seed, partial(_candidates, n_components=n_components, seed=seed), numbers, strengths)
 
 
 def _candidates(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
 from lgdist_scvi.metrics.baselines._baseline import NEEDS_EVERY_ENTRY, baseline
-from lgdist_scvi.metrics.baselines._data import CountData, LogData, best, grid, last
+from lgdist_scvi.metrics.baselines._data import CountData, LogData, grid, last, tuned
 from lgdist_scvi.metrics.baselines._embedding import pearson_residuals, rates_from_residuals, truncated_svd
 
 _PATH = tuple(0.5 * 0.7**step for step in range(11))  # shrinkage, as a part of the largest singular value
@@ -40,7 +41,8 @@ def soft_impute(
         Penalty, as a part of the largest singular value; ``None``: chosen on an inner hold-out.
     """
     if isinstance(data, CountData):
-        return _spectral(data, grid(rank, (max(_PCA_RANKS),)), grid(shrinkage, (0.0, *_PATH)), _FLOORS, seed)
+        grids = grid(rank, (max(_PCA_RANKS),)), grid(shrinkage, (0.0, *_PATH)), _FLOORS
+        return tuned(data, seed, partial(_spectral, seed=seed), *grids)
     ranks = grid(rank, _RANKS)
     if rank is None or shrinkage is None:
         fit, loss = data.split(seed)
@@ -122,23 +124,13 @@ def pca(
     floor
         Smallest rate, as a part of the gene's mean rate; ``None``: chosen likewise.
     """
-    return _spectral(data, grid(rank, _PCA_RANKS), (0.0,), grid(floor, _FLOORS), seed)
+    return tuned(data, seed, partial(_spectral, seed=seed), grid(rank, _PCA_RANKS), (0.0,), grid(floor, _FLOORS))
 
 
 def _spectral(
     data: CountData, ranks: Sequence[int], strengths: Sequence[float], floors: Sequence[float], seed: int
-) -> np.ndarray:
-    chosen = (ranks[0], strengths[0], floors[0])
-    if len(ranks) * len(strengths) * len(floors) > 1:
-        fit, loss = data.split(seed)
-        chosen = best(_spectral_candidates(fit, ranks, strengths, floors, seed), loss)
-    ((_, rate),) = _spectral_candidates(data, *((value,) for value in chosen), seed)
-    return rate
-
-
-def _spectral_candidates(
-    data: CountData, ranks: Sequence[int], strengths: Sequence[float], floors: Sequence[float], seed: int
 ) -> Iterator[tuple[tuple[int, float, float], np.ndarray]]:
+    """Yield shrunken SVDs of Pearson residuals, as rates, (n_obs, columns)."""
     u, s, vt = truncated_svd(pearson_residuals(data), max(ranks), seed)
     for rank in ranks:
         for strength in strengths:

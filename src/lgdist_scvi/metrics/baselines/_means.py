@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 from scipy import sparse
 
 from lgdist_scvi._poisson import MOLECULES
 from lgdist_scvi.metrics.baselines._baseline import baseline
-from lgdist_scvi.metrics.baselines._data import CountData, LogData, best, grid, last
+from lgdist_scvi.metrics.baselines._data import CountData, LogData, best, grid, last, tuned
 
 _ENTRIES = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0)  # shrinkage, in observed entries
 _SMALLEST = 1e-9  # shrinkage: where nothing is pooled, the gene mean is the answer
@@ -47,15 +48,17 @@ def neighbor_mean(
         Smallest number of spots in the surroundings; 1 is the ring of neighbours, where any of them is observed. ``None``:
         chosen on the inner hold-out.
     """
-    sizes, strengths = grid(n_nearest, _NEAREST), grid(shrinkage, _ENTRIES if isinstance(data, LogData) else MOLECULES)
-    if len(sizes) * len(strengths) > 1:
-        fit, loss = data.split(seed)
-        surroundings = {size: _surroundings(fit, graph, size) for size in sizes}
-        candidates = (((size, s), smooth(surroundings[size], fit, s)) for size in sizes for s in strengths)
-        size, strength = best(candidates, loss)
-    else:
-        size, strength = sizes[0], strengths[0]
-    return smooth(_surroundings(data, graph, size), data, strength)
+    strengths = grid(shrinkage, _ENTRIES if isinstance(data, LogData) else MOLECULES)
+    return tuned(data, seed, partial(_pooled, graph=graph), grid(n_nearest, _NEAREST), strengths)
+
+
+def _pooled(
+    data: LogData | CountData, sizes: Sequence[int], strengths: Sequence[float], graph: sparse.csr_matrix
+) -> Iterator[tuple[tuple[int, float], np.ndarray]]:
+    for size in sizes:
+        surroundings = _surroundings(data, graph, size)
+        for strength in strengths:
+            yield (size, strength), smooth(surroundings, data, strength)
 
 
 def rings(windows: sparse.csr_matrix, step: sparse.csr_matrix) -> sparse.csr_matrix:

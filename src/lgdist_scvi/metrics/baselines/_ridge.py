@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import sparse
 
 from lgdist_scvi.metrics.baselines._baseline import baseline
 from lgdist_scvi.metrics.baselines._data import LogData, best
 from lgdist_scvi.metrics.baselines._embedding import spot_features, truncated_svd
-
-if TYPE_CHECKING:
-    from scipy import sparse
 
 _PENALTIES = (50.0, 100.0, 200.0, 400.0, 800.0, 1600.0, 3200.0)
 _SMALLEST = np.float32(1e-6)  # penalty of inputs that are constant

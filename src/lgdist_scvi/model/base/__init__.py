@@ -1,7 +1,5 @@
 """What the models of this package share."""
 
-from __future__ import annotations
-
 from lgdist_scvi.model.base._calibration import SkillMixin
 from lgdist_scvi.model.base._completion import CompletionMixin
 from lgdist_scvi.model.base._expression import ExpressionMixin

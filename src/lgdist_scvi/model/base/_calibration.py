@@ -33,14 +33,7 @@ from lgdist_scvi.train import EntrySplitter, named_step
 def calibrate(model: BaseModelClass, data: NeighborhoodDataset, show: bool = False) -> Calibration:
     """Fit region effects and noise, calibrate intervals and standard deviations, and measure skill.
 
-    Parameters
-    ----------
-    model
-        With trained networks.
-    data
-        What they were trained on.
-    show
-        Whether every step shows a progress line.
+    `model` has trained networks, and `data` are what they were trained on; `show` gives every step a progress line.
     """
     module, step = model.module, partial(named_step, model, show=show)
     module.eval()
@@ -70,10 +63,7 @@ def calibrate(model: BaseModelClass, data: NeighborhoodDataset, show: bool = Fal
 def calibration_of(model: BaseModelClass) -> Calibration:
     """Calibration of a trained model; what an interruption kept the training from is done now.
 
-    Raises
-    ------
-    ValueError
-        If the model is not trained, or lacks the calibration and the data for it.
+    Refused (ValueError) if the model is not trained, or lacks the calibration and the data for it.
     """
     if not model.is_trained_:
         raise ValueError("the model is not trained yet; call model.train() first")
@@ -92,7 +82,8 @@ def _finish_networks(model: BaseModelClass, data: NeighborhoodDataset) -> None:
     """Fit what an interruption kept the stages of the training from fitting."""
     if model.module.is_finished():
         return
-    splitter = EntrySplitter(data, model.module.spots_set_aside(len(data)), seed=settings.seed or 0)
+    given = model._data_for(data, "set_aside")
+    splitter = EntrySplitter(given, model.module.spots_set_aside(len(data)), seed=settings.seed or 0)
     with named_step(model, "experts"):
         model.module.finish(splitter.train_dataloader(), torch.Generator().manual_seed(settings.seed or 0))
 
@@ -133,13 +124,7 @@ class SkillMixin:
 
 
 def resolve_estimand(model: BaseModelClass, estimand: Estimand | None) -> Estimand:
-    """Check what is asked for, or take what the likelihood models.
-
-    Raises
-    ------
-    ValueError
-        If it is unknown, or the likelihood does not offer it.
-    """
+    """What the likelihood models, or what is asked for; refused (ValueError) if the likelihood does not offer it."""
     offered = model.module.likelihood.estimands
     if estimand is None:
         return offered[0]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
+from anndata import AnnData
 from scvi import settings
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi._anndata import get_counts
-from lgdist_scvi._checks import check_new_key, did_you_mean, list_names
+from lgdist_scvi._checks import check_new_key, did_you_mean, list_names, mapping
 from lgdist_scvi._units import log1p_cp10k
 from lgdist_scvi.inference import LEFT_MISSING, MEASURED, N_SAMPLES
 from lgdist_scvi.metrics._skill import MIN_ENTRIES, skill_per_gene
@@ -27,9 +28,6 @@ from lgdist_scvi.model.base._query import (
 )
 from lgdist_scvi.model.base._record import completion_record
 from lgdist_scvi.module.likelihood import Estimand
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 _SEVERAL = ("all", "skilled")
 _SUFFIXES = ("", "_std", "_lower", "_upper", "_provenance")
@@ -104,7 +102,6 @@ class CompletionMixin:
         if level is not None:
             check_interval(level, n_samples)
         target = anndata_of(self, asked_about(self, adata))
-        _refuse_backed_view(target)
         check_target(target, layer_added)
         skill = skill_per_gene(self, estimand)
         query = Query(
@@ -134,7 +131,6 @@ class CompletionMixin:
             warnings.warn(
                 f"Nothing was filled: of the genes chosen, fill={fill!r} names no entry. Zeros are filled with "
                 'fill="zeros"; missing entries are those that a mask_layer registered at setup_anndata names.',
-                UserWarning,
                 stacklevel=settings.warnings_stacklevel,
             )
 
@@ -158,13 +154,7 @@ def _completed(query: Query, level: float | None, observed: str, fill: str) -> d
 
 
 def _named(genes: str | Sequence[str], registered: pd.Index) -> Sequence[str] | None:
-    """Genes that are asked for by their names; ``None`` if by a word for several of them.
-
-    Raises
-    ------
-    KeyError
-        If a single word is neither.
-    """
+    """Genes that are asked for by names; ``None`` if by a word for several; KeyError if a word is neither."""
     if not isinstance(genes, str):
         return genes
     if genes in _SEVERAL:
@@ -212,19 +202,15 @@ def _among_all_genes(query: Query, layers: dict[str, np.ndarray]) -> dict[str, n
     return layers
 
 
-def _refuse_backed_view(adata: AnnData) -> None:
-    """Refuse data that layers cannot be added to. A backed AnnData keeps them in memory until it is written."""
-    if adata.isbacked and adata.is_view:
+def check_target(adata: AnnData, layer_added: str) -> None:
+    """Refuse data that layers cannot be added to, and to write over anything but an earlier completion."""
+    if adata.isbacked and adata.is_view:  # else they are in memory until the data are written
         raise ValueError(
             "layers cannot be added to a part of an AnnData that is backed by a file; call to_memory() on it first"
         )
-
-
-def check_target(adata: AnnData, layer_added: str) -> None:
-    """Refuse to write over anything but an earlier completion."""
     check_new_key(layer_added, "layer_added")
     record = adata.uns.get(layer_added)
-    if isinstance(record, Mapping) and "provenance" in record:
+    if "provenance" in mapping(record):
         return
     names = [layer_added + suffix for suffix in _SUFFIXES]
     taken = [f"adata.layers[{name!r}]" for name in names if name in adata.layers]
@@ -241,7 +227,6 @@ def _warn_of_no_skill(skill: pd.DataFrame, layer_added: str) -> None:
         warnings.warn(
             "No gene shows clear skill over cheap baselines on entries set aside in training, so that nothing was completed; train "
             "longer, or name the genes to complete.",
-            UserWarning,
             stacklevel=settings.warnings_stacklevel + 1,
         )
     if n_unskilled:
@@ -251,6 +236,5 @@ def _warn_of_no_skill(skill: pd.DataFrame, layer_added: str) -> None:
             f"{n_unskilled:,} of {len(skill):,} completed genes show no clear skill over cheap baselines on entries set aside in "
             f"training{few}; adata.var['{layer_added}_skilled'] names the others, and complete(genes=\"skilled\") leaves "
             "these as measured.",
-            UserWarning,
             stacklevel=settings.warnings_stacklevel + 1,
         )

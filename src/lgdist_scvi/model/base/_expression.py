@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+from anndata import AnnData
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi.inference import MEASURED, N_SAMPLES, in_log1p
@@ -22,12 +23,13 @@ from lgdist_scvi.model.base._query import (
 from lgdist_scvi.module.likelihood import Estimand
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from sparse import GCXS
 
 
 class ExpressionMixin:
     """Questions to a trained model."""
+
+    _depth_is_free = False  # whether an answer may be for another depth than that of the counts
 
     def get_var_names_registered(self) -> np.ndarray:
         """Names of the registered genes, in the order of the model's output."""
@@ -287,12 +289,14 @@ class ExpressionMixin:
         ValueError
             If the level is out of range, or the model is not trained.
         """
+        library_size = unsupported.pop("library_size", None) if self._depth_is_free else None
         refuse_unsupported("get_prediction_interval", unsupported)
         check_interval(level, n_samples)
         check_question(n_samples, observed, fill)
         query = Query(
-            self, adata, indices, gene_list, estimand, seed, batch_size, silent, n_samples=n_samples, n_steps=n_steps
-        )
+            self, adata, indices, gene_list, estimand, seed, batch_size, silent, library_size=library_size,
+            n_samples=n_samples, n_steps=n_steps,
+        )  # fmt: skip
         lower, upper = np.empty((2, *query.shape), dtype=np.float32)
         for place, prediction in query.predictions():
             known, origin = query.origins(place, prediction, observed, fill)

@@ -33,18 +33,9 @@ def with_prefill(model: BaseModelClass, dataset: NeighborhoodDataset, hide: Hide
 def predictor_of(
     model: BaseModelClass, dataset: NeighborhoodDataset, hide: Hide = "nothing", region_effects: bool = True
 ) -> Predictor:
-    """Predictor of a trained model for some data.
+    """Predictor of a trained model for some data, with region effects if decoding follows.
 
-    Parameters
-    ----------
-    model
-        The model.
-    dataset
-        The data.
-    hide
-        ``"set_aside"``: as if nothing that training holds out were observed.
-    region_effects
-        Whether decoding follows, which needs region effects.
+    With ``hide="set_aside"`` it is as if nothing that training holds out were observed.
     """
     predictor = Predictor(model.module, model._data_for(dataset, hide))
     return predictor.with_region_effects(_region_effects(model, predictor, hide)) if region_effects else predictor

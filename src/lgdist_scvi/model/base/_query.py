@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from mudata import MuData
 from scvi import settings
 from scvi.model.base import BaseModelClass
 
@@ -18,33 +20,19 @@ from lgdist_scvi.model.base._calibration import calibration_of, resolve_estimand
 from lgdist_scvi.model.base._predictor import predictor_of
 from lgdist_scvi.module.likelihood import choose_likelihood, name_of
 
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from mudata import MuData
-
 
 class Query:
     """A question to a trained model.
 
-    Parameters
-    ----------
-    model
-        The model.
-    adata
-        Data like those registered; ``None``: the registered data.
-    indices, gene_list, estimand, seed, batch_size, silent
-        As in :meth:`lgdist_scvi.LGDiST.get_completed_expression`.
-    region_effects
-        Whether expected values are asked for, and not latents alone.
-    **sampling
-        `n_samples` and `n_steps` of a :class:`~lgdist_scvi.inference.Prediction`.
+    Arguments are those of :meth:`lgdist_scvi.LGDiST.get_completed_expression`; `region_effects` are needed where
+    expected values are asked for, and not latents alone; `library_size`, of each spot or of all, stands in the place of
+    what was counted, for models that do not look at counts; `sampling` are `n_samples` and `n_steps` of a
+    :class:`~lgdist_scvi.inference.Prediction`.
 
     Attributes
     ----------
-    adata
-        The AnnData asked about; of a MuData, the registered modality.
-    dataset
-        The same, read and checked once.
+    adata, dataset
+        The AnnData asked about (of a MuData, the registered modality), and the same, read and checked once.
     rows
         Rows of the spots, (n_obs,).
     positions, genes
@@ -64,6 +52,7 @@ class Query:
         batch_size: int | None = None,
         silent: bool = True,
         region_effects: bool = True,
+        library_size: float | Sequence[float] | None = None,
         **sampling: Any,
     ):
         if batch_size is not None:
@@ -77,6 +66,8 @@ class Query:
         adata = model._validate_anndata(registered)
         self.dataset = model.get_anndata_manager(adata, required=True).create_torch_dataset()
         self.adata = self.dataset.adata
+        if library_size is not None:
+            self.dataset = self.dataset.with_library(depths(library_size, self.adata.n_obs))
         if registered is not model.adata and self.dataset.mask is not None:
             shown = self.dataset.shows_zeros(), self.dataset.hides_every_zero()
             choose_likelihood(name_of(model.module.likelihood), *shown)
@@ -146,13 +137,7 @@ def asked_about(model: BaseModelClass, adata: AnnData | MuData | None) -> AnnDat
 
 
 def seed_or_default(seed: int | None) -> int:
-    """Seed, or else that of scvi-tools.
-
-    Raises
-    ------
-    ValueError
-        If it is not a whole number from 0 to 2**63 - 1.
-    """
+    """Seed, a whole number from 0 to 2**63 - 1 (else ValueError), or else that of scvi-tools."""
     if seed is None:
         return int(settings.seed or 0)
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
@@ -179,6 +164,16 @@ def spots_at(adata: AnnData, indices: Sequence[int] | None) -> np.ndarray:
     if len(indices) and (indices.min() < -adata.n_obs or indices.max() >= adata.n_obs):
         raise ValueError(f"indices reach beyond the {adata.n_obs:,} spots")
     return indices % max(adata.n_obs, 1)
+
+
+def depths(library_size: float | Sequence[float], n_obs: int) -> np.ndarray:
+    """Library sizes, in counts, of all spots, (n_obs,), from one for each or one for all."""
+    values = np.asarray(library_size)
+    if values.dtype.kind not in "iuf" or values.shape not in ((), (1,), (n_obs,)):
+        raise ValueError(f"library_size must be a number, or one for each of the {n_obs:,} spots, got {library_size!r}")
+    if not (np.isfinite(values) & (values > 0)).all():
+        raise ValueError("library_size must be positive and finite: a number of counts")
+    return np.broadcast_to(values, n_obs).astype(np.float64)
 
 
 def check_question(n_samples: int, observed: str, fill: str) -> None:
@@ -222,13 +217,7 @@ _UNSUPPORTED = {
 
 
 def refuse_unsupported(method: str, given: Mapping[str, Any]) -> None:
-    """Refuse keywords of scvi-tools that a question does not have, and unknown ones.
-
-    Raises
-    ------
-    TypeError
-        If there are any.
-    """
+    """Refuse keywords of scvi-tools that a question does not have, and unknown ones (TypeError)."""
     for name in given:
         remedy = _UNSUPPORTED.get(name, "see its documentation for those that it has")
         raise TypeError(f"{method}() takes no {name!r}; {remedy}")

@@ -91,15 +91,8 @@ def remember_training(model: BaseModelClass, call: dict[str, Any], fingerprint: 
 
 
 def training_call(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Record a call of `train` before it starts.
+    """Record a call of `train` before it starts, from `locals()` at its first line.
 
-    Parameters
-    ----------
-    arguments
-        `locals()` at its first line.
-
-    Returns
-    -------
     The arguments that can be written down, the names of those that cannot (callbacks, loggers), and the random state.
     """
     given = {name: value for name, value in arguments.items() if name not in ("self", "trainer_kwargs", "__class__")}
@@ -119,13 +112,7 @@ def training_call(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_json(value: Any) -> str:
-    """Write down numbers, texts, lists and mappings, numpy's included.
-
-    Raises
-    ------
-    TypeError
-        If something else is among them.
-    """
+    """Write down numbers, texts, lists and mappings, numpy's included; TypeError if something else is among them."""
 
     def plain(item: Any) -> Any:
         if isinstance(item, np.ndarray | np.generic):

@@ -14,7 +14,7 @@ from scvi import settings
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi._anndata import in_memory
-from lgdist_scvi._checks import list_names
+from lgdist_scvi._checks import list_names, mapping
 from lgdist_scvi.data import NeighborhoodDataset, registered_anndata
 from lgdist_scvi.model.base._completion import check_target
 from lgdist_scvi.model.base._query import Query
@@ -62,13 +62,17 @@ class RecordMixin(TrainingMixin, Recorded):
         ValueError
             If the data are not those recorded, or training was interrupted by hand.
         """
-        record = adata.uns.get(layer)
-        if not (isinstance(record, Mapping) and "recipe" in record):
+        record = mapping(adata.uns.get(layer))
+        if "recipe" not in record:
             raise KeyError(f"adata.uns[{layer!r}] holds no record of a completion; model.complete(adata) writes one")
         recipe = json.loads(record["recipe"])
         # copies: torch crashes on a state whose memory is not aligned as its own
         states = [torch.tensor(state, dtype=torch.uint8) for state in record["random_state"]]
-        _check_recipe(recipe, layer)
+        if any(call["interrupted"] for call in recipe["training"]):
+            raise ValueError(
+                f"the training behind layers[{layer!r}] was interrupted by hand and cannot be repeated; keep its model "
+                "with model.save(...)"
+            )
         check_target(adata, layer_added)
         source, before = adata if trained_on is None else trained_on, settings.seed
         with torch.random.fork_rng(devices=[]):
@@ -89,7 +93,6 @@ class RecordMixin(TrainingMixin, Recorded):
                 f"The model trained again differs from the recorded one in bits, so that layers[{layer_added!r}] agrees with "
                 f"layers[{layer!r}] only about; expected with other versions, threads or devices "
                 f"({_environment(record)} recorded, {_environment(versions())} now){lost}.",
-                UserWarning,
                 stacklevel=settings.warnings_stacklevel,
             )
         _check_data(Query(model, adata, region_effects=False).dataset, record["data"], layer)
@@ -153,14 +156,6 @@ def _environment(record: Mapping[str, Any]) -> str:
         f"lgdist-scvi {record['version']}, scvi-tools {record['scvi_tools_version']}, torch {record['torch_version']}, "
         f"{record['n_threads']} threads"
     )
-
-
-def _check_recipe(recipe: Mapping[str, Any], layer: str) -> None:
-    if any(call["interrupted"] for call in recipe["training"]):
-        raise ValueError(
-            f"the training behind layers[{layer!r}] was interrupted by hand and cannot be repeated; keep its model "
-            "with model.save(...)"
-        )
 
 
 def _check_data(dataset: NeighborhoodDataset, recorded: str, layer: str) -> None:

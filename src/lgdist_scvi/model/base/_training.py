@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from scvi import settings
 
 from lgdist_scvi import _keys as keys
@@ -130,7 +129,6 @@ class TrainingMixin(DataMixin):
             warnings.warn(
                 "The model is trained already: training continues from its weights, and what history_ tells of the same stages "
                 "is replaced.",
-                UserWarning,
                 stacklevel=settings.warnings_stacklevel,
             )
         with self._remembered(call, plans, data):
@@ -205,11 +203,7 @@ class TrainingMixin(DataMixin):
     ) -> Iterator[None]:
         """Keep a call of :meth:`train` in the record, however it ends; or leave no trace of it, if it took no step."""
         module, call["interrupted"] = self.module, True
-
-        def state() -> tuple[torch.Tensor, ...]:
-            return module.diffusion.trained, module.experts.in_use, module.diffusion.scale
-
-        values = [value.clone() for value in state()]
+        values = {name: value.clone() for name, value in module.named_buffers()}
         others = module.first_round, self.n_rounds_, self.calibration_, self.history_
         try:
             yield
@@ -217,8 +211,8 @@ class TrainingMixin(DataMixin):
             if any(plan.global_step > 0 for plan in plans):
                 remember_training(self, call, data.fingerprint)
             else:
-                for current, value in zip(state(), values, strict=True):
-                    current.copy_(value)
+                for name, value in values.items():
+                    module.get_buffer(name).copy_(value)
                 module.first_round, self.n_rounds_, self.calibration_, self.history_ = others
 
     def _validation_spots(self, validation_samples: Sequence[str] | None) -> np.ndarray | None:
@@ -230,8 +224,7 @@ class TrainingMixin(DataMixin):
         chosen = set(map(str, chosen))
         sample_key = self.adata_manager.data_registry[keys.SAMPLE].attr_key
         labels = get_obs(registered_anndata(self.adata_manager))[sample_key].astype(str)
-        unknown = sorted(chosen - set(labels))
-        if unknown:
+        if unknown := sorted(chosen - set(labels)):
             raise ValueError(f"unknown slides {list_names(unknown)}; available: {list_names(sorted(set(labels)), 20)}")
         spots = np.flatnonzero(labels.isin(chosen))
         if len(spots) == len(labels):

@@ -1,7 +1,5 @@
 """Diffusion of a vector; knows nothing of genes, neighbourhoods or images."""
 
-from __future__ import annotations
-
 from lgdist_scvi.module.diffusion._process import GaussianDiffusion
 from lgdist_scvi.module.diffusion._residual import ResidualDiffusion
 from lgdist_scvi.module.diffusion._vector_dit import VectorDiT

@@ -7,20 +7,16 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
-Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Predict = Callable[[Tensor, Tensor], Tensor]
 
 
 class GaussianDiffusion:
-    """Variance-preserving diffusion with v-prediction (Salimans & Ho 2022, appendix D).
+    """Variance-preserving diffusion with v-prediction (Salimans & Ho 2022, appendix D), in `n_timesteps` noise steps.
 
-    The schedule ends in pure noise (zero terminal signal-to-noise ratio, Lin et al. 2024). There the target is minus the
-    data, so that one evaluation of the denoiser at the last timestep is the posterior mean.
-
-    Parameters
-    ----------
-    n_timesteps
-        Number of noise steps in training.
+    The schedule ends in pure noise (zero terminal signal-to-noise ratio, Lin et al. 2024). There the target is minus
+    the data, so that one evaluation of the denoiser at the last timestep is the posterior mean.
     """
 
     def __init__(self, n_timesteps: int = 1000):
@@ -43,39 +39,23 @@ class GaussianDiffusion:
 
         return DDIMScheduler(**self._config, clip_sample=False, set_alpha_to_one=True)
 
-    def training_pair(
-        self, data: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noise the data, and give what the denoiser should predict.
+    def training_pair(self, data: Tensor, noise: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise the data, and give what the denoiser should predict: noisy data and the v-target, (batch, ...) each.
 
-        Parameters
-        ----------
-        data, noise
-            (batch, ...)
-        timestep
-            (batch,), integers below `n_timesteps`.
-
-        Returns
-        -------
-        Noisy data and the v-target, each in the shape of `data`.
+        `timestep` are integers below `n_timesteps`, (batch,).
         """
         noisy = self.schedule.add_noise(data, noise, timestep)
         return noisy, self.schedule.get_velocity(data, noise, timestep)
 
-    def posterior_mean(self, predict: Predict, noise: torch.Tensor) -> torch.Tensor:
-        """Expected data given the condition: one evaluation at the noisiest step.
+    def posterior_mean(self, predict: Predict, noise: Tensor) -> Tensor:
+        """Expected data given the condition: one evaluation of `predict`, as in :meth:`sample`, at the noisiest step.
 
-        Parameters
-        ----------
-        predict
-            Function of (noisy data, timestep (batch,)) that gives v.
-        noise
-            Carries shape and device; the last step holds no signal, so zeros do.
+        `noise` carries shape and device; the last step holds no signal, so zeros do.
         """
         timestep = torch.full(noise.shape[:1], self.n_timesteps - 1, device=noise.device)
         return -predict(noise, timestep)
 
-    def sample(self, predict: Predict, noise: torch.Tensor, n_steps: int) -> torch.Tensor:
+    def sample(self, predict: Predict, noise: Tensor, n_steps: int) -> Tensor:
         """Turn noise into samples along the probability-flow ODE, with a second-order solver (UniPC, Zhao et al. 2023).
 
         Of standard Gaussian data, 10 steps keep the variance; DDIM would lose a fifth of it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lgdist_scvi.module.diffusion._process import GaussianDiffusion
 from lgdist_scvi.module.diffusion._vector_dit import VectorDiT
@@ -51,36 +51,26 @@ class ResidualDiffusion(nn.Module):
         """Noise steps in training."""
         return self.process.n_timesteps
 
-    def set_scale(self, mean_squares: torch.Tensor) -> None:
+    def set_scale(self, mean_squares: Tensor) -> None:
         """Set the scale of the residuals from their mean squares in units of the spread, (n_batches, n_data)."""
         self.scale.copy_(mean_squares.mean(0).sqrt())
 
-    def noise(self, batch: int, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
+    def noise(self, batch: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
         """Noise of a training step, for the target and for the process, (2, batch, n_draws, n_data)."""
         return torch.randn(2, batch, self.n_draws, self.n_data, generator=generator, device=device)
 
     def noised(
         self,
-        target: torch.Tensor,
-        noise: torch.Tensor,
-        mean: torch.Tensor,
-        spread: torch.Tensor,
+        target: Tensor,
+        noise: Tensor,
+        mean: Tensor,
+        spread: Tensor,
         generator: torch.Generator | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Noise the residuals of vectors.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Noise the residuals of vectors, under timesteps that `generator` draws.
 
-        Parameters
-        ----------
-        target, noise
-            Vectors and noise, (batch, n_draws, n_data).
-        mean, spread
-            (batch, n_data)
-        generator
-            Of the timesteps.
-
-        Returns
-        -------
-        Noisy residuals and v-targets, (batch, n_draws, n_data), and timesteps, (batch, n_draws).
+        `target` and `noise` are (batch, n_draws, n_data), `mean` and `spread` (batch, n_data). Gives noisy residuals
+        and v-targets, (batch, n_draws, n_data), and timesteps, (batch, n_draws).
         """
         residual = (target - mean[:, None]) / (self.scale * spread)[:, None]
         timestep = self._timesteps(len(mean), generator, mean.device)
@@ -92,22 +82,16 @@ class ResidualDiffusion(nn.Module):
 
     def loss(
         self,
-        noised: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-        mean: torch.Tensor,
-        spread: torch.Tensor,
-        tokens: torch.Tensor,
-        valid: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        noised: tuple[Tensor, Tensor, Tensor],
+        mean: Tensor,
+        spread: Tensor,
+        tokens: Tensor,
+        valid: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         """Mean squared error of v (0 to about 1), and the posterior mean of the vector, (batch, n_data).
 
-        Parameters
-        ----------
-        noised
-            Output of :meth:`noised`.
-        mean, spread
-            (batch, n_data)
-        tokens, valid
-            See :class:`VectorDiT`.
+        `noised` is the output of :meth:`noised`, with the same `mean` and `spread`; `tokens` and `valid` are as in
+        :class:`VectorDiT`.
         """
         noisy, velocity, timestep = noised
         predicted = self.denoiser(noisy, timestep, tokens, valid)  # (batch, n_draws, n_data)
@@ -115,7 +99,7 @@ class ResidualDiffusion(nn.Module):
         # the first draw sits at the noisiest step, where the prediction is minus the posterior mean
         return error, mean - self.scale * spread * predicted[:, 0]
 
-    def _timesteps(self, batch: int, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
+    def _timesteps(self, batch: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
         """One draw at the noisiest step, the others stratified over the schedule, (batch, n_draws)."""
         n_strata = self.n_draws - 1
         uniform = torch.rand(batch, n_strata, generator=generator, device=device)
@@ -123,7 +107,7 @@ class ResidualDiffusion(nn.Module):
         timestep = (strata * self.n_timesteps).long().clamp(max=self.n_timesteps - 1)
         return torch.cat([timestep.new_full((batch, 1), self.n_timesteps - 1), timestep], dim=1)
 
-    def mean(self, mean: torch.Tensor, spread: torch.Tensor, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    def mean(self, mean: Tensor, spread: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
         """Posterior mean of the vector, (batch, n_data): one evaluation of the denoiser; arguments as in :meth:`loss`."""
         if not self.trained:
             return mean
@@ -134,13 +118,13 @@ class ResidualDiffusion(nn.Module):
 
     def sample(
         self,
-        mean: torch.Tensor,
-        spread: torch.Tensor,
-        tokens: torch.Tensor,
-        valid: torch.Tensor,
-        noise: torch.Tensor,
+        mean: Tensor,
+        spread: Tensor,
+        tokens: Tensor,
+        valid: Tensor,
+        noise: Tensor,
         n_steps: int,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Samples of the vector from noise, both (batch, n_samples, n_data); other arguments as in :meth:`loss`."""
         if not self.trained:
             return mean[:, None] + spread[:, None] * noise

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lgdist_scvi.module.nn._layers import FeedForward, TokenAttention
 
@@ -25,7 +24,7 @@ class DiTBlock(nn.Module):
         nn.init.zeros_(self.modulation[-1].weight)
         nn.init.zeros_(self.modulation[-1].bias)
 
-    def forward(self, x: torch.Tensor, time: torch.Tensor, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, time: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.modulation(time).chunk(6, dim=-1)
         modulated = self.norm_attention(x) * (1 + scale_a) + shift_a
         x = x + gate_a * self.attention(modulated, tokens, valid)
@@ -37,16 +36,10 @@ class VectorDiT(nn.Module):
 
     Parameters
     ----------
-    n_data
-        Length of the vector that is diffused.
-    n_condition
-        Width of the condition tokens.
-    n_hidden
-        Width of the blocks.
-    n_layers
-        Number of DiT blocks.
-    n_heads
-        Attention heads.
+    n_data, n_condition
+        Length of the vector that is diffused, and width of the condition tokens.
+    n_hidden, n_layers, n_heads
+        Width, number and attention heads of the DiT blocks.
     """
 
     def __init__(self, n_data: int, n_condition: int, n_hidden: int, n_layers: int, n_heads: int):
@@ -65,10 +58,8 @@ class VectorDiT(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(
-        self, x: torch.Tensor, timestep: torch.Tensor, tokens: torch.Tensor, valid: torch.Tensor
-    ) -> torch.Tensor:
-        """Predict.
+    def forward(self, x: Tensor, timestep: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
+        """Predict, (batch, n_draws, n_data).
 
         Parameters
         ----------
@@ -76,14 +67,9 @@ class VectorDiT(nn.Module):
             Noisy vectors, (batch, n_draws, n_data): several draws share one condition.
         timestep
             Integer timesteps of the training schedule, (batch, n_draws), or (batch, 1) if the draws share them.
-        tokens
-            Condition, (batch, n_tokens, n_condition); the first token sums the condition up.
-        valid
-            (batch, n_tokens), False where a token is padding.
-
-        Returns
-        -------
-        (batch, n_draws, n_data)
+        tokens, valid
+            Condition, (batch, n_tokens, n_condition), of which the first token sums the others up, and False where one
+            is padding.
         """
         from diffusers.models.embeddings import get_timestep_embedding
 

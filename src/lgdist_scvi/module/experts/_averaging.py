@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lgdist_scvi.module._spots import Spots
 from lgdist_scvi.module.experts._base import Expert
@@ -20,28 +20,20 @@ _N_SHARED = 500  # entries of all genes, as many as count in every group
 class HeldOutBatch(NamedTuple):
     """A batch that chooses weights: predictions, (batch, n_genes), and what they are judged by.
 
-    `experts` are the experts' predictions, (n_experts, batch, n_genes), `reliability` how reliable they are, (batch, 1),
-    `scored` the held-out entries, bool, `exposure` the library size of the target.
+    `experts` are the experts' predictions, (n_experts, batch, n_genes), `reliability` how reliable they are,
+    (batch, 1), `scored` the held-out entries, bool, `exposure` the library size of the target.
     """
 
-    network: torch.Tensor
-    experts: torch.Tensor
-    reliability: torch.Tensor
-    target: torch.Tensor
-    exposure: torch.Tensor
-    scored: torch.Tensor
+    network: Tensor
+    experts: Tensor
+    reliability: Tensor
+    target: Tensor
+    exposure: Tensor
+    scored: Tensor
 
 
 class ExpertAverage(nn.Module):
-    """Weighted average of network and experts, whose errors are of different kinds.
-
-    Parameters
-    ----------
-    experts
-        At least one.
-    n_genes
-        Number of genes.
-    """
+    """Weighted average of the network and at least one expert, whose errors are of different kinds."""
 
     def __init__(self, experts: Iterable[Expert], n_genes: int):
         super().__init__()
@@ -51,55 +43,42 @@ class ExpertAverage(nn.Module):
         self.register_buffer("weights_visible", torch.zeros(len(self.experts), n_genes))
         self.register_buffer("weights_hidden", torch.zeros(len(self.experts), n_genes))
 
-    def weights_of(self, hold_out: str) -> torch.Tensor:
+    def weights_of(self, hold_out: str) -> Tensor:
         """Weights that entries held out in this way choose, (n_experts, n_genes)."""
         return {"set_aside": self.weights_hidden, "split": self.weights_visible}[hold_out]
 
-    def neighborhood(
-        self, neighbors: Spots, library: torch.Tensor, index: torch.Tensor, valid: torch.Tensor
-    ) -> list[Any]:
+    def neighborhood(self, neighbors: Spots, library: Tensor, index: Tensor, valid: Tensor) -> list[Any]:
         """What each expert takes from the neighbours; see :class:`Expert`."""
         return [expert.neighborhood(neighbors, library, index, valid) for expert in self.experts]
 
-    def predict(
-        self, centre: Spots, library: torch.Tensor, neighborhood: Sequence[Any]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def predict(self, centre: Spots, library: Tensor, neighborhood: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """Predictions of the experts, (n_experts, batch, n_genes), not normalised, and how reliable they are, (batch, 1)."""
         pairs = [expert(centre, library, part) for expert, part in zip(self.experts, neighborhood, strict=True)]
         known = next((reliability for _, reliability in pairs if reliability is not None), torch.ones_like(library))
         return torch.stack([values for values, _ in pairs]), known
 
-    def weights(self, visible: torch.Tensor) -> torch.Tensor:
+    def weights(self, visible: Tensor) -> Tensor:
         """Weight of each expert on each entry, (n_experts, batch, n_genes)."""
         return torch.where(visible > 0, self.weights_visible[:, None], self.weights_hidden[:, None])
 
 
 def correction(
     likelihood: Likelihood,
-    network: torch.Tensor,
-    experts: torch.Tensor,
-    reliability: torch.Tensor,
-    weights: torch.Tensor,
-) -> torch.Tensor:
+    network: Tensor,
+    experts: Tensor,
+    reliability: Tensor,
+    weights: Tensor,
+) -> Tensor:
     """What takes the network's prediction to its average with those of the experts, (batch, n_genes).
 
-    It moves samples of the latent together and leaves their spread.
-
-    Parameters
-    ----------
-    likelihood
-        Defines what a correction is.
-    network
-        Prediction at the posterior mean, (batch, n_genes).
-    experts, reliability
-        Output of :meth:`ExpertAverage.predict`.
-    weights
-        With a sum of at most 1, (n_experts, batch or 1, n_genes or 1).
+    It moves samples of the latent together and leaves their spread. `network` is the prediction at the posterior mean,
+    (batch, n_genes), `experts` and `reliability` are the output of :meth:`ExpertAverage.predict`, and `weights` have a
+    sum of at most 1, (n_experts, batch or 1, n_genes or 1).
     """
     return reliability * (weights * likelihood.relative(experts, network)).sum(0)
 
 
-def best_weights(likelihood: Likelihood, n_experts: int, batches: Iterable[HeldOutBatch]) -> torch.Tensor:
+def best_weights(likelihood: Likelihood, n_experts: int, batches: Iterable[HeldOutBatch]) -> Tensor:
     """Weights of the experts that predict held-out entries best, (n_experts, n_genes)."""
     candidates = _candidates(n_experts).to(likelihood.gene_rate)
     n_groups, n_genes = likelihood.n_weight_groups, len(likelihood.gene_rate)
@@ -120,7 +99,7 @@ def best_weights(likelihood: Likelihood, n_experts: int, batches: Iterable[HeldO
     return candidates[losses.argmin(0)].T[:, group]
 
 
-def _candidates(n_experts: int) -> torch.Tensor:
+def _candidates(n_experts: int) -> Tensor:
     """All weights that leave something, or nothing, to the network, (n_candidates, n_experts)."""
     tenths = itertools.product(range(_N_WEIGHTS + 1), repeat=n_experts)
     return torch.tensor([weights for weights in tenths if sum(weights) <= _N_WEIGHTS]) / _N_WEIGHTS

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lgdist_scvi.module._spots import Inputs, Spots
 from lgdist_scvi.module.likelihood import Likelihood
@@ -38,20 +38,15 @@ class TrainingSpots:
     """
 
     spots: Spots
-    index: torch.Tensor
-    valid: torch.Tensor
+    index: Tensor
+    valid: Tensor
     batches: Sequence[Inputs]
 
 
 class Expert(nn.Module, ABC):
-    """A predictor of a spot's expected values from its visible entries and its neighbours; `name` is for people.
+    """A predictor of a spot's expected values from its visible entries and its neighbours.
 
-    Parameters
-    ----------
-    n_genes
-        Number of genes.
-    sizes
-        Where the expert finds its sizes.
+    `name` is for people; `sizes` is where the expert finds its sizes.
     """
 
     name: ClassVar[str] = "expert"
@@ -62,14 +57,9 @@ class Expert(nn.Module, ABC):
         self.register_buffer("typical_library", torch.tensor(1.0))
 
     def initialise(self, likelihood: Likelihood, counts: np.ndarray, known: np.ndarray, library: np.ndarray) -> None:
-        """Initialise from the data, before training.
+        """Initialise before training, from a likelihood with the statistics of the genes and some spots of the data.
 
-        Parameters
-        ----------
-        likelihood
-            With the statistics of the genes.
-        counts, known, library
-            Counts, (n, n_genes), 1 where they are visible, and library sizes, (n, 1), of some spots.
+        Of these, counts, (n, n_genes), 1 where they are visible, and library sizes, (n, 1).
         """
         self.gene_rate.copy_(likelihood.gene_rate)
         self.typical_library.copy_(likelihood.typical_library)
@@ -77,27 +67,19 @@ class Expert(nn.Module, ABC):
     def fit(self, data: TrainingSpots, likelihood: Likelihood, generator: torch.Generator) -> None:
         """Learn, after the network; random numbers are drawn from `generator`."""
 
-    def release(self, share: torch.Tensor) -> None:
+    def release(self, share: Tensor) -> None:
         """Called after fitting: held-out entries, a share of each gene's, (n_genes,), are visible from now on."""
 
     @abstractmethod
-    def neighborhood(self, neighbors: Spots, library: torch.Tensor, index: torch.Tensor, valid: torch.Tensor) -> Any:
+    def neighborhood(self, neighbors: Spots, library: Tensor, index: Tensor, valid: Tensor) -> Any:
         """What is taken from the neighbours, handed to `forward`.
 
-        Parameters
-        ----------
-        neighbors
-            Every spot that is a neighbour of some centre.
-        library
-            Their visible library, in counts, (n, 1).
-        index, valid
-            Rows of a centre's neighbours among these, and 1 where there is one, (batch, k).
+        `library` is the visible one of `neighbors`, in counts, (n, 1); `index` and `valid` are as for
+        :func:`~lgdist_scvi.module._spots.sum_of_neighbors`.
         """
 
     @abstractmethod
-    def forward(
-        self, centre: Spots, library: torch.Tensor, neighborhood: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, centre: Spots, library: Tensor, neighborhood: Any) -> tuple[Tensor, Tensor | None]:
         """Expected values in the likelihood's unit, (batch, n_genes), and their reliability, 0 to 1, (batch, 1), or ``None``.
 
         The first expert that gives a reliability gives it for all.

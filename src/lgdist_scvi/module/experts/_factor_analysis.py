@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from sklearn.utils.extmath import randomized_svd
+from torch import Tensor
 
 from lgdist_scvi.module._spots import Spots, sum_of_neighbors
 from lgdist_scvi.module.experts._base import Expert, ExpertSizes, TrainingSpots
@@ -66,25 +67,16 @@ class FactorAnalysis(Expert):
         self.pull.fill_(float(common[0]))
         self.gain.fill_(float(common[1]))
 
-    def residuals(self, spots: Spots, library: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def residuals(self, spots: Spots, library: Tensor) -> tuple[Tensor, Tensor]:
         """Pearson residuals of the visible counts, and their weights q; both (n, n_genes), 0 where hidden."""
         expected = library * self.gene_rate
         residuals = (spots.counts - expected) / expected.sqrt() * spots.visible
         return residuals, spots.visible * (library / self.typical_library).sqrt()
 
-    def posterior(self, residuals: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Posterior of the scores.
+    def posterior(self, residuals: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Posterior of the scores: mean and variance, (n, n_factors) each.
 
-        Parameters
-        ----------
-        residuals
-            (n, n_genes), 0 where missing.
-        weights
-            Strength of the signal, q above, (n, n_genes), 0 where missing.
-
-        Returns
-        -------
-        Mean and variance, (n, n_factors) each.
+        From residuals and the strength of their signal (q above), (n, n_genes) each, 0 where missing.
         """
         right = (residuals * weights) @ self.loadings  # (n, n_factors)
         mean, variance = torch.empty_like(right), torch.empty_like(right)
@@ -105,7 +97,7 @@ class FactorAnalysis(Expert):
             variance[others] = torch.cholesky_inverse(factor).diagonal(dim1=1, dim2=2)
         return mean, variance
 
-    def _precision(self, weights: torch.Tensor) -> torch.Tensor:
+    def _precision(self, weights: Tensor) -> Tensor:
         """Precision of the scores, (n, n_factors, n_factors)."""
         first, second = torch.triu_indices(self.n_factors, self.n_factors, device=weights.device)
         upper = weights**2 @ (self.loadings[:, first] * self.loadings[:, second])  # (n, n_pairs)
@@ -114,9 +106,7 @@ class FactorAnalysis(Expert):
         precision[:, second, first] = upper
         return precision + torch.eye(self.n_factors, device=upper.device)
 
-    def neighborhood(
-        self, neighbors: Spots, library: torch.Tensor, index: torch.Tensor, valid: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def neighborhood(self, neighbors: Spots, library: Tensor, index: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Mean score of the neighbours, (batch, n_factors), and mean unexplained residual per gene in units of s, (batch, n_genes)."""
         residuals, weights = self.residuals(neighbors, library)
         score, _ = self.posterior(residuals, weights)
@@ -126,21 +116,12 @@ class FactorAnalysis(Expert):
         return sum_of_neighbors(score, index, valid) / valid.sum(1, keepdim=True).clamp(min=1.0), carried
 
     def parts(
-        self, residuals: torch.Tensor, weights: torch.Tensor, neighborhood: tuple[torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What the prediction is made of.
+        self, residuals: Tensor, weights: Tensor, neighborhood: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the prediction is made of, from residuals and weights of the centres and the output of `neighborhood`.
 
-        Parameters
-        ----------
-        residuals, weights
-            Of the centres, (batch, n_genes).
-        neighborhood
-            Output of :meth:`neighborhood`.
-
-        Returns
-        -------
-        Own part, pull of the neighbours' scores, their unexplained residuals, all (batch, n_genes) in units of s, and the
-        share of the scores' variance that is known, (batch, 1).
+        Own part, pull of the neighbours' scores, their unexplained residuals, all (batch, n_genes) in units of s, and
+        the share of the scores' variance that is known, (batch, 1).
         """
         score, variance = self.posterior(residuals, weights)
         # factors that the data did not support are zero, and known to be; of a hidden spot nothing is known
@@ -150,9 +131,7 @@ class FactorAnalysis(Expert):
         mean_score, carried = neighborhood
         return score @ self.loadings.T, (mean_score - score) @ self.loadings.T, carried, reliability
 
-    def forward(
-        self, centre: Spots, library: torch.Tensor, neighborhood: tuple[torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, centre: Spots, library: Tensor, neighborhood: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Expected rates, (batch, n_genes), and the share of the scores' variance that is known, (batch, 1)."""
         own, pull, carried, reliability = self.parts(*self.residuals(centre, library), neighborhood)
         score = own + self.pull * pull + self.gain * carried
@@ -163,22 +142,14 @@ class FactorAnalysis(Expert):
 def fit_factors(residuals: np.ndarray, weights: np.ndarray, n_factors: int) -> np.ndarray:
     """Fit residual = weight * (loadings @ score) + noise of variance 1 by expectation-maximisation.
 
-    Scores have a standard normal prior and loadings a normal prior of one scale per factor, learnt with them, which prunes
-    factors that the data do not support (Tipping & Bishop 1999, "Probabilistic principal component analysis"; Bishop
-    1998, "Bayesian PCA"). Entries of weight 0 are missing and do not enter.
-
-    Parameters
-    ----------
-    residuals
-        (n_obs, n_genes), 0 where missing.
-    weights
-        Strength of the signal in units of the noise, (n_obs, n_genes), 0 where missing.
-    n_factors
-        Number of factors; those that the data cannot have are 0.
+    Scores have a standard normal prior and loadings a normal prior of one scale per factor, learnt with them, which
+    prunes factors that the data do not support (Tipping & Bishop 1999, "Probabilistic principal component analysis";
+    Bishop 1998, "Bayesian PCA"). Residuals and weights, the strength of the signal in units of the noise, are
+    (n_obs, n_genes); entries of weight 0 are missing and do not enter.
 
     Returns
     -------
-    Loadings, float32, (n_genes, n_factors).
+    Loadings, float32, (n_genes, n_factors); factors that the data cannot have are 0.
     """
     n_obs, n_genes = residuals.shape
     rank = max(0, min(n_factors, n_obs - 1, n_genes - 1))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import ClassVar
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lgdist_scvi.module._spots import Spots, sum_of_neighbors
 from lgdist_scvi.module.experts._base import Expert, ExpertSizes, TrainingSpots
@@ -24,15 +27,10 @@ _SMALLEST = 1e-20
 class GammaPoisson(nn.Module):
     """Gamma-Poisson factorisation with variational inference for any pattern of missing entries.
 
-    A count is Poisson with mean L * sum_k w_k h_kg: loadings w of a spot are gamma with the neighbours' mean loading as prior
-    mean, profiles h are gamma around the genes' mean rates, and the posteriors of all are approximated by gamma
+    A count is Poisson with mean L * sum_k w_k h_kg: loadings w of a spot are gamma with the neighbours' mean loading as
+    prior mean, profiles h are gamma around the genes' mean rates, and the posteriors of all are approximated by gamma
     distributions (Cemgil 2009, "Bayesian inference for nonnegative matrix factorisation models"; Gopalan et al. 2015,
     "Scalable recommendation with hierarchical Poisson factorization").
-
-    Parameters
-    ----------
-    n_genes, n_profiles
-        Number of genes, and of profiles.
     """
 
     def __init__(self, n_genes: int, n_profiles: int):
@@ -46,28 +44,18 @@ class GammaPoisson(nn.Module):
     @torch.no_grad()
     def fit(
         self,
-        counts: torch.Tensor,
-        visible: torch.Tensor,
-        library: torch.Tensor,
-        index: torch.Tensor,
-        valid: torch.Tensor,
-        gene_rate: torch.Tensor,
+        counts: Tensor,
+        visible: Tensor,
+        library: Tensor,
+        index: Tensor,
+        valid: Tensor,
+        gene_rate: Tensor,
         generator: torch.Generator,
     ) -> None:
-        """Learn profiles from counts.
+        """Learn profiles from counts, (n, n_genes), where they are visible, and library sizes in counts, (n, 1).
 
-        Parameters
-        ----------
-        counts, visible
-            (n, n_genes); `visible` is 0 where a count is hidden.
-        library
-            In counts, (n, 1).
-        index, valid
-            Rows of the spots' neighbours, and 1 where there is one, (n, k).
-        gene_rate
-            Mean share of each gene in the library, (n_genes,).
-        generator
-            Of the random start.
+        `index` and `valid` are rows of the spots' neighbours, and 1 where there is one, (n, k); `gene_rate` is the mean
+        share of each gene in the library, (n_genes,); `generator` is of the random start.
         """
         counts = counts * visible
         n_profiles = len(self.profiles)
@@ -93,61 +81,42 @@ class GammaPoisson(nn.Module):
         """The prior of the loadings of a spot weighs as much as this number of its counts."""
         return _LOADING_SHAPE * len(self.typical_loading)
 
-    def known(
-        self, visible: torch.Tensor, library: torch.Tensor, loading: torch.Tensor, learn: bool = False
-    ) -> torch.Tensor:
+    def known(self, visible: Tensor, library: Tensor, loading: Tensor, learn: bool = False) -> Tensor:
         """Weight of each entry as a known count, (n, n_genes): here, 1 where it is visible.
 
-        Parameters
-        ----------
-        visible, library
-            As in :meth:`loading`.
-        loading
-            The latest, (n, n_profiles).
-        learn
-            Whether to learn from them, where there is something to learn.
+        Arguments are those of :meth:`loading`, and the latest loadings, (n, n_profiles); `learn` where there is
+        something to learn.
         """
         return visible
 
-    def _ratio(self, counts: torch.Tensor, geometric: torch.Tensor) -> torch.Tensor:
+    def _ratio(self, counts: Tensor, geometric: Tensor) -> Tensor:
         """Counts over what they are attributed to, (n, n_genes)."""
         attributed = (geometric @ self.geometric).add_(_SMALLEST)  # (n, n_genes)
         if torch.is_grad_enabled():
             return counts / attributed
         return torch.div(counts, attributed, out=attributed)  # in place: large, and made again in every step
 
-    def _loading_rate(self, known: torch.Tensor, library: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    def _loading_rate(self, known: Tensor, library: Tensor, expected: Tensor) -> Tensor:
         """Rate of the loadings' gamma posterior, (n, n_profiles)."""
         return _LOADING_SHAPE / expected + library * (known @ self.profiles.T)
 
-    def _loading_step(
-        self, counts: torch.Tensor, rate: torch.Tensor, geometric: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _loading_step(self, counts: Tensor, rate: Tensor, geometric: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior mean of the loadings and exponential of their expected logarithm, from the latter; all (n, n_profiles)."""
         shape = _LOADING_SHAPE + geometric * (self._ratio(counts, geometric) @ self.geometric.T)
         # exponential of the digamma function by its series, within .2 % for shapes of at least 1: the function itself is slow
         exponential = shape - 0.5 + (1.0 / 24.0 + 1.0 / 48.0 / shape) / shape
         return shape / rate, exponential / rate
 
-    def prior_mean(self, loading: torch.Tensor, index: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    def prior_mean(self, loading: Tensor, index: Tensor, valid: Tensor) -> Tensor:
         """Prior mean of the loadings, mostly that of the neighbours, (n, n_profiles)."""
         n_neighbors = valid.sum(1, keepdim=True)
         mean = sum_of_neighbors(loading, index, valid) / n_neighbors.clamp(min=1.0)
         return self.typical_loading + _FROM_NEIGHBORS * (n_neighbors > 0) * (mean - self.typical_loading)
 
-    def loading(
-        self, counts: torch.Tensor, visible: torch.Tensor, library: torch.Tensor, expected: torch.Tensor
-    ) -> torch.Tensor:
-        """Posterior mean of the loadings, (n, n_profiles).
+    def loading(self, counts: Tensor, visible: Tensor, library: Tensor, expected: Tensor) -> Tensor:
+        """Posterior mean of the loadings, (n, n_profiles), given their prior mean, (n, n_profiles) or (n_profiles,).
 
-        Parameters
-        ----------
-        counts, visible
-            (n, n_genes); `visible` is 0 where a count is hidden.
-        library
-            In counts, (n, 1).
-        expected
-            Prior mean, (n, n_profiles) or (n_profiles,).
+        Counts are (n, n_genes), of which `visible` is 0 where one is hidden, and library sizes in counts, (n, 1).
         """
         counts = counts * visible
         loading = geometric = expected.expand(len(counts), -1)  # (n, n_profiles)
@@ -168,10 +137,13 @@ class GammaPoissonExpert(Expert):
     """Mean of factorisations from different starts: each ends in an optimum of its own, and they err differently."""
 
     name = "mixture"
+    factorisation: ClassVar[type[GammaPoisson]] = GammaPoisson
 
     def __init__(self, n_genes: int, sizes: ExpertSizes):
         super().__init__(n_genes, sizes)
-        self.factorisations = nn.ModuleList(GammaPoisson(n_genes, sizes.n_profiles) for _ in range(sizes.n_mixtures))
+        self.factorisations = nn.ModuleList(
+            self.factorisation(n_genes, sizes.n_profiles) for _ in range(sizes.n_mixtures)
+        )
 
     def fit(self, data: TrainingSpots, likelihood: Likelihood, generator: torch.Generator) -> None:
         """Learn the profiles."""
@@ -179,17 +151,25 @@ class GammaPoissonExpert(Expert):
         for one in self.factorisations:
             one.fit(spots.counts, spots.visible, spots.library, data.index, data.valid, self.gene_rate, generator)
 
-    def neighborhood(
-        self, neighbors: Spots, library: torch.Tensor, index: torch.Tensor, valid: torch.Tensor
-    ) -> torch.Tensor:
+    def neighborhood(self, neighbors: Spots, library: Tensor, index: Tensor, valid: Tensor) -> Tensor:
         """Prior means of the loadings, (n_mixtures, batch, n_profiles)."""
-        seen = neighbors.counts, neighbors.visible, library
-        return torch.stack(
-            [one.prior_mean(one.loading(*seen, one.typical_loading), index, valid) for one in self.factorisations]
-        )
+        return self.prior_means(self.typical_loadings(neighbors, library), index, valid)
 
-    def forward(self, centre: Spots, library: torch.Tensor, neighborhood: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def loadings(self, spots: Spots, library: Tensor, priors: Iterable[Tensor]) -> list[Tensor]:
+        """Posterior means of the loadings, (n, n_profiles) for each factorisation, given their prior means."""
+        pairs = zip(self.factorisations, priors, strict=True)
+        return [one.loading(spots.counts, spots.visible, library, prior) for one, prior in pairs]
+
+    def typical_loadings(self, spots: Spots, library: Tensor) -> list[Tensor]:
+        """The :meth:`loadings` of spots of whose neighbours nothing is known."""
+        return self.loadings(spots, library, [one.typical_loading for one in self.factorisations])
+
+    def prior_means(self, loadings: Iterable[Tensor], index: Tensor, valid: Tensor) -> Tensor:
+        """Prior means from the loadings of neighbours, (n_mixtures, batch, n_profiles)."""
+        pairs = zip(self.factorisations, loadings, strict=True)
+        return torch.stack([one.prior_mean(loading, index, valid) for one, loading in pairs])
+
+    def forward(self, centre: Spots, library: Tensor, neighborhood: Tensor) -> tuple[Tensor, None]:
         """Expected rates, (batch, n_genes)."""
-        pairs = zip(self.factorisations, neighborhood, strict=True)
-        rates = [one.loading(centre.counts, centre.visible, library, prior) @ one.profiles for one, prior in pairs]
-        return torch.stack(rates).mean(0), None  # (n_mixtures, batch, n_genes) -> (batch, n_genes)
+        pairs = zip(self.factorisations, self.loadings(centre, library, neighborhood), strict=True)
+        return torch.stack([loading @ one.profiles for one, loading in pairs]).mean(0), None

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from lgdist_scvi.module._spots import Spots, sum_of_neighbors
-from lgdist_scvi.module.experts._base import Expert, ExpertSizes, TrainingSpots
-from lgdist_scvi.module.experts._gamma_poisson import GammaPoisson
+from lgdist_scvi.module.experts._base import ExpertSizes, TrainingSpots
+from lgdist_scvi.module.experts._gamma_poisson import GammaPoisson, GammaPoissonExpert
 from lgdist_scvi.module.likelihood import GeneEffects, Likelihood, any_poisson, expected_captured
 
 _MISSING_RANGE = (0.001, 0.95)
@@ -18,33 +18,27 @@ _MISSING_RANGE = (0.001, 0.95)
 class CapturedGammaPoisson(GammaPoisson):
     """Gamma-Poisson factorisation of counts of which only positive ones are seen.
 
-    A mask that calls every zero missing hides two things: zeros, and positive counts that are missing. With the probability
-    p_g that an entry of a gene is missing, whatever its count, one without a count, whose Poisson mean is m, is a zero that was
-    looked at with probability (1 - p_g) exp(-m) / (p_g + (1 - p_g) exp(-m)), and as much of a zero enters the inference.
-
-    Parameters
-    ----------
-    n_genes, n_profiles
-        As in :class:`GammaPoisson`.
+    A mask that calls every zero missing hides two things: zeros, and positive counts that are missing. With the
+    probability p_g that an entry of a gene is missing, whatever its count, one without a count, whose Poisson mean is
+    m, is a zero that was looked at with probability (1 - p_g) exp(-m) / (p_g + (1 - p_g) exp(-m)), and as much of a
+    zero enters the inference.
     """
 
     def __init__(self, n_genes: int, n_profiles: int):
         super().__init__(n_genes, n_profiles)
         self.register_buffer("missing", torch.full((n_genes,), _MISSING_RANGE[0]))
 
-    def fit(self, *data: torch.Tensor) -> None:
+    def fit(self, *data: Tensor) -> None:
         """As :meth:`GammaPoisson.fit`, and how many entries of each gene are missing."""
         self.missing.fill_(_MISSING_RANGE[0])
         super().fit(*data)
 
-    def release(self, share: torch.Tensor) -> None:
+    def release(self, share: Tensor) -> None:
         """Held-out entries, a share of each gene's, (n_genes,), were missing while learning and are so no longer."""
         left = 1.0 - (1.0 - self.missing) / (1.0 - share).clamp(min=1e-6)
         self.missing.copy_(left.clamp(*_MISSING_RANGE))
 
-    def known(
-        self, visible: torch.Tensor, library: torch.Tensor, loading: torch.Tensor, learn: bool = False
-    ) -> torch.Tensor:
+    def known(self, visible: Tensor, library: Tensor, loading: Tensor, learn: bool = False) -> Tensor:
         """As :meth:`GammaPoisson.known`: 1 where visible, else the probability of a zero; 0 in a spot without a count."""
         in_use, unseen = visible.any(1, keepdim=True).to(visible), 1.0 - visible
         zero = ((-library * loading) @ self.profiles).exp_()  # probability of a zero count, (n, n_genes)
@@ -55,72 +49,61 @@ class CapturedGammaPoisson(GammaPoisson):
         chance = torch.addcmul(self.missing, 1.0 - self.missing, zero)
         return in_use * (1.0 - unseen * self.missing / chance)
 
-    def expected_counts(self, visible: torch.Tensor, library: torch.Tensor, loading: torch.Tensor) -> torch.Tensor:
+    def expected_counts(self, visible: Tensor, library: Tensor, loading: Tensor) -> Tensor:
         """Expected counts, weighted as :meth:`known` weighs observed ones, (n, n_genes); same arguments."""
         return self.known(visible, library, loading) * library * (loading @ self.profiles)
 
 
-class CapturedGammaPoissonExpert(Expert):
+class CapturedGammaPoissonExpert(GammaPoissonExpert):
     """Expected captured values: those of a Poisson count, given that it is positive, with the mean rate of the factorisations.
 
     What the factorisations leave unexplained of a gene in the neighbours is carried over to the spot: a neighbourhood shares a
     factor of the rate that is gamma distributed around 1, and its posterior mean given the neighbours' counts multiplies the rate.
     """
 
-    name = "mixture"
+    factorisation = CapturedGammaPoisson
 
     def __init__(self, n_genes: int, sizes: ExpertSizes):
         super().__init__(n_genes, sizes)
-        self.factorisations = nn.ModuleList(
-            CapturedGammaPoisson(n_genes, sizes.n_profiles) for _ in range(sizes.n_mixtures)
-        )
         self.shared = GeneEffects(n_genes)
 
     @torch.no_grad()
     def fit(self, data: TrainingSpots, likelihood: Likelihood, generator: torch.Generator) -> None:
         """Learn the profiles, and how much neighbourhoods share beyond them."""
-        spots, index, valid = data.spots, data.index, data.valid
-        seen = spots.counts, spots.visible, spots.library
-        for one in self.factorisations:
-            one.fit(*seen, index, valid, self.gene_rate, generator)
-        priors, *neighbors = self.neighborhood(spots, spots.library, index, valid)
-        own = [one.loading(*seen, prior) for one, prior in zip(self.factorisations, priors, strict=True)]
-        expected = self._expected_counts(spots.visible, spots.library, own)
+        super().fit(data, likelihood, generator)
+        spots = data.spots
+        priors, *neighbors = self.neighborhood(spots, spots.library, data.index, data.valid)
+        expected = self._expected_counts(spots.visible, spots.library, self.loadings(spots, spots.library, priors))
         ones = torch.ones_like(expected)
         self.shared.fit(self.shared.evidence(ones, *neighbors, spots.counts * spots.visible, expected))
 
-    def release(self, share: torch.Tensor) -> None:
+    def release(self, share: Tensor) -> None:
         for one in self.factorisations:
             one.release(share)
 
     def neighborhood(
-        self, neighbors: Spots, library: torch.Tensor, index: torch.Tensor, valid: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self, neighbors: Spots, library: Tensor, index: Tensor, valid: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Prior means of the loadings, (n_mixtures, batch, n_profiles), and sums of observed and of expected counts, (batch, n_genes)."""
-        seen = neighbors.counts, neighbors.visible, library
-        loadings = [one.loading(*seen, one.typical_loading) for one in self.factorisations]
-        pairs = zip(self.factorisations, loadings, strict=True)
-        prior = torch.stack([one.prior_mean(loading, index, valid) for one, loading in pairs])
+        loadings = self.typical_loadings(neighbors, library)
         observed = neighbors.counts * neighbors.visible
         expected = self._expected_counts(neighbors.visible, library, loadings)
-        return prior, sum_of_neighbors(observed, index, valid), sum_of_neighbors(expected, index, valid)
+        sums = (sum_of_neighbors(counts, index, valid) for counts in (observed, expected))
+        return self.prior_means(loadings, index, valid), *sums
 
-    def _expected_counts(
-        self, visible: torch.Tensor, library: torch.Tensor, loadings: Iterable[torch.Tensor]
-    ) -> torch.Tensor:
+    def _expected_counts(self, visible: Tensor, library: Tensor, loadings: Iterable[Tensor]) -> Tensor:
         """Mean over the factorisations of their expected counts, (n, n_genes)."""
         pairs = zip(self.factorisations, loadings, strict=True)
         total = sum(one.expected_counts(visible, library, loading) for one, loading in pairs)
         return total / len(self.factorisations)
 
     def forward(
-        self, centre: Spots, library: torch.Tensor, neighborhood: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, centre: Spots, library: Tensor, neighborhood: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Expected log1p(CP10K) given a count, (batch, n_genes), and the weight of the spot's own counts beside their prior, (batch, 1)."""
         priors, observed, expected = neighborhood
-        pairs = zip(self.factorisations, priors, strict=True)
-        rates = [one.loading(centre.counts, centre.visible, library, prior) @ one.profiles for one, prior in pairs]
-        rate = torch.stack(rates).mean(0) * self.shared(torch.ones_like(observed), observed, expected)
+        rate = super().forward(centre, library, priors)[0]
+        rate = rate * self.shared(torch.ones_like(observed), observed, expected)
         own = (centre.counts * centre.visible).sum(1, keepdim=True)
         reliability = own / (own + self.factorisations[0].n_pseudo_counts)
         return expected_captured(any_poisson, library * rate, library), reliability

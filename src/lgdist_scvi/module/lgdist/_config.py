@@ -12,9 +12,9 @@ from lgdist_scvi._checks import check_positive_int
 
 _COUNTED = (
     "n_latent", "n_factors", "n_profiles", "n_mixtures", "n_hidden", "n_layers", "n_heads", "n_denoiser_hidden",
-    "n_denoiser_layers", "n_denoiser_heads", "n_timesteps", "n_draws",
+    "n_denoiser_layers", "n_denoiser_heads", "n_timesteps", "n_draws", "n_image_components",
 )  # fmt: skip
-_SHARES = ("dropout_rate", "hide_up_to", "hide_spot", "keep_at_least")
+_SHARES = ("dropout_rate", "hide_up_to", "hide_spot", "keep_at_least", "hide_image")
 _WEIGHTS = ("visible_weight", "decoded_weight", "kl_weight")
 
 
@@ -48,6 +48,8 @@ class LGDiSTConfig:
     n_draws: int
     decoded_weight: float
     kl_weight: float
+    n_image_components: int = 64
+    hide_image: float = 0.3
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> Self:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
+
+from lgdist_scvi import _keys as keys
+from lgdist_scvi.module.likelihood import split_counts
+
+if TYPE_CHECKING:
+    from lgdist_scvi.module.lgdist._module import LGDiSTModule
 
 Hide = Literal["random", "set_aside", "split", "nothing"]
 
 _N_GROUPS = 8
+# what a latent may be is widest, and least Gaussian, where nothing of a spot is visible
+_WHOLE_SPOTS_IN_DIFFUSION = 0.3
 
 
 class Split(NamedTuple):
@@ -49,3 +57,35 @@ def draw_hidden(
     group = torch.randint(_N_GROUPS, (n_genes,), device=device, generator=generator)
     share = share * torch.rand(n_obs, _N_GROUPS, device=device, generator=generator)[:, group]
     return torch.rand(shape, device=device, generator=generator) < torch.where(whole, 1.0, share)
+
+
+def split_batch(
+    module: LGDiSTModule,
+    batch: dict[str, torch.Tensor],
+    hide: Hide,
+    generator: torch.Generator | None,
+    autoencode: bool,
+    own_entries: bool,
+) -> Split:
+    """Split the centres of a batch into what is visible and what is scored; arguments as in :meth:`LGDiSTModule.inputs`."""
+    counts, observed = batch[keys.COUNTS], batch[keys.MASK].bool()
+    aside = torch.zeros_like(observed) if hide == "nothing" else module.set_aside(batch[keys.SPOT])
+    known = visible = observed & ~aside
+    whole_spots = module.hide_spot if autoencode else max(module.hide_spot, _WHOLE_SPOTS_IN_DIFFUSION)
+    target, share, looked_at, score = counts, 1.0, 1.0, (observed & aside).float()
+    how = known.shape, module.config.hide_up_to, whole_spots, known.device
+    sees_itself = own_entries and (module.own_entries or (hide == "random" and autoencode))
+    if hide == "random":
+        visible = known & ~draw_hidden(*how) & sees_itself
+        weight = module.config.visible_weight
+        if autoencode:
+            counts, target, share, looked_at, weight = module.likelihood.thin(
+                counts, visible, module.config.keep_at_least, weight
+            )
+        score = torch.where(visible, weight, 1.0) * known
+    elif hide == "split":
+        visible, looked_at = observed, torch.full_like(counts[:, :1], 0.5)
+        counts, target, share = split_counts(counts, looked_at, visible, generator)
+    elif hide == "set_aside" and not autoencode:
+        visible = known & ~draw_hidden(*how, generator)
+    return Split(counts, visible & sees_itself, looked_at, known, target, share, score)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -19,11 +19,10 @@ from lgdist_scvi.module.experts import EXPERTS, ExpertAverage, correction
 from lgdist_scvi.module.lgdist._autoencoder import NeighborhoodAutoencoder
 from lgdist_scvi.module.lgdist._config import LGDiSTConfig
 from lgdist_scvi.module.lgdist._fit_experts import fit_experts
-from lgdist_scvi.module.lgdist._hiding import Hide, Split, draw_hidden
-from lgdist_scvi.module.likelihood import LIKELIHOODS, HoldOut, Likelihood, split_counts
-
-# what a latent may be is widest, and least Gaussian, where nothing of a spot is visible
-_WHOLE_SPOTS_IN_DIFFUSION = 0.3
+from lgdist_scvi.module.lgdist._fit_image import fit_image
+from lgdist_scvi.module.lgdist._hiding import Hide, split_batch
+from lgdist_scvi.module.lgdist._image import ImageCondition, hidden_at_random
+from lgdist_scvi.module.likelihood import LIKELIHOODS, HoldOut, Likelihood
 
 
 class LGDiSTModule(BaseModuleClass):
@@ -45,6 +44,8 @@ class LGDiSTModule(BaseModuleClass):
         either.
     config
         Sizes and settings.
+    image_blocks
+        Number of image features of each encoder; ``None`` without an image.
     """
 
     _autoencoder_cls = NeighborhoodAutoencoder
@@ -56,6 +57,7 @@ class LGDiSTModule(BaseModuleClass):
         own_entries: bool,
         set_aside_patterns: torch.Tensor,
         config: LGDiSTConfig,
+        image_blocks: Sequence[int] | None = None,
     ):
         super().__init__()
         n_genes = set_aside_patterns.shape[1]
@@ -67,6 +69,7 @@ class LGDiSTModule(BaseModuleClass):
         )  # fmt: skip
         experts = (expert(n_genes, config) for expert in EXPERTS[self.likelihood.modelled])
         self.experts = ExpertAverage(experts, n_genes)
+        self.image = None if image_blocks is None else ImageCondition(image_blocks, config)
         # of region effects of slides and surroundings; infinite: none
         self.register_buffer("region_shrinkage", torch.full((2,), torch.inf))
         self.register_buffer("set_aside_patterns", set_aside_patterns)
@@ -99,8 +102,15 @@ class LGDiSTModule(BaseModuleClass):
         return bool(self.experts.in_use) or not self.own_entries
 
     def finish(self, batches: Iterable[dict[str, torch.Tensor]], generator: torch.Generator) -> None:
-        """Fit what comes after the networks; see :func:`fit_experts`."""
+        """Fit what comes after the networks; see :func:`fit_image` and :func:`fit_experts`."""
+        if self.image is not None:
+            fit_image(self, batches, generator.initial_seed())
         fit_experts(self, batches, generator)
+
+    @property
+    def sees_image(self) -> bool:
+        """Whether predictions use the image."""
+        return self.image is not None and self.image.in_use
 
     def begin_second_round(self) -> None:
         """Keep the networks as they are for completing what the second round looks at."""
@@ -148,7 +158,7 @@ class LGDiSTModule(BaseModuleClass):
         own_entries
             False hides all of a spot's own entries, as a model of neighbours alone always does but in the autoencoder's training.
         """
-        split = self._split(batch, hide, generator, autoencode, own_entries)
+        split = split_batch(self, batch, hide, generator, autoencode, own_entries)
         neighbors_visible = batch[keys.NEIGHBOR_MASK]
         if hide != "nothing":
             neighbors_visible = neighbors_visible * ~self.set_aside(batch[keys.NEIGHBOR_SPOT])
@@ -158,6 +168,9 @@ class LGDiSTModule(BaseModuleClass):
         neighbor_library = whole_library(batch[keys.NEIGHBOR_LIBRARY], batch[keys.NEIGHBOR_MASK])
         further = [name for name in batch if name != keys.SPOT and keys.NEIGHBOR + name in batch]
         fields, neighbor_fields = ({name: batch[prefix + name] for name in further} for prefix in ("", keys.NEIGHBOR))
+        if hide == "random" and self.sees_image:  # a spot without an image is normal
+            for one in (fields, neighbor_fields):
+                one[keys.IMAGE] = hidden_at_random(one[keys.IMAGE], self.config.hide_image)
         return Inputs(
             centre=Spots(split.counts, split.visible.float(), library, None, batch.get(keys.REGION_EFFECT), fields),
             neighbors=Spots(
@@ -176,39 +189,6 @@ class LGDiSTModule(BaseModuleClass):
             share=split.share,
             score=split.score,
         )
-
-    def _split(
-        self,
-        batch: dict[str, torch.Tensor],
-        hide: Hide,
-        generator: torch.Generator | None,
-        autoencode: bool,
-        own_entries: bool,
-    ) -> Split:
-        """Split the centres of a batch into what is visible and what is scored; arguments as in :meth:`inputs`."""
-        counts, observed = batch[keys.COUNTS], batch[keys.MASK].bool()
-        aside = torch.zeros_like(observed) if hide == "nothing" else self.set_aside(batch[keys.SPOT])
-        known = visible = observed & ~aside
-        whole_spots = self.hide_spot if autoencode else max(self.hide_spot, _WHOLE_SPOTS_IN_DIFFUSION)
-        target, share, looked_at, score = counts, 1.0, 1.0, (observed & aside).float()
-        sees_itself = own_entries and (self.own_entries or (hide == "random" and autoencode))
-        if hide == "random":
-            visible = known & ~self._hide(known, whole_spots) & sees_itself
-            weight = self.config.visible_weight
-            if autoencode:
-                counts, target, share, looked_at, weight = self.likelihood.thin(
-                    counts, visible, self.config.keep_at_least, weight
-                )
-            score = torch.where(visible, weight, 1.0) * known
-        elif hide == "split":
-            visible, looked_at = observed, torch.full_like(counts[:, :1], 0.5)
-            counts, target, share = split_counts(counts, looked_at, visible, generator)
-        elif hide == "set_aside" and not autoencode:
-            visible = known & ~self._hide(known, whole_spots, generator)
-        return Split(counts, visible & sees_itself, looked_at, known, target, share, score)
-
-    def _hide(self, known: torch.Tensor, whole_spots: float, generator: torch.Generator | None = None) -> torch.Tensor:
-        return draw_hidden(known.shape, self.config.hide_up_to, whole_spots, known.device, generator)
 
     def _prefill(self, batch: dict[str, torch.Tensor]) -> torch.Tensor | None:
         """Standardised values in the place of the neighbours' missing entries, (n_unique, n_genes)."""
@@ -236,6 +216,8 @@ class LGDiSTModule(BaseModuleClass):
         neighborhood = self.autoencoder.encode_neighbors(
             neighbors, library, inputs.index, inputs.distance, inputs.valid
         )
+        if self.sees_image:
+            neighborhood.image = self.image.surroundings(neighbors.fields[keys.IMAGE], inputs.index, inputs.valid)
         if with_experts and self.experts.in_use:
             neighborhood.experts = self.experts.neighborhood(neighbors, library, inputs.index, inputs.valid)
         return neighborhood
@@ -244,6 +226,8 @@ class LGDiSTModule(BaseModuleClass):
         """Posterior of the centre's latent given its visible entries and its neighbourhood, and what else decoding needs."""
         library = self.likelihood.visible_library(centre)
         condition = self.autoencoder.encode(centre, library, neighborhood)
+        if neighborhood.image is not None:
+            condition = self.image(condition, centre.fields[keys.IMAGE], centre.visible, neighborhood.image)
         if neighborhood.experts is not None:
             experts, condition.reliability = self.experts.predict(centre, library, neighborhood.experts)
             condition.experts = self.likelihood.normalised(experts)

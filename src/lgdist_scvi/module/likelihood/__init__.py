@@ -40,21 +40,9 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
 
 
 def choose_likelihood(name: str, shows_zeros: bool, hides_every_zero: bool) -> str:
-    """Choose the likelihood that fits the observed data, or refuse one that does not.
+    """Choose the likelihood that fits the observed data, where the name, else a key of `LIKELIHOODS`, is ``"auto"``.
 
-    Parameters
-    ----------
-    name
-        A key of `LIKELIHOODS`, or ``"auto"``.
-    shows_zeros
-        Whether some observed entry is a zero.
-    hides_every_zero
-        Whether there are zeros, and a mask calls all of them missing.
-
-    Raises
-    ------
-    ValueError
-        If the likelihood does not fit.
+    Raises ValueError if the one named does not fit, see :meth:`Likelihood.refusal`.
     """
     if name == "auto":
         return next(key for key, one in LIKELIHOODS.items() if one.refusal(shows_zeros, hides_every_zero) is None)

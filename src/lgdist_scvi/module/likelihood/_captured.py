@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lgdist_scvi._poisson import variance_given_positive
 from lgdist_scvi._units import cp10k_per_count, to_log1p
@@ -36,7 +36,7 @@ class CapturedLikelihood(Likelihood):
         self.register_buffer("lasting_share", torch.zeros(n_genes))
 
     @property
-    def sigma(self) -> torch.Tensor:
+    def sigma(self) -> Tensor:
         """Standard deviation per gene in log1p(CP10K), (n_genes,)."""
         return self.log_sigma.clamp(*_LOG_SIGMA_RANGE).exp()
 
@@ -57,56 +57,54 @@ class CapturedLikelihood(Likelihood):
         return np.broadcast_to(known.any(axis=1, keepdims=True), known.shape)
 
     def set_statistics(
-        self, gene_rate: torch.Tensor, value_mean: torch.Tensor, value_scale: torch.Tensor, typical_library: float
+        self, gene_rate: Tensor, value_mean: Tensor, value_scale: Tensor, typical_library: float
     ) -> None:
         super().set_statistics(gene_rate, value_mean, value_scale, typical_library)
         self.scale.copy_(value_scale.square().mean().sqrt())
 
     @property
-    def expression(self) -> torch.Tensor:
+    def expression(self) -> Tensor:
         return self.value_mean
 
     # ---- what networks see
 
-    def log_ratio(
-        self, neighbors: Spots, library: torch.Tensor, index: torch.Tensor, valid: torch.Tensor
-    ) -> torch.Tensor:
+    def log_ratio(self, neighbors: Spots, library: Tensor, index: Tensor, valid: Tensor) -> Tensor:
         standardised = self.standardised(neighbors, library)
         n_seen = sum_of_neighbors(neighbors.visible, index, valid)
         return sum_of_neighbors(standardised, index, valid) / (n_seen + 1.0)
 
-    def thin(self, counts: torch.Tensor, visible: torch.Tensor, keep_at_least: float, visible_weight: float) -> Thinned:
+    def thin(self, counts: Tensor, visible: Tensor, keep_at_least: float, visible_weight: float) -> Thinned:
         """No thinning: a thinned captured value is another one. Visible entries are fitted with less weight instead."""
         return Thinned(counts, counts, 1.0, 1.0, visible_weight)
 
     # ---- from scores to values
 
-    def initial_slope(self) -> torch.Tensor:
+    def initial_slope(self) -> Tensor:
         return torch.ones_like(self.value_mean)
 
-    def with_depth(self, latent: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
+    def with_depth(self, latent: Tensor, depth: Tensor) -> Tensor:
         return latent + self.depth(depth)
 
-    def expected(self, score: torch.Tensor) -> torch.Tensor:
+    def expected(self, score: Tensor) -> Tensor:
         return self.value_mean + self.value_scale * score
 
-    def relative(self, experts: torch.Tensor, network: torch.Tensor) -> torch.Tensor:
+    def relative(self, experts: Tensor, network: Tensor) -> Tensor:
         return experts - network
 
-    def corrected(self, decoded: torch.Tensor, correction: torch.Tensor) -> torch.Tensor:
+    def corrected(self, decoded: Tensor, correction: Tensor) -> Tensor:
         return decoded + correction
 
-    def own_variance(self, decoded: torch.Tensor, own: Own | None) -> torch.Tensor:
+    def own_variance(self, decoded: Tensor, own: Own | None) -> Tensor:
         return self.lasting_variance.expand_as(decoded)
 
     @property
-    def lasting_variance(self) -> torch.Tensor:
+    def lasting_variance(self) -> Tensor:
         """Variance of a single gene in a single spot that is no sampling noise, (n_genes,)."""
         return self.lasting_share * self.sigma**2
 
     # ---- losses and noise
 
-    def training_loss(self, decoded: torch.Tensor, counts: torch.Tensor, exposure: torch.Tensor) -> torch.Tensor:
+    def training_loss(self, decoded: Tensor, counts: Tensor, exposure: Tensor) -> Tensor:
         """What training minimises, the negative log-likelihood, and what validation judges, the squared error.
 
         Validation looks at the mean alone: the likelihood goes on falling while the noise is learnt, long after the mean
@@ -117,25 +115,23 @@ class CapturedLikelihood(Likelihood):
         values = to_log1p(counts, exposure)
         return 0.5 * ((values - decoded) / self.sigma) ** 2 + self.log_sigma.clamp(*_LOG_SIGMA_RANGE)
 
-    def error(self, decoded: torch.Tensor, counts: torch.Tensor, exposure: torch.Tensor) -> torch.Tensor:
+    def error(self, decoded: Tensor, counts: Tensor, exposure: Tensor) -> Tensor:
         """Squared error in units of the variance of the values, one for all genes."""
         return 0.5 * ((to_log1p(counts, exposure) - decoded) / self.scale) ** 2
 
-    def noise_variance(self, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+    def noise_variance(self, mean: Tensor, variance: Tensor) -> Tensor:
         """Variance of a measured value that the latent does not explain, (batch, n_genes)."""
         return (self.sigma**2).expand_as(mean)
 
     @torch.no_grad()
-    def scale_noise(self, square: torch.Tensor, sampling: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    def scale_noise(self, square: Tensor, sampling: Tensor, expected: Tensor) -> Tensor:
         """Bring the noise to the size that was seen, and find the share of it that is no sampling noise."""
         factor = (square / expected).clamp(*NOISE_FACTORS)
         self.log_sigma += 0.5 * torch.log(factor)
         self.lasting_share.copy_((1.0 - sampling / square.clamp(min=1e-12)).clamp(min=0.0))
         return factor
 
-    def squared_error(
-        self, counts: torch.Tensor, per_count: torch.Tensor, mean: torch.Tensor, library: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def squared_error(self, counts: Tensor, per_count: Tensor, mean: Tensor, library: Tensor) -> tuple[Tensor, Tensor]:
         scale = cp10k_per_count(library)
         sampling = variance_given_positive(mean.cpu().double().numpy(), (scale * per_count).cpu().double().numpy())
         counts = counts_in_library(counts, per_count)
@@ -143,52 +139,41 @@ class CapturedLikelihood(Likelihood):
 
     # ---- answers
 
-    def in_log1p(self, decoded: torch.Tensor) -> torch.Tensor:
+    def in_log1p(self, decoded: Tensor) -> Tensor:
         return decoded
 
-    def answer(
-        self, decoded: torch.Tensor, exposure: torch.Tensor, library: torch.Tensor, estimand: Estimand
-    ) -> torch.Tensor:
+    def answer(self, decoded: Tensor, exposure: Tensor, library: Tensor, estimand: Estimand) -> Tensor:
         # a captured value is at least that of a single count
         return torch.maximum(decoded, torch.log1p(cp10k_per_count(library)))
 
-    def predictive(
-        self, mean: torch.Tensor, variance: torch.Tensor, library: torch.Tensor, estimand: Estimand
-    ) -> NormalPredictive:
+    def predictive(self, mean: Tensor, variance: Tensor, library: Tensor, estimand: Estimand) -> NormalPredictive:
         variance = variance + self.noise_variance(mean, variance)
         return NormalPredictive(*(part.cpu().numpy() for part in (mean, variance, library)))
 
-    def sample_counts(
-        self, mean: torch.Tensor, library: torch.Tensor, generator: torch.Generator | None = None
-    ) -> torch.Tensor:
+    def sample_counts(self, mean: Tensor, library: Tensor, generator: torch.Generator | None = None) -> Tensor:
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         return torch.round(torch.expm1(mean + self.sigma * noise) / cp10k_per_count(library)).clamp(min=1.0)
 
     def region_evidence(
-        self, decoded: torch.Tensor, centre: Spots, own: Own, exposure: torch.Tensor, library: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, decoded: Tensor, centre: Spots, own: Own, exposure: Tensor, library: Tensor
+    ) -> tuple[Tensor, Tensor]:
         values = self.values(centre, self.visible_library(centre))
         above = values - self.answer(decoded, exposure, library, "captured")
         return above * centre.visible, centre.visible
 
     # ---- skill
 
-    def for_skill(self, decoded: torch.Tensor, exposure: torch.Tensor, library: torch.Tensor) -> torch.Tensor:
+    def for_skill(self, decoded: Tensor, exposure: Tensor, library: Tensor) -> Tensor:
         return self.answer(decoded, exposure, library, "captured")
 
-    def expected_log1p(
-        self, predicted: torch.Tensor, library: torch.Tensor, genes: torch.Tensor, estimand: Estimand
-    ) -> torch.Tensor:
+    def expected_log1p(self, predicted: Tensor, library: Tensor, genes: Tensor, estimand: Estimand) -> Tensor:
         return predicted
 
 
-def counts_in_library(counts: torch.Tensor, per_count: torch.Tensor) -> torch.Tensor:
+def counts_in_library(counts: Tensor, per_count: Tensor) -> Tensor:
     """Counts as they might be in another library, (batch, n_genes): whole, and positive where they were.
 
-    Parameters
-    ----------
-    per_count
-        What a molecule counts for in it, (batch, 1): 1 where it is their own.
+    `per_count` is what a molecule counts for in it, (batch, 1): 1 where it is their own.
     """
     brought = torch.round(counts * per_count).clamp(min=1.0) * (counts > 0)
     return torch.where(per_count == 1.0, counts, brought)

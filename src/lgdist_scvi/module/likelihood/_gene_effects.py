@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # variances of the gene effect that genes choose among
 _VARIANCES = (0.0, *torch.logspace(-3.5, 1.5, 17).tolist())
@@ -11,61 +11,42 @@ _STEPS = 100
 
 
 class GeneEffects(nn.Module):
-    """Effects of single genes in single spots, which neither other genes nor neighbours share.
+    """Effects of single genes in single spots, which neither other genes nor neighbours share; none before :meth:`fit`.
 
     A count is Poisson with mean L * r * e: r is the expected share of the library, and e, the gene effect, is gamma
-    distributed around 1 with a variance per gene. Gamma and Poisson are conjugate: a count x moves the expected rate from r
-    to r * (1 + variance * x) / (1 + variance * L * r), and a second count is negative binomial. As r is found from all counts
-    of a spot, x among them, variances are those that predict second counts best, given that.
-
-    Parameters
-    ----------
-    n_genes
-        Number of genes. There are no effects before :meth:`fit`.
+    distributed around 1 with a variance per gene. Gamma and Poisson are conjugate: a count x moves the expected rate
+    from r to r * (1 + variance * x) / (1 + variance * L * r), and a second count is negative binomial. As r is found
+    from all counts of a spot, x among them, variances are those that predict second counts best, given that.
     """
 
     def __init__(self, n_genes: int):
         super().__init__()
         self.register_buffer("variance", torch.zeros(n_genes))
 
-    def forward(self, rate: torch.Tensor, counts: torch.Tensor, exposure: torch.Tensor) -> torch.Tensor:
-        """Expected rate given a count, (..., batch, n_genes).
+    def forward(self, rate: Tensor, counts: Tensor, exposure: Tensor) -> Tensor:
+        """Expected rate given a count, (..., batch, n_genes), from the one expected without it, a share of the library.
 
-        Parameters
-        ----------
-        rate
-            Expected without it, share of the library, (..., batch, n_genes).
-        counts, exposure
-            The count and its library size, in counts, (batch, n_genes); both 0 where it is hidden.
+        `counts` and `exposure` are the count and its library size, in counts, (batch, n_genes); both 0 where it is
+        hidden.
         """
         return _updated(rate, counts, exposure, self.variance)
 
-    def relative_variance(self, counts: torch.Tensor) -> torch.Tensor:
-        """Variance that is left of a rate, relative to the square of its expectation, (batch, n_genes).
-
-        Parameters
-        ----------
-        counts
-            As in :meth:`forward`.
-        """
+    def relative_variance(self, counts: Tensor) -> Tensor:
+        """Variance that is left of a rate given a count, relative to its squared expectation, (batch, n_genes)."""
         return self.variance / (1.0 + self.variance * counts)
 
     @staticmethod
     def evidence(
-        rate: torch.Tensor,
-        counts: torch.Tensor,
-        exposure: torch.Tensor,
-        again: torch.Tensor,
-        exposure_again: torch.Tensor,
-    ) -> torch.Tensor:
+        rate: Tensor,
+        counts: Tensor,
+        exposure: Tensor,
+        again: Tensor,
+        exposure_again: Tensor,
+    ) -> Tensor:
         """Log-likelihood, in nats, of second counts under each variance that genes choose among, (n_variances, n_genes), float64.
 
-        Parameters
-        ----------
-        rate, counts, exposure
-            As in :meth:`forward`.
-        again, exposure_again
-            Second counts of the same rates, and their library size, in counts, (batch, n_genes); both 0 where there is none.
+        The first arguments are those of :meth:`forward`; `again` and `exposure_again` are second counts of the same
+        rates, and their library size, in counts, (batch, n_genes); both 0 where there is none.
         """
         # small differences of large numbers; not every device has double precision
         given = (rate, counts, exposure, again, exposure_again)
@@ -80,13 +61,10 @@ class GeneEffects(nn.Module):
         )
 
     @torch.no_grad()
-    def fit(self, evidence: torch.Tensor) -> None:
-        """Learn the variances by empirical Bayes: genes share a prior over them, learnt from all genes.
+    def fit(self, evidence: Tensor) -> None:
+        """Learn the variances by empirical Bayes, from the sum of :meth:`evidence` over batches.
 
-        Parameters
-        ----------
-        evidence
-            Sum of :meth:`evidence` over batches.
+        Genes share a prior over them, learnt from all genes.
         """
         prior = evidence.new_full((len(_VARIANCES), 1), 1.0 / len(_VARIANCES))
         for _ in range(_STEPS):
@@ -95,13 +73,11 @@ class GeneEffects(nn.Module):
         self.variance.copy_(posterior.new_tensor(_VARIANCES) @ posterior)
 
 
-def _updated(
-    rate: torch.Tensor, counts: torch.Tensor, exposure: torch.Tensor, variance: torch.Tensor | float
-) -> torch.Tensor:
+def _updated(rate: Tensor, counts: Tensor, exposure: Tensor, variance: Tensor | float) -> Tensor:
     return rate * (1.0 + variance * counts) / (1.0 + variance * exposure * rate)
 
 
-def _log_likelihood(again: torch.Tensor, expected: torch.Tensor, counts: torch.Tensor, variance: float) -> torch.Tensor:
+def _log_likelihood(again: Tensor, expected: Tensor, counts: Tensor, variance: float) -> Tensor:
     """Of second counts with given expectation, after a first one, entrywise and up to a constant of the counts."""
     if variance == 0.0:
         return torch.xlogy(again, expected) - expected

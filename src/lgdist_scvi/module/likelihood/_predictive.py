@@ -25,12 +25,7 @@ _SMALLEST_EXACT_TAIL = 1e-5  # whose complement to 1 holds it to that
 class Predictive(ABC):
     """Distribution of counts, and its central intervals.
 
-    Attributes
-    ----------
-    mean, variance
-        (n, n_genes)
-    library
-        Library size in counts, (n, 1).
+    Mean and variance are (n, n_genes), library sizes in counts (n, 1).
     """
 
     mean: np.ndarray
@@ -85,10 +80,7 @@ class Predictive(ABC):
 class CountPredictive(Predictive):
     """Negative binomial with the mean and variance, in counts, of the mixture over latents.
 
-    Attributes
-    ----------
-    captured
-        Whether the count is known to be positive.
+    With `captured` the count is known to be positive.
     """
 
     captured: bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -27,7 +27,7 @@ class ResidualBlock(nn.Module):
         self.norm = nn.LayerNorm(n_hidden)
         self.feed_forward = FeedForward(n_hidden, dropout_rate=dropout_rate)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return x + self.feed_forward(self.norm(x))
 
 
@@ -41,21 +41,11 @@ class TokenAttention(nn.Module):
         self.key_value = nn.Linear(n_tokens_hidden or n_hidden, 2 * n_hidden)
         self.out = nn.Linear(n_hidden, n_hidden)
 
-    def forward(self, query: torch.Tensor, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """Attend.
+    def forward(self, query: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
+        """Attend with one query, (batch, n_hidden), or several, (batch, n_queries, n_hidden); same shape out.
 
-        Parameters
-        ----------
-        query
-            (batch, n_hidden), or (batch, n_queries, n_hidden).
-        tokens
-            (batch, n_tokens, n_tokens_hidden).
-        valid
-            (batch, n_tokens), False where a token is padding; at least one per row must be True.
-
-        Returns
-        -------
-        Same shape as `query`.
+        Tokens are (batch, n_tokens, n_tokens_hidden); `valid` is False where a token is padding, and True at least once
+        in a row.
         """
         batch, n_tokens, _ = tokens.shape
         # q: (batch, n_heads, n_queries, n_head); k, v: (batch, n_heads, n_tokens, n_head)
@@ -79,7 +69,7 @@ class CentreBlock(nn.Module):
         self.attention = TokenAttention(n_hidden, n_heads)
         self.feed_forward = ResidualBlock(n_hidden, dropout_rate)
 
-    def forward(self, centre: torch.Tensor, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    def forward(self, centre: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
         attended = self.attention(self.norm_centre(centre), self.norm_tokens(tokens), valid)
         return self.feed_forward(centre + attended)
 
@@ -96,7 +86,7 @@ class DistanceEncoding(nn.Module):
         self.register_buffer("centres", torch.linspace(0.0, longest**0.5, n_basis))
         self.project = nn.Linear(n_basis, n_hidden)
 
-    def forward(self, distance: torch.Tensor) -> torch.Tensor:
+    def forward(self, distance: Tensor) -> Tensor:
         """(batch, n_neighbors) -> (batch, n_neighbors, n_hidden)."""
         width = self.centres[1] - self.centres[0]
         basis = torch.exp(-0.5 * ((distance.clamp(min=0).sqrt()[..., None] - self.centres) / width) ** 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lgdist_scvi.module.stem._components import ImageComponents
+from lgdist_scvi.module.nn._image_components import ImageComponents
 from lgdist_scvi.module.stem._config import StemConfig
 from lgdist_scvi.module.stem._module import StemModule
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,17 +16,18 @@ from lgdist_scvi.module._spots import Posterior
 from lgdist_scvi.module.diffusion import ResidualDiffusion
 from lgdist_scvi.module.experts import ExpertAverage, HeldOutBatch, best_weights, correction
 from lgdist_scvi.module.likelihood import LIKELIHOODS, HoldOut, Likelihood
+from lgdist_scvi.module.nn._image_components import ImageComponents
 from lgdist_scvi.module.stem._basis import LogRates
-from lgdist_scvi.module.stem._components import ImageComponents
 from lgdist_scvi.module.stem._config import StemConfig
+from lgdist_scvi.module.stem._kernel import ImageKernel
 from lgdist_scvi.module.stem._network import PatchNetwork
 from lgdist_scvi.module.stem._patches import PatchInputs, TrainingPatches, mean_of_neighbors
-from lgdist_scvi.module.stem._ridge import ImageRidge
 
 Batch = dict[str, torch.Tensor]
 
 _PULLS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _N_SAMPLES, _N_STEPS, _N_ROUNDS = 4, 10, 3
+_N_DISPERSION_SPOTS, _N_DISPERSION_STEPS = 2048, 60
 
 
 class StemModule(BaseModuleClass):
@@ -40,8 +41,10 @@ class StemModule(BaseModuleClass):
     ----------
     likelihood
         A key of :data:`~lgdist_scvi.module.likelihood.LIKELIHOODS`, of counts.
-    n_genes, n_features
-        Number of genes, and of image features.
+    n_genes
+        Number of genes.
+    blocks
+        Number of image features of each encoder.
     compositional
         Whether the registered genes make up the library.
     per_slide
@@ -60,7 +63,7 @@ class StemModule(BaseModuleClass):
         self,
         likelihood: str,
         n_genes: int,
-        n_features: int,
+        blocks: Sequence[int],
         compositional: bool,
         per_slide: bool,
         n_folds: int,
@@ -69,14 +72,15 @@ class StemModule(BaseModuleClass):
         super().__init__()
         self.config, self.n_folds = config, n_folds
         self.likelihood: Likelihood = LIKELIHOODS[likelihood](n_genes, config.n_latent, compositional)
-        self.components = ImageComponents(n_features, config.n_components, per_slide)
+        self.components = ImageComponents(blocks, config.n_components, per_slide)
+        n_components = self.components.n_components
         self.basis = LogRates(n_genes, config.n_latent)
-        self.networks = nn.ModuleList(PatchNetwork(config) for _ in range(n_folds))
-        ridge = ImageRidge(n_genes, config.n_latent, config.n_components, n_folds, self.likelihood)
-        self.experts = ExpertAverage([ridge], n_genes)
+        self.networks = nn.ModuleList(PatchNetwork(config, n_components) for _ in range(n_folds))
+        kernel = ImageKernel(n_genes, config.n_latent, n_components, n_folds, self.likelihood)
+        self.experts = ExpertAverage([kernel], n_genes)
         self.diffusion = ResidualDiffusion(
             config.n_latent,
-            config.n_components,
+            n_components,
             config.n_denoiser_hidden,
             config.n_denoiser_layers,
             config.n_denoiser_heads,
@@ -231,6 +235,32 @@ class StemModule(BaseModuleClass):
         self.experts.in_use.fill_(True)
         weights = best_weights(self.likelihood, len(self.experts.experts), self._held_out(batches))
         self.experts.weights_hidden.copy_(weights)
+        self._fit_dispersion(batches)
+
+    def _fit_dispersion(self, batches: Iterable[Batch]) -> None:
+        """Fit the dispersion of each gene by maximum likelihood around what is predicted of slides that were not seen.
+
+        That of a gene with few counts is drawn to the genes' mean.
+        """
+        dispersion, parts = list(self.likelihood.parameters()), []
+        if not dispersion:
+            return
+        for batch in batches[: -(-_N_DISPERSION_SPOTS // max(len(batches[0][keys.COUNTS]), 1))]:
+            condition = self.condition(batch)
+            mean = self.decode(condition.mean, condition) * self.exposure(batch)
+            parts.append((batch[keys.COUNTS], mean, batch[keys.MASK]))
+        counts, mean, observed = map(torch.cat, zip(*parts, strict=True))
+        with torch.enable_grad():
+            optimizer = torch.optim.Adam(dispersion, lr=0.2)
+            for _ in range(_N_DISPERSION_STEPS):
+                optimizer.zero_grad()
+                loss = (self.likelihood.dispersion_loss(counts, mean) * observed).sum()
+                for parameter in dispersion:
+                    loss = loss + 0.5 * (parameter - parameter.mean()).square().sum()
+                loss.backward()
+                optimizer.step()
+        for parameter in dispersion:
+            parameter.grad = None
 
     def _held_out(self, batches: Iterable[Batch]) -> Iterator[HeldOutBatch]:
         for batch in batches:

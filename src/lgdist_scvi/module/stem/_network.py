@@ -20,12 +20,12 @@ class PatchNetwork(nn.Module):
     In training, whole patches are hidden at random, so that a spot without an image is nothing new.
     """
 
-    def __init__(self, config: StemConfig):
+    def __init__(self, config: StemConfig, n_components: int):
         super().__init__()
         n_hidden, dropout_rate = config.n_hidden, config.dropout_rate
         self.hide_patch = config.hide_patch
         self.drop = nn.Dropout(dropout_rate)
-        self.embed = nn.Linear(config.n_components, n_hidden)
+        self.embed = nn.Linear(n_components, n_hidden)
         self.role = nn.Parameter(torch.zeros(2, n_hidden))
         self.missing = nn.Parameter(torch.zeros(n_hidden))
         self.embed_distance = DistanceEncoding(n_hidden)
