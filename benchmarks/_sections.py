@@ -213,7 +213,7 @@ def prepared_path(path: Path, section: str, cache: Path, seed: int) -> Path:
     digest = hashlib.sha256()
     for folder in _COMPLETION:
         for file in sorted(REPOSITORY.glob(f"src/lgdist_scvi/{folder}/**/*.py")):
-            if "stem" not in str(file.relative_to(REPOSITORY)):
+            if not any(other in str(file.relative_to(REPOSITORY)) for other in ("stem", "c2lst")):
                 digest.update(file.read_bytes())
     return cache / f"{path.stem}_{section}_seed{seed}_{digest.hexdigest()[:6]}.h5ad"
 

@@ -22,13 +22,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 GROUND = "ground"  # files at the top of the package whose names begin with _
 IN_MODULE = (
     "module/_spots", "module/nn", "module/likelihood", "module/experts", "module/diffusion", "module/lgdist", "module/stem",
+    "module/c2lst",
 )  # fmt: skip
 MAY_IMPORT = {
     GROUND: (),
     # for any AnnData: neither model nor module
     "datasets": (GROUND,),
     "pp": (GROUND,),
-    "metrics": (GROUND,),
+    "metrics": (GROUND, "pp"),
     "pl": (GROUND, "metrics", "pp"),
     # torch alone
     "module/_spots": (GROUND,),
@@ -38,6 +39,7 @@ MAY_IMPORT = {
     "module/diffusion": ("module/nn",),  # of any vector under any condition
     "module/lgdist": (GROUND, "module/_spots", "module/nn", "module/likelihood", "module/experts", "module/diffusion"),
     "module/stem": (GROUND, "module/_spots", "module/nn", "module/likelihood", "module/experts", "module/diffusion"),
+    "module/c2lst": (GROUND,),
     "module": IN_MODULE,
     "data": (GROUND,),
     "train": (),  # of any module

@@ -44,3 +44,18 @@ def test_names_that_no_file_can_hold(name):
     checks.check_new_key("lgdist.rate 2", "key_added")
     with pytest.raises(ValueError, match="^key_added"):
         checks.check_new_key(name, "key_added")
+
+
+def test_synthetic_spots_are_known_also_where_their_flag_was_lost():
+    real, pairs = ad.AnnData(np.ones((3, 2))), ad.AnnData(np.ones((2, 2)))
+    pairs.obs_names = ["synthetic_0", "synthetic_1"]
+    pairs.obs["synthetic"] = True
+    flagged = ad.concat([real, pairs], join="outer")
+    assert "synthetic" not in ad.concat([real, pairs]).obs
+    renamed = flagged.copy()
+    renamed.obs_names = list("abcde")
+    for adata in (flagged, ad.concat([real, pairs]), renamed):
+        with pytest.raises(ValueError, match="2 of 5 spots are synthetic.*allow_synthetic=True"):
+            checks.check_not_synthetic(adata)
+        checks.check_not_synthetic(adata, True)
+    checks.check_not_synthetic(real)

@@ -9,14 +9,14 @@ from lgdist_scvi._version import __version__
 
 if TYPE_CHECKING:
     from lgdist_scvi import datasets, metrics, pl, pp
-    from lgdist_scvi.model import LGDiST, Stem
+    from lgdist_scvi.model import C2LST, LGDiST, Stem
 
-__all__ = ["LGDiST", "Stem", "__version__", "datasets", "metrics", "pl", "pp"]
+__all__ = ["C2LST", "LGDiST", "Stem", "__version__", "datasets", "metrics", "pl", "pp"]
 
 
 def __getattr__(name: str) -> Any:
     # torch, scanpy and squidpy take seconds to import: only whoever asks for them waits
-    if name in ("LGDiST", "Stem"):
+    if name in ("C2LST", "LGDiST", "Stem"):
         return getattr(import_module("lgdist_scvi.model"), name)
     if name in __all__:
         return import_module(f"lgdist_scvi.{name}")

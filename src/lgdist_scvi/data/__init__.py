@@ -21,6 +21,7 @@ from lgdist_scvi.data._images import (
     OptionalLibraryField,
     OptionalMaskField,
 )
+from lgdist_scvi.data._patches import PatchField, PatchPairs
 from lgdist_scvi.data._statistics import GeneStatistics, gene_statistics, set_aside_patterns
 
 __all__ = [
@@ -40,6 +41,8 @@ __all__ = [
     "OptionalImageField",
     "OptionalLibraryField",
     "OptionalMaskField",
+    "PatchField",
+    "PatchPairs",
     "PrefillField",
     "SampleField",
     "gene_statistics",

@@ -218,6 +218,7 @@ class LGDiST(
         library_key: str | None = None,
         prefill_layer: str | None = None,
         image_key: str | None = None,
+        allow_synthetic: bool = False,
         **kwargs: Any,
     ) -> None:
         """Register the fields of an AnnData.
@@ -252,6 +253,8 @@ class LGDiST(
             Key of `adata.obsm` with features of the image patch around each spot, (n_obs, n_features), such as
             :func:`lgdist_scvi.pp.image_features` writes to ``"X_image"``; a row of NaN where there is no image. Whether they are used is
             decided on held-out entries. Other data may lack them.
+        allow_synthetic
+            Accept spots that :meth:`C2LST.synthetic_pairs` made.
         **kwargs
             For scvi-tools' registration.
 
@@ -270,7 +273,7 @@ class LGDiST(
         ValueError
             If counts, mask, coordinates, graph or library sizes are not what they should be.
         """
-        check_anndata(adata)
+        check_anndata(adata, allow_synthetic=allow_synthetic)
         check_keywords(kwargs, list(inspect.signature(cls.setup_anndata).parameters)[1:-1])
         # resolved first: whoever reads the registry must know which spots are of one slide
         sample_key, library_key = choose_sample_key(adata, same_key(sample_key, library_key), spatial_key), None

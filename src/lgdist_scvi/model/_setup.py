@@ -16,7 +16,7 @@ from scvi import settings
 
 from lgdist_scvi import pp
 from lgdist_scvi._anndata import get_graph, get_mask, get_obs
-from lgdist_scvi._checks import either, mapping, require_key
+from lgdist_scvi._checks import check_not_synthetic, either, mapping, require_key
 from lgdist_scvi._slides import choose_sample_key
 from lgdist_scvi._units import library_size
 from lgdist_scvi.data import NeighborhoodDataset
@@ -40,9 +40,10 @@ _OUTSIDE = ("0", "0.0", "false", "f", "no", "n")  # the tissue, as numbers or as
 _CORRECTION = ("batch_key", "labels_key", "categorical_covariate_keys", "continuous_covariate_keys")
 
 
-def check_anndata(adata: Any, method: str = "setup_anndata") -> None:
-    """Refuse other containers than AnnData (TypeError), and say which part of them is one."""
+def check_anndata(adata: Any, method: str = "setup_anndata", allow_synthetic: bool = True) -> None:
+    """Refuse other containers than AnnData (TypeError), and say which part of them is one; and synthetic spots (ValueError)."""
     if isinstance(adata, AnnData):
+        check_not_synthetic(adata, allow_synthetic)
         return
     kind = type(adata).__name__
     part = {

@@ -176,6 +176,7 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
         spatial_key: str = "spatial",
         library_key: str | None = None,
         target_layer: str | None = None,
+        allow_synthetic: bool = False,
         **kwargs: Any,
     ) -> None:
         """Register the fields of an AnnData.
@@ -188,7 +189,7 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
             Key of `adata.obsm` with features of the patch around each spot, (n_obs, n_features), of any encoder; a row of NaN where
             there is no image. Of several encoders side by side, ``adata.uns[image_key]["blocks"]`` holds the number of features of
             each, as :func:`~lgdist_scvi.pp.image_features` writes it.
-        layer, sample_key, size_factor_key, mask_layer, graph_key, spatial_key, library_key
+        layer, sample_key, size_factor_key, mask_layer, graph_key, spatial_key, library_key, allow_synthetic
             As in :meth:`LGDiST.setup_anndata`. Data that are predicted later need none of the counts, library sizes and masks.
         target_layer
             Layer of log1p(CP10K) of expected rates to learn, such as ``LGDiST.complete(observed="model")`` writes, in the place of
@@ -205,7 +206,7 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
         ValueError
             If features, counts, mask, coordinates, graph or library sizes are not what they should be.
         """
-        check_anndata(adata)
+        check_anndata(adata, allow_synthetic=allow_synthetic)
         check_keywords(kwargs, list(inspect.signature(cls.setup_anndata).parameters)[1:-1])
         if target_layer is not None and "source_registry" not in kwargs:
             require_key(adata.layers, target_layer, "adata.layers", 'LGDiST.complete(observed="model") writes one')

@@ -1,6 +1,7 @@
 """Figures from AnnData and scores. Each function returns its figure."""
 
 from lgdist_scvi.pl._controls import negative_controls
+from lgdist_scvi.pl._generated import generated
 from lgdist_scvi.pl._images import image_patches
 from lgdist_scvi.pl._prediction import prediction
 from lgdist_scvi.pl._quality import calibration, skill
@@ -11,6 +12,7 @@ from lgdist_scvi.pl._training import training_history
 __all__ = [
     "calibration",
     "completion",
+    "generated",
     "held_out",
     "image_patches",
     "negative_controls",
