@@ -230,14 +230,18 @@ def markdown(rows: pd.DataFrame) -> str:
 
 
 def write(rows: pd.DataFrame, folder: Path) -> None:
-    """Write all tables, and the figure of raw against completed targets, into a folder."""
+    """Write a page of all tables, and a part of one with the figure of raw against completed targets, into a folder."""
     rows = rows[rows["protocol"].isin(PROTOCOLS)]
     folder.mkdir(parents=True, exist_ok=True)
-    text = [markdown(rows)]
+    (folder / "section_page.md").write_text(
+        f"---\norphan: true\n---\n\n# Sections that were never sequenced: all tables\n\n{markdown(rows)}\n"
+    )
+    done = rows[rows["failed"].isna() & (rows["protocol"] == "section")]
+    claim = [_claim(done).split("\n\n", 1)[-1]]
     if (figure := claim_figure(rows)) is not None:
         figure.savefig(folder / "section_claim.png", dpi=110, bbox_inches="tight")
-        text.append(f"![{CLAIM_CAPTION}](section_claim.png)")
-    (folder / "section_tables.md").write_text("\n\n".join(text) + "\n")
+        claim.insert(0, f"![{CLAIM_CAPTION}](section_claim.png)")
+    (folder / "section_claim.md").write_text("\n\n".join(claim) + "\n")
 
 
 def claim_figure(rows: pd.DataFrame) -> Figure | None:
