@@ -240,7 +240,7 @@ def write(rows: pd.DataFrame, folder: Path) -> None:
     claim = [_claim(done).split("\n\n", 1)[-1]]
     if (figure := claim_figure(rows)) is not None:
         figure.savefig(folder / "section_claim.png", dpi=110, bbox_inches="tight")
-        claim.insert(0, f"![{CLAIM_CAPTION}](section_claim.png)")
+        claim.insert(0, f"![{CLAIM_CAPTION}](/generated/section_claim.png)")
     (folder / "section_claim.md").write_text("\n\n".join(claim) + "\n")
 
 
