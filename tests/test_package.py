@@ -37,6 +37,12 @@ def test_submodule_is_loaded_on_demand_and_without_drawing_or_graph_libraries(na
     assert loaded.isdisjoint(["matplotlib", "squidpy", "scanpy", "scvi", "torch"])
 
 
+def test_squidpy_is_imported_without_warnings_of_its_own():
+    code = "from lgdist_scvi._squidpy import squidpy; print(squidpy().__name__)"
+    result = subprocess.run([sys.executable, "-W", "default", "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "squidpy" and "SyntaxWarning" not in result.stderr
+
+
 @pytest.mark.parametrize("name", lgdist_scvi.__all__)
 def test_public_name_resolves(name):
     assert getattr(lgdist_scvi, name) is not None

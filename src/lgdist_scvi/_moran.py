@@ -7,6 +7,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from lgdist_scvi._squidpy import squidpy
+
 _NEGLIGIBLE = 1e-10  # variance below which a gene is constant: rounding leaves a trace
 
 
@@ -28,9 +30,9 @@ def morans_i_per_slide(
     -------
     Moran's I, (n_slides, n_vars), NaN for genes that are constant on the slide, and number of spots of each slide, (n_slides,).
     """
-    import squidpy as sq
     import torch
 
+    sq = squidpy()
     n_threads = torch.get_num_threads()
     found, n_spots = [], []
     for sample in np.unique(samples):

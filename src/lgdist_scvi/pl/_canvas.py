@@ -10,6 +10,7 @@ from anndata import AnnData
 
 from lgdist_scvi._checks import list_names, mapping
 from lgdist_scvi._lattice import lattice
+from lgdist_scvi._squidpy import squidpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,8 +68,7 @@ class Canvas:
 
     def draw(self, values: np.ndarray, ax: Axes, norm: Normalize, cmap: str | Colormap, img_alpha: float) -> None:
         """Draw one value for each spot, (n_spots,); NaN is grey. `img_alpha`: opacity of the image under them."""
-        import squidpy as sq
-
+        sq = squidpy()
         diameter = self.diameter if self.image is None or not img_alpha else self.diameter * _SMALLER
         factors = {"tissue_hires_scalef": self.scale, "spot_diameter_fullres": diameter}
         images = {} if self.image is None else {"hires": self.image}

@@ -13,6 +13,7 @@ from lgdist_scvi._anndata import get_coordinates, get_obs, get_samples
 from lgdist_scvi._checks import check_new_key, check_positive_int
 from lgdist_scvi._lattice import array_rows, in_plane, lattice
 from lgdist_scvi._slides import choose_sample_key
+from lgdist_scvi._squidpy import squidpy
 
 _MIN_SCALE = 6  # neighbours that tell how far apart spots are; a single nearest one is too random
 _FAR = 10.0  # 10 times the usual distance means 100 times fewer spots per area: no tissue in between
@@ -180,10 +181,8 @@ def _slide_edges(
 
 def _nearest(coordinates: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Find the exact `k` nearest spots of every spot, as edges (row, column, length) in the order of rows."""
-    from squidpy.gr.neighbors import KNNBuilder
-
     # the builder behind sq.gr.spatial_neighbors_knn, which would log two lines for every slide
-    edges = KNNBuilder(n_neighs=k).build(coordinates)[1].tocoo()
+    edges = squidpy().gr.neighbors.KNNBuilder(n_neighs=k).build(coordinates)[1].tocoo()
     return edges.row, edges.col, edges.data
 
 
