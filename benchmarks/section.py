@@ -320,6 +320,7 @@ def _claim(rows: pd.DataFrame) -> str:
 
 def _controls(rows: pd.DataFrame) -> str:
     """D2 with the patches of other spots."""
+    rows = rows[rows["seed"].isin(rows.loc[rows["method"].isin(list(CONTROLS)), "seed"])]
     d2, records = _by_file(rows, "d2"), {}
     for name in {**PEERS, **MODELS}:
         here = {control: f"{name}_{control}" for control in ("shuffled", "shifted", "stained")}
