@@ -345,6 +345,12 @@ def test_the_mask_of_a_hold_out_is_taken_without_a_word(adata):
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             LGDiST.setup_anndata(hidden, **arguments)
+        shown = LGDiST(hidden).adata_manager.create_torch_dataset().mask
+        if arguments:
+            np.testing.assert_array_equal(np.asarray(shown, dtype=bool), hidden.layers["observed"])
+            assert not shown[hidden.layers["held_out"].astype(bool)].any()
+        else:
+            assert shown is None  # molecules are taken away, no entry is hidden
 
 
 @pytest.mark.parametrize("shape", [(N_SPOTS, N_GENES - 1), (N_SPOTS - 1, N_GENES)])

@@ -70,8 +70,8 @@ def image_features(
         - ``"stain"``: 59 statistics of colours, haematoxylin and eosin, and their texture, no network;
         - a name of timm (``"resnet50"``, ``"hf-hub:..."``), with its weights;
         - any function, for example a `torch.nn.Module`, from float images (b, 3, size, size) in [0, 1] to vectors (b, d);
-        - several of these: their features side by side. Colour tells what a network trained on photographs does not: on five
-          sections of HER2ST both together predict expression far better than either.
+        - several of these: their features side by side. Colour tells what a network trained on photographs does not
+          (``python -m benchmarks section --report``).
     patch_um
         Edge of a patch in micrometres. Needs the micrometres of a pixel: `microns_per_pixel`, or else the scale factors' own, the
         pitch of a hexagonal lattice (Visium: 100), `spot_diameter_fullres` (Visium: 65) or what OpenSlide reads from the file.
