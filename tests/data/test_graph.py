@@ -6,7 +6,7 @@ from scipy import sparse
 from scipy.spatial.distance import cdist
 
 from lgdist_scvi import datasets, pp
-from lgdist_scvi.data import reach_further, surroundings
+from lgdist_scvi.data import Surroundings, reach_further
 
 
 def two_pieces(rng, n=40):
@@ -20,7 +20,7 @@ def two_pieces(rng, n=40):
 
 def test_the_nearest_spots_of_the_same_piece():
     graph, coordinates = two_pieces(np.random.default_rng(0))
-    weights = surroundings(graph, coordinates, n_around=7).toarray()
+    weights = Surroundings(graph, coordinates, n_around=7)[np.arange(80)].toarray()
     assert weights[:40, 40:].sum() == weights[40:, :40].sum() == 0
     distances = cdist(coordinates[:40], coordinates[:40])
     np.fill_diagonal(distances, np.inf)
@@ -33,7 +33,7 @@ def test_the_nearest_spots_of_the_same_piece():
 def test_no_spot_counts_for_itself_even_where_spots_coincide():
     graph, coordinates = two_pieces(np.random.default_rng(1))
     coordinates[:] = coordinates[0]
-    weights = surroundings(graph, coordinates, n_around=100)
+    weights = Surroundings(graph, coordinates, n_around=100)[np.arange(80)]
     assert weights.diagonal().sum() == 0
     # all others of the piece, and nothing of the other one
     np.testing.assert_array_equal(np.diff(weights.indptr), 39)
@@ -42,7 +42,7 @@ def test_no_spot_counts_for_itself_even_where_spots_coincide():
 
 def test_without_edges_there_are_no_surroundings():
     coordinates = np.random.default_rng(2).random((9, 2))
-    assert surroundings(sparse.csr_matrix((9, 9)), coordinates).nnz == 0
+    assert Surroundings(sparse.csr_matrix((9, 9)), coordinates)[np.arange(9)].nnz == 0
 
 
 @pytest.mark.parametrize("n_around", [10, 20, 36, 168])
@@ -52,8 +52,8 @@ def test_it_does_not_depend_on_the_order_of_spots(n_around):
     coordinates = np.stack(np.meshgrid(np.arange(16.0), np.arange(16.0)), axis=-1).reshape(-1, 2) * 137.3
     graph = sparse.csr_matrix(cdist(coordinates, coordinates) < 140.0, dtype=np.float32)
     order = rng.permutation(len(coordinates))
-    weights = surroundings(graph, coordinates, n_around).toarray()
-    shuffled = surroundings(graph[order][:, order], coordinates[order], n_around).toarray()
+    weights = Surroundings(graph, coordinates, n_around)[np.arange(256)].toarray()
+    shuffled = Surroundings(graph[order][:, order], coordinates[order], n_around)[np.arange(256)].toarray()
     np.testing.assert_allclose(shuffled, weights[np.ix_(order, order)], rtol=1e-5)
     assert (weights > 0).sum(1).max() <= n_around
 

@@ -8,8 +8,15 @@ import torch
 from scipy import sparse
 
 from lgdist_scvi import LGDiST, datasets, metrics, pp
-from lgdist_scvi.data import surroundings
-from lgdist_scvi.inference import HeldOutEntries, RegionEffects, choose_shrinkage, estimate_region_effects
+from lgdist_scvi.data import Surroundings
+from lgdist_scvi.inference import (
+    EstimatedEffects,
+    HeldOutEntries,
+    KeptEvidence,
+    RegionEffects,
+    choose_shrinkage,
+    estimate_region_effects,
+)
 from lgdist_scvi.module.likelihood import CapturedLikelihood, PoissonLikelihood
 
 N, GENES = 400, 30
@@ -21,9 +28,9 @@ def effects_of(found, expected, kind=FACTOR):
     steps = np.delete(np.arange(N - 1), N // 2 - 1)
     graph = sparse.csr_matrix((np.ones(len(steps)), (steps, steps + 1)), shape=(N, N))
     coordinates = np.column_stack([np.arange(N) % (N // 2), np.zeros(N)]).astype(float)
-    slide = sparse.csr_matrix((np.ones(N, np.float32), (np.arange(N) // (N // 2), np.arange(N))))
-    nearby = surroundings(graph + graph.T, coordinates, 20)
-    return RegionEffects(found.astype(np.float32), expected.astype(np.float32), nearby, slide, kind)
+    nearby = Surroundings(graph + graph.T, coordinates, 20)
+    evidence = KeptEvidence(found.astype(np.float32), expected.astype(np.float32))
+    return RegionEffects(evidence, nearby, np.arange(N) // (N // 2), kind)
 
 
 def poisson_loss(target, rows, genes):
@@ -85,11 +92,8 @@ def test_a_spot_does_not_count_for_itself_and_slides_not_for_each_other(kind):
 def test_some_spots_alone(kind):
     rng = np.random.default_rng(5)
     effects, some = effects_of(rng.poisson(2.0, (N, GENES)), np.full((N, GENES), 2.0), kind), np.array([3, 250, 251])
-    found = effects.estimate(np.array([16.0, 4.0]), some)
-    np.testing.assert_allclose(found[some], effects.estimate(np.array([16.0, 4.0]))[some], rtol=1e-6)
-    others = np.setdiff1d(np.arange(N), some)
-    assert (found[others] == (1.0 if kind is FACTOR else 0.0)).all()
-    assert (kind.apply(1.0, found[others]) == 1.0).all()
+    shrinkage = np.array([16.0, 4.0])
+    np.testing.assert_array_equal(EstimatedEffects(effects, shrinkage)[some], effects.estimate(shrinkage)[some])
 
 
 @pytest.mark.parametrize("kind", [FACTOR, SUMMAND], ids=["factor", "summand"])
@@ -102,7 +106,7 @@ def test_spots_that_are_left_out(kind):
     left[out] = 0.0
     others, shrinkage = np.delete(np.arange(N), out), np.array([16.0, 4.0])
     effects = effects_of(found, expected, kind)
-    without = effects.without(out).estimate(shrinkage, others)[others]
+    without = effects.without(out).estimate(shrinkage)[others]
     blank = effects_of(found * left, expected * left, kind)
     np.testing.assert_allclose(without, blank.estimate(shrinkage)[others], rtol=1e-5, atol=1e-6)
     assert not np.allclose(without, effects.estimate(shrinkage)[others], rtol=1e-3, atol=1e-3)

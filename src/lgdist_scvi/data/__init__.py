@@ -11,7 +11,7 @@ from lgdist_scvi.data._fields import (
     PrefillField,
     SampleField,
 )
-from lgdist_scvi.data._graph import reach_further, surroundings
+from lgdist_scvi.data._graph import Surroundings, reach_further
 from lgdist_scvi.data._images import (
     ImageDataset,
     ImageField,
@@ -45,9 +45,9 @@ __all__ = [
     "PatchPairs",
     "PrefillField",
     "SampleField",
+    "Surroundings",
     "gene_statistics",
     "reach_further",
     "registered_anndata",
     "set_aside_patterns",
-    "surroundings",
 ]

@@ -25,12 +25,14 @@ from lgdist_scvi.inference._prediction import (
 )
 from lgdist_scvi.inference._predictor import Predictor
 from lgdist_scvi.inference._region_effects import (
+    EstimatedEffects,
     HeldOutEntries,
     RegionEffects,
     choose_shrinkage,
     estimate_region_effects,
     fit_region_effects,
 )
+from lgdist_scvi.inference._region_evidence import KeptEvidence, StreamedEvidence
 from lgdist_scvi.inference._skill import measure_skill
 
 __all__ = [
@@ -46,11 +48,14 @@ __all__ = [
     "Calibration",
     "CalibrationCase",
     "EntryKind",
+    "EstimatedEffects",
     "HeldOutEntries",
     "HeldOutSpots",
+    "KeptEvidence",
     "Prediction",
     "Predictor",
     "RegionEffects",
+    "StreamedEvidence",
     "fit_intervals",
     "choose_shrinkage",
     "conformal_quantiles",

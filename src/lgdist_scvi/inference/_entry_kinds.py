@@ -180,7 +180,7 @@ class Holes(HiddenSpots):
         for middles, hidden in holes(dataset.graph, spots.in_holes, dataset.samples, dataset.has_content):
             in_hole = predictor.without(hidden)
             if spots.region_effects is not None:
-                effects = spots.region_effects.without(hidden).estimate(shrinkage, middles)
+                effects = spots.region_effects.without(hidden).estimate(shrinkage)
                 in_hole = in_hole.with_region_effects(effects)
             yield from hidden_cases(in_hole, middles)
 

@@ -1,10 +1,10 @@
-"""A module and the data that it predicts: batches along the graph, and their predictions."""
+"""A module and the data that it predicts: batches of neighbouring spots, and their predictions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,25 +13,34 @@ from tqdm.auto import tqdm
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi.data import NeighborhoodDataset
+from lgdist_scvi.inference._compact import compact_order, fits_in_memory
 from lgdist_scvi.inference._prediction import Prediction
 from lgdist_scvi.module import LGDiSTModule
 from lgdist_scvi.module.lgdist import Hide
 
-_BATCH_SIZE = 512
+if TYPE_CHECKING:
+    from lgdist_scvi.inference._region_effects import EstimatedEffects
+
+BATCH_SIZE = 512
 
 
 @dataclass(frozen=True)
 class Predictor:
     """A trained module and the data that it predicts.
 
-    `region_effects` are effects of slides and surroundings on each entry, (n_obs, n_genes); ``None`` without.
+    `region_effects` are effects of slides and surroundings on the entries of spots, by their rows; ``None`` without.
     """
 
     module: LGDiSTModule
     dataset: NeighborhoodDataset
-    region_effects: np.ndarray | None = None
+    region_effects: EstimatedEffects | np.ndarray | None = None
 
-    def with_region_effects(self, region_effects: np.ndarray | None) -> Predictor:
+    @property
+    def n_genes(self) -> int:
+        """Number of registered genes."""
+        return len(self.module.likelihood.gene_rate)
+
+    def with_region_effects(self, region_effects: EstimatedEffects | np.ndarray | None) -> Predictor:
         """The same with other region effects."""
         return replace(self, region_effects=region_effects)
 
@@ -42,18 +51,27 @@ class Predictor:
     def batches(
         self, rows: np.ndarray | None = None, batch_size: int | None = None, silent: bool = True
     ) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-        """Batches along the graph: positions in `rows` (``None``: all spots), and tensors."""
+        """Batches of neighbouring spots: positions in `rows` (``None``: all spots), and tensors."""
         # no data loader: it would draw from torch's global generator
-        rows = np.arange(len(self.dataset)) if rows is None else rows
-        order, size = self.dataset.along_graph(rows), batch_size or _BATCH_SIZE
+        rows, size = np.arange(len(self.dataset)) if rows is None else rows, batch_size or BATCH_SIZE
         device = self.module.device  # looks at every parameter
-        for start in tqdm(range(0, len(rows), size), desc="Spots", disable=silent, leave=False):
-            place = order[start : start + size]
-            spots = rows[place]
-            batch = {key: torch.from_numpy(value).to(device) for key, value in self.dataset[spots].items()}
-            if self.region_effects is not None:
-                batch[keys.REGION_EFFECT] = torch.from_numpy(self.region_effects[spots]).to(device)
-            yield place, batch
+        with tqdm(total=len(rows), desc="Spots", unit=" spots", disable=silent, leave=False) as progress:
+            for place in self.places(rows, size):
+                spots = rows[place]
+                batch = {key: torch.from_numpy(value).to(device) for key, value in self.dataset[spots].items()}
+                if self.region_effects is not None:
+                    batch[keys.REGION_EFFECT] = torch.from_numpy(self.region_effects[spots]).to(device)
+                yield place, batch
+                progress.update(len(place))
+
+    def places(self, rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+        """Positions in `rows`, in batches of neighbouring spots: along the graph, or in compact parts of slides if there are many."""
+        if fits_in_memory(len(self.dataset), self.n_genes):
+            order = self.dataset.along_graph(rows)
+        else:
+            order = compact_order(self.dataset.coordinates[rows], self.dataset.samples[rows], size)
+        for start in range(0, len(order), size):
+            yield order[start : start + size]
 
     def predictions(
         self, rows: np.ndarray | None = None, batch_size: int | None = None, silent: bool = True, **sampling: Any

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from scipy import sparse
 
-from lgdist_scvi import _keys as keys
-from lgdist_scvi.data import surroundings
+from lgdist_scvi.data import Surroundings
+from lgdist_scvi.inference._compact import MAX_ENTRIES, compact_order, fits_in_memory
 from lgdist_scvi.inference._predictor import Predictor
+from lgdist_scvi.inference._region_evidence import Evidence, KeptEvidence, StreamedEvidence, Sums, evidence_of
+from lgdist_scvi.module._spots import Inputs
 from lgdist_scvi.module.lgdist import Hide
 from lgdist_scvi.module.likelihood import Effect
 
 _SHRINKAGES = (np.inf, *(4.0**power for power in range(8)))  # that are chosen among
-_GENES_AT_A_TIME = 256
-
-Sums = tuple[np.ndarray, np.ndarray]
-Rows = np.ndarray | slice
-"""Rows of the spots whose effects are estimated."""
-
-EVERY_SPOT = slice(None)
+_SPOTS_AT_A_TIME = 512
+_N_SPOTS, _PART = (
+    16384,
+    4096,
+)  # that shrinkage is chosen on where there are very many, and of each of their compact parts
 
 
 @dataclass
@@ -31,60 +32,59 @@ class RegionEffects:
 
     Attributes
     ----------
-    found, expected
-        Of each entry, as the likelihood defines it: visible and expected counts, or residual and 1; (n_obs, n_genes), 0
-        where nothing is visible.
+    evidence
+        What is found and expected of each entry.
     surroundings
-        Weights of the surroundings of each spot, (n_obs, n_obs).
-    slide
-        1 where a spot lies on a slide, (n_slides, n_obs).
+        Weights of the surroundings of spots, by their rows.
+    samples
+        Slides of the spots, (n_obs,).
     effect
         How an effect acts.
+    left_out
+        Rows of spots of which it is as if nothing were visible.
+    spots
+        Rows of the spots that were looked at, where there are too many to look at all; ``None``: all.
     """
 
-    found: np.ndarray
-    expected: np.ndarray
-    surroundings: sparse.csr_matrix
-    slide: sparse.csr_matrix
+    evidence: Evidence
+    surroundings: Surroundings
+    samples: np.ndarray
     effect: Effect
+    left_out: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    spots: np.ndarray | None = None
 
     def without(self, spots: np.ndarray) -> RegionEffects:
         """As if nothing of some spots, given by their rows, were visible; for questions about the others."""
-        visible = np.ones(len(self.found), dtype=np.float32)
-        visible[spots] = 0.0
-        left = sparse.diags(visible)
-        return replace(self, surroundings=self.surroundings @ left, slide=self.slide @ left)
+        return replace(self, left_out=np.union1d(self.left_out, spots))
 
-    def estimate(self, shrinkage: np.ndarray, spots: Rows = EVERY_SPOT) -> np.ndarray | None:
-        """Effect on every entry, (n_obs, n_genes), from the shrinkage of slides and of surroundings, (2,).
+    def estimate(self, shrinkage: np.ndarray) -> EstimatedEffects | np.ndarray | None:
+        """Effects by the rows of spots, from the shrinkage of slides and of surroundings, (2,); ``None`` if both are infinite.
 
-        ``None`` if both are infinite. Entries of spots that are not among `spots` are without effect.
+        An array, (n_obs, n_genes), where the evidence is in memory; else they are computed when asked for.
         """
         if np.isinf(shrinkage).all():
             return None
-        effects = np.full_like(self.found, self.effect.none)
-        for genes in self.blocks():
-            of_slide = self.posterior_mean(self.over_slides(genes, spots), shrinkage[0])
-            of_surroundings = self.posterior_mean(self.over_surroundings(genes, of_slide, spots), shrinkage[1])
-            effects[spots, genes] = self.effect.apply(of_slide, of_surroundings)
-        return effects
+        estimated = EstimatedEffects(self, shrinkage)
+        later = self.evidence.streams or len(self.left_out)
+        return estimated if later else estimated[np.arange(len(self.samples))]
 
-    def blocks(self) -> Iterator[slice]:
-        """Go through the genes in blocks that fit in memory."""
-        for start in range(0, self.found.shape[1], _GENES_AT_A_TIME):
-            yield slice(start, start + _GENES_AT_A_TIME)
+    @cached_property
+    def of_slides(self) -> Sums:
+        """Sums over the spots of each slide, (n_slides, n_genes) each."""
+        return self.evidence.of_slides(self.samples, self.left_out)
 
-    def over_slides(self, genes: slice, spots: Rows = EVERY_SPOT) -> Sums:
-        """Sums of some genes over all other spots of the slides of some spots, (n_spots, n) each."""
-        slides = self.slide.T.tocsr()[spots]
-        return tuple(
-            slides @ (self.slide @ part[:, genes]) - part[spots, genes] for part in (self.found, self.expected)
-        )
+    def over_slides(self, spots: np.ndarray) -> Sums:
+        """Sums over all other spots of the slides of some spots, (n_spots, n_genes) each."""
+        samples = self.samples[spots]
+        return tuple(whole[samples] - own for whole, own in zip(self.of_slides, self.evidence[spots], strict=True))
 
-    def over_surroundings(self, genes: slice, of_slide: np.ndarray, spots: Rows = EVERY_SPOT) -> Sums:
-        """Sums over the surroundings of these spots, beside the effect of their slides, (n_spots, n)."""
+    def over_surroundings(self, spots: np.ndarray, of_slide: np.ndarray) -> Sums:
+        """Sums over the surroundings of some spots, beside the effect of their slides, (n_spots, n_genes)."""
         weights = self.surroundings[spots]
-        return self.effect.beside(weights @ self.found[:, genes], weights @ self.expected[:, genes], of_slide)
+        weights.data[np.isin(weights.indices, self.left_out)] = 0.0
+        seen, columns = np.unique(weights.indices, return_inverse=True)
+        weights = sparse.csr_matrix((weights.data, columns, weights.indptr), shape=(len(spots), len(seen)))
+        return self.effect.beside(*(weights @ part for part in self.evidence[seen]), of_slide)
 
     def posterior_mean(self, sums: Sums, shrinkage: float) -> np.ndarray:
         """Effect estimated from sums."""
@@ -94,17 +94,50 @@ class RegionEffects:
 
 
 @dataclass
+class EstimatedEffects:
+    """Effects on the entries of spots, computed when they are asked for: a spot's are a function of model, data and spot."""
+
+    effects: RegionEffects
+    shrinkage: np.ndarray
+
+    def __getitem__(self, spots: np.ndarray) -> np.ndarray:
+        """Effects on some spots, by their rows, (n_spots, n_genes)."""
+        parts = [self._of(spots[at : at + _SPOTS_AT_A_TIME]) for at in range(0, len(spots), _SPOTS_AT_A_TIME)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _of(self, spots: np.ndarray) -> np.ndarray:
+        effects, (slide, surroundings) = self.effects, self.shrinkage
+        if np.isinf(slide):  # no sums over slides then
+            of_slide = np.full_like(effects.evidence[spots][0], effects.effect.none)
+        else:
+            of_slide = effects.posterior_mean(effects.over_slides(spots), slide)
+        if np.isinf(surroundings):
+            return of_slide
+        of_surroundings = effects.posterior_mean(effects.over_surroundings(spots, of_slide), surroundings)
+        return effects.effect.apply(of_slide, of_surroundings)
+
+
+@dataclass
 class HeldOutEntries:
     """Entries that training held out, (n_entries,) each: where they are, and how predictions of them are judged.
 
-    `predicted` is without region effects; `loss` is a function of predictions and of which entries they are, bool,
-    (n_entries,): the sum of their losses.
+    Those of a spot follow each other. `predicted` is without region effects; `loss` is a function of predictions and of
+    which entries they are, positions: the sum of their losses.
     """
 
     rows: np.ndarray
     genes: np.ndarray
     predicted: np.ndarray
     loss: Callable[[np.ndarray, np.ndarray], float]
+
+    def parts(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Rows of some spots at a time, positions of their entries, and of which of the spots each of these is."""
+        first = np.flatnonzero(np.diff(self.rows, prepend=-1))
+        ends = np.append(first, len(self.rows))
+        for at in range(0, len(first), _SPOTS_AT_A_TIME):
+            until = min(at + _SPOTS_AT_A_TIME, len(first))
+            spot = np.repeat(np.arange(until - at), np.diff(ends[at : until + 1]))
+            yield self.rows[first[at:until]], np.arange(ends[at], ends[until]), spot
 
 
 def choose_shrinkage(effects: RegionEffects, held_out: HeldOutEntries) -> np.ndarray:
@@ -113,13 +146,12 @@ def choose_shrinkage(effects: RegionEffects, held_out: HeldOutEntries) -> np.nda
     apply = effects.effect.apply
     for _ in range(2):
         losses = np.zeros(len(_SHRINKAGES))
-        for genes in effects.blocks():
-            here = (held_out.genes >= genes.start) & (held_out.genes < genes.stop)
-            place = held_out.rows[here], held_out.genes[here] - genes.start
-            predicted, sums = held_out.predicted[here], effects.over_slides(genes)
+        for spots, here, spot in held_out.parts():
+            place = spot, held_out.genes[here]
+            predicted, sums = held_out.predicted[here], effects.over_slides(spots)
             if chosen:
                 of_slide = effects.posterior_mean(sums, chosen[0])
-                predicted, sums = apply(predicted, of_slide[place]), effects.over_surroundings(genes, of_slide)
+                predicted, sums = apply(predicted, of_slide[place]), effects.over_surroundings(spots, of_slide)
             there = tuple(part[place] for part in sums)
             losses += [
                 held_out.loss(apply(predicted, effects.posterior_mean(there, shrinkage)), here)
@@ -129,57 +161,85 @@ def choose_shrinkage(effects: RegionEffects, held_out: HeldOutEntries) -> np.nda
     return np.array(chosen)
 
 
-@torch.inference_mode()
-def collect(predictor: Predictor, hide: Hide = "nothing") -> tuple[RegionEffects, HeldOutEntries]:
-    """What is visible of all spots against what is expected, and the held-out entries of those not held out whole.
-
-    `hide` is ``"nothing"``, or ``"set_aside"`` for what training saw.
-    """
-    module, dataset, likelihood = predictor.module, predictor.dataset, predictor.module.likelihood
-    n_obs = len(dataset)
-    found, expected = np.zeros((2, n_obs, len(likelihood.gene_rate)), dtype=np.float32)
-    whole = np.zeros(n_obs, dtype=bool)
-    if hide == "set_aside":
-        whole[module.spots_set_aside(n_obs)] = True
+def _held_out(predictor: Predictor, hide: Hide, spots: np.ndarray, kept: KeptEvidence | None) -> HeldOutEntries:
+    """Held-out entries of those of some spots that are not held out whole; evidence is kept on the way, see :func:`_looked_at`."""
+    module, likelihood = predictor.module, predictor.module.likelihood
+    whole = module.spots_set_aside(len(predictor.dataset))
     parts = []
-    for place, batch in predictor.with_region_effects(None).batches():
-        inputs = module.inputs(batch, hide)
-        condition = module.condition_of(inputs)
-        shared = module.shared(module.latent_mean(condition), condition)  # (batch, n_genes)
-        evidence = likelihood.region_evidence(
-            shared, inputs.centre, condition.own, module.exposure(batch), likelihood.usable(batch[keys.LIBRARY])
-        )
-        found[place], expected[place] = (part.cpu().numpy() for part in evidence)
-        rows, genes = ((inputs.score > 0).cpu().numpy() & ~whole[place, None]).nonzero()
+    for of_batch, batch, inputs, shared in _looked_at(predictor, hide, spots, kept):
+        rows, genes = ((inputs.score > 0).cpu().numpy() & ~np.isin(of_batch, whole)[:, None]).nonzero()
         entries = (shared, inputs.target, module.fitted_exposure(batch, inputs).expand_as(shared))
-        parts.append((place[rows], genes, *(entry.cpu().numpy()[rows, genes] for entry in entries)))
+        parts.append((of_batch[rows], genes, *(entry.cpu().numpy()[rows, genes] for entry in entries)))
     rows, genes, predicted, target, exposure = map(np.concatenate, zip(*parts, strict=True))
 
     def loss(prediction: np.ndarray, which: np.ndarray) -> float:
         given = (torch.from_numpy(part) for part in (prediction, target[which], exposure[which]))
         return float(likelihood.error(*(part.to(likelihood.gene_rate) for part in given)).double().sum())
 
-    ones, here = np.ones(n_obs, dtype=np.float32), np.arange(n_obs)
-    slide = sparse.csr_matrix((ones, (dataset.samples, here)), shape=(dataset.samples.max() + 1, n_obs))
-    nearby = surroundings(dataset.graph, dataset.coordinates)
-    effects = RegionEffects(found, expected, nearby, slide, likelihood.region_effect)
-    return effects, HeldOutEntries(rows, genes, predicted, loss)
+    return HeldOutEntries(rows, genes, predicted, loss)
+
+
+@torch.inference_mode()
+def _looked_at(
+    predictor: Predictor, hide: Hide, spots: np.ndarray, kept: KeptEvidence | None
+) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor], Inputs, torch.Tensor]]:
+    """Rows of some spots, batch by batch, the batch, what was looked at and what was predicted; `kept` is filled in."""
+    for place, batch in predictor.batches(spots):
+        evidence, inputs, shared = evidence_of(predictor, batch, hide)
+        if kept is not None:
+            kept.found[spots[place]], kept.expected[spots[place]] = evidence
+        yield spots[place], batch, inputs, shared
+
+
+def _region_effects(predictor: Predictor, evidence: Evidence, spots: np.ndarray | None = None) -> RegionEffects:
+    dataset = predictor.dataset
+    nearby = Surroundings(dataset.graph, dataset.coordinates)
+    return RegionEffects(evidence, nearby, dataset.samples, predictor.module.likelihood.region_effect, spots=spots)
+
+
+def _some_parts(predictor: Predictor) -> np.ndarray:
+    """Rows of the spots of some compact parts of slides, always the same."""
+    dataset = predictor.dataset
+    n_spots = min(_N_SPOTS, max(_SPOTS_AT_A_TIME, MAX_ENTRIES // predictor.n_genes))
+    size = min(_PART, n_spots)
+    order = compact_order(dataset.coordinates, dataset.samples, size)
+    chosen = np.random.default_rng(0).permutation(-(-len(order) // size))[: n_spots // size]
+    return np.sort(np.concatenate([order[at * size : (at + 1) * size] for at in chosen]))
 
 
 def fit_region_effects(predictor: Predictor) -> RegionEffects | None:
-    """Choose the shrinkage of region effects on held-out entries; what they are estimated from in training, or ``None`` without."""
+    """Choose the shrinkage of region effects on held-out entries; what they are estimated from in training, or ``None`` without.
+
+    Of very many spots, it looks at some compact parts of slides, and tells what is expected of a slide from these.
+    """
     module = predictor.module
     module.region_shrinkage.fill_(np.inf)
     if not (module.own_entries and module.experts.in_use):  # they are told by a spot's own entries
         return None
-    effects, held_out = collect(predictor, "set_aside")
+    predictor = predictor.with_region_effects(None)
+    n_obs, spots, kept = len(predictor.dataset), None, None
+    if fits_in_memory(n_obs, predictor.n_genes):
+        evidence = kept = KeptEvidence(*np.zeros((2, n_obs, predictor.n_genes), dtype=np.float32))
+    else:
+        spots = _some_parts(predictor)
+        evidence = StreamedEvidence(predictor, "set_aside", spots)
+    held_out = _held_out(predictor, "set_aside", np.arange(n_obs) if spots is None else spots, kept)
+    effects = _region_effects(predictor, evidence, spots)
     module.region_shrinkage.copy_(torch.from_numpy(choose_shrinkage(effects, held_out)))
     return effects
 
 
-def estimate_region_effects(predictor: Predictor, hide: Hide = "nothing") -> np.ndarray | None:
-    """Region effects, (n_obs, n_genes), from all that is observed, or from what training did not hold out."""
+def estimate_region_effects(
+    predictor: Predictor, hide: Hide = "nothing", silent: bool = True
+) -> EstimatedEffects | np.ndarray | None:
+    """Region effects by the rows of spots, from all that is observed, or from what training did not hold out."""
     shrinkage = predictor.module.region_shrinkage.cpu().numpy()
     if np.isinf(shrinkage).all():
         return None
-    return collect(predictor, hide)[0].estimate(shrinkage)
+    predictor, n_obs = predictor.with_region_effects(None), len(predictor.dataset)
+    if not fits_in_memory(n_obs, predictor.n_genes):
+        return _region_effects(predictor, StreamedEvidence(predictor, hide, silent=silent)).estimate(shrinkage)
+    kept = KeptEvidence(*np.zeros((2, n_obs, predictor.n_genes), dtype=np.float32))
+    for _ in _looked_at(predictor, hide, np.arange(n_obs), kept):
+        pass
+    return _region_effects(predictor, kept).estimate(shrinkage)

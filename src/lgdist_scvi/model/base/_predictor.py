@@ -7,7 +7,7 @@ from scvi.model.base import BaseModelClass
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi.data import NeighborhoodDataset
-from lgdist_scvi.inference import Predictor, estimate_region_effects
+from lgdist_scvi.inference import EstimatedEffects, Predictor, estimate_region_effects
 from lgdist_scvi.module.lgdist import Hide
 
 
@@ -31,14 +31,20 @@ def with_prefill(model: BaseModelClass, dataset: NeighborhoodDataset, hide: Hide
 
 
 def predictor_of(
-    model: BaseModelClass, dataset: NeighborhoodDataset, hide: Hide = "nothing", region_effects: bool = True
+    model: BaseModelClass,
+    dataset: NeighborhoodDataset,
+    hide: Hide = "nothing",
+    region_effects: bool = True,
+    silent: bool = True,
 ) -> Predictor:
     """Predictor of a trained model for some data, with region effects if decoding follows.
 
     With ``hide="set_aside"`` it is as if nothing that training holds out were observed.
     """
     predictor = Predictor(model.module, model._data_for(dataset, hide))
-    return predictor.with_region_effects(_region_effects(model, predictor, hide)) if region_effects else predictor
+    return (
+        predictor.with_region_effects(_region_effects(model, predictor, hide, silent)) if region_effects else predictor
+    )
 
 
 def forget_region_effects(model: BaseModelClass) -> None:
@@ -46,12 +52,14 @@ def forget_region_effects(model: BaseModelClass) -> None:
     model._remembered_effects = None
 
 
-def _region_effects(model: BaseModelClass, predictor: Predictor, hide: Hide) -> np.ndarray | None:
+def _region_effects(
+    model: BaseModelClass, predictor: Predictor, hide: Hide, silent: bool
+) -> EstimatedEffects | np.ndarray | None:
     """Region effects, remembered for the last data: users ask again and again."""
     if np.isinf(model.module.region_shrinkage.cpu().numpy()).all():
         return None
     asked = hide, predictor.dataset.fingerprint
     remembered = getattr(model, "_remembered_effects", None)
     if remembered is None or remembered[0] != asked:
-        remembered = model._remembered_effects = asked, estimate_region_effects(predictor, hide)
+        remembered = model._remembered_effects = asked, estimate_region_effects(predictor, hide, silent)
     return remembered[1]

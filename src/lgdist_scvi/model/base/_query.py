@@ -76,7 +76,7 @@ class Query:
         self._batches = {"batch_size": batch_size, "silent": silent}
         self._sampling = {"seed": self.seed, **sampling}
         model.module.eval()
-        self.predictor = predictor_of(model, self.dataset, region_effects=region_effects)
+        self.predictor = predictor_of(model, self.dataset, region_effects=region_effects, silent=silent)
 
     def _genes(self, gene_list: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
         """Positions among the registered genes, and names, in the caller's order."""

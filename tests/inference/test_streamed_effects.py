@@ -1,0 +1,114 @@
+"""Region effects of data that are too large for arrays of all spots and genes, against those of data that are not."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import pdist
+
+from lgdist_scvi.inference import EstimatedEffects, Predictor, estimate_region_effects, fit_region_effects
+from lgdist_scvi.inference import _compact as compact
+from lgdist_scvi.inference import _region_effects as regions
+from lgdist_scvi.inference import _region_evidence as evidence
+
+
+@pytest.fixture(params=["trained", "captured"])
+def predictor(request) -> Predictor:
+    model = request.getfixturevalue(request.param)
+    return Predictor(model.module, model.adata_manager.create_torch_dataset())
+
+
+@pytest.fixture
+def shrinkage(predictor):
+    before = predictor.module.region_shrinkage.clone()
+    predictor.module.region_shrinkage.copy_(torch.tensor([64.0, 16.0]))
+    yield
+    predictor.module.region_shrinkage.copy_(before)
+
+
+def streamed(monkeypatch, entries_at_a_time: int = 2560, cache: int = 2**20) -> None:
+    """As if nothing fitted in memory: parts of 16 spots, in runs of 64, a few of which are kept."""
+    monkeypatch.setattr(compact, "MAX_ENTRIES", 1)
+    monkeypatch.setattr(regions, "MAX_ENTRIES", 4000)
+    for name, value in (("BATCH_SIZE", 16), ("_CACHE", cache), ("spots_at_a_time", lambda n: entries_at_a_time // n)):
+        monkeypatch.setattr(evidence, name, value)
+
+
+@pytest.mark.usefixtures("shrinkage")
+@pytest.mark.parametrize("hide", ["nothing", "set_aside"])
+def test_the_same_as_in_memory(predictor, monkeypatch, hide):
+    rows, left_out = np.arange(len(predictor.dataset)), np.array([3, 90, 91])
+    whole = estimate_region_effects(predictor, hide)
+    streamed(monkeypatch)
+    parts = estimate_region_effects(predictor, hide)
+    assert isinstance(whole, np.ndarray) and isinstance(parts, EstimatedEffects)
+    assert np.abs(whole - 1.0 * (predictor.module.likelihood.modelled == "rate")).max() > 0.01
+    np.testing.assert_allclose(parts[rows], whole, rtol=1e-5, atol=1e-6)
+    # those of some spots are bit by bit what they are among others, whatever was kept before
+    some = np.array([200, 7, 8, 150])
+    np.testing.assert_array_equal(parts[some], parts[rows][some])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(parts))[some], parts[rows][some])
+    streamed(monkeypatch, cache=1)
+    np.testing.assert_array_equal(estimate_region_effects(predictor, hide)[some], parts[rows][some])
+    streamed(monkeypatch, entries_at_a_time=6000)
+    np.testing.assert_allclose(estimate_region_effects(predictor, hide)[some], parts[some], rtol=1e-5, atol=1e-6)
+    monkeypatch.undo()
+    kept = regions._region_effects(predictor, _kept(predictor, hide)).without(left_out)
+    gone = parts.effects.without(left_out)
+    given = predictor.module.region_shrinkage.numpy()
+    np.testing.assert_allclose(gone.estimate(given)[some], kept.estimate(given)[some], rtol=1e-5, atol=1e-6)
+
+
+def _kept(predictor, hide):
+    n_obs = len(predictor.dataset)
+    kept = evidence.KeptEvidence(*np.zeros((2, n_obs, predictor.n_genes), dtype=np.float32))
+    for _ in regions._looked_at(predictor, hide, np.arange(n_obs), kept):
+        pass
+    return kept
+
+
+@pytest.mark.usefixtures("shrinkage")
+def test_no_array_of_all_spots_and_genes(predictor, monkeypatch):
+    """Neither what is asked for together, nor what is kept."""
+    streamed(monkeypatch, cache=8 * 16 * predictor.n_genes * 3)
+    effects = estimate_region_effects(predictor)
+    for start in range(0, len(predictor.dataset), 20):
+        effects[np.arange(start, min(start + 20, len(predictor.dataset)))]
+    assert len(effects.effects.evidence._kept) == 3
+    assert max(part.shape[1] for part in effects.effects.evidence._kept.values()) <= 16
+
+
+@pytest.mark.usefixtures("shrinkage")
+def test_shrinkage_is_chosen_on_some_parts(predictor, monkeypatch):
+    fit_region_effects(predictor)
+    whole = predictor.module.region_shrinkage.clone()
+    streamed(monkeypatch)
+    monkeypatch.setattr(regions, "_SPOTS_AT_A_TIME", 50)
+    monkeypatch.setattr(regions, "MAX_ENTRIES", 2**30)
+    effects = fit_region_effects(predictor)  # on all spots after all
+    assert len(effects.spots) == len(predictor.dataset)
+    torch.testing.assert_close(predictor.module.region_shrinkage, whole)
+    monkeypatch.setattr(regions, "MAX_ENTRIES", 100 * predictor.n_genes)
+    monkeypatch.setattr(regions, "_PART", 50)
+    effects = fit_region_effects(predictor)
+    assert 50 < len(effects.spots) <= 100  # two parts, of which one may be the last
+    found, expected = effects.of_slides
+    seen = _kept(predictor, "set_aside")[effects.spots]
+    np.testing.assert_allclose([found[0], expected[0]], [part.sum(0) for part in seen], rtol=1e-4, atol=1e-4)
+
+
+def test_parts_are_compact_and_of_one_slide():
+    rng = np.random.default_rng(0)
+    samples = np.repeat([0, 1, 2], [500, 300, 201])
+    coordinates = rng.random((1001, 2))
+    order = compact.compact_order(coordinates, samples, 64)
+    np.testing.assert_array_equal(np.sort(order), np.arange(1001))
+    parts = [order[at : at + 64] for at in range(0, 1001, 64)]
+    # halved between slides first: at most one part on each border
+    assert sum(len(np.unique(samples[part])) > 1 for part in parts) <= 2
+    one = [part for part in parts if len(np.unique(samples[part])) == 1]
+    assert np.mean([pdist(coordinates[part]).max() for part in one]) < 0.75
+    assert len(compact.compact_order(coordinates[:0], samples[:0], 64)) == 0
