@@ -32,7 +32,6 @@ def shrinkage(predictor):
 def streamed(monkeypatch, entries_at_a_time: int = 2560, cache: int = 2**20) -> None:
     """As if nothing fitted in memory: parts of 16 spots, in runs of 64, a few of which are kept."""
     monkeypatch.setattr(compact, "MAX_ENTRIES", 1)
-    monkeypatch.setattr(regions, "MAX_ENTRIES", 4000)
     for name, value in (("BATCH_SIZE", 16), ("_CACHE", cache), ("spots_at_a_time", lambda n: entries_at_a_time // n)):
         monkeypatch.setattr(evidence, name, value)
 
@@ -63,9 +62,8 @@ def test_the_same_as_in_memory(predictor, monkeypatch, hide):
 
 
 def _kept(predictor, hide):
-    n_obs = len(predictor.dataset)
-    kept = evidence.KeptEvidence(*np.zeros((2, n_obs, predictor.n_genes), dtype=np.float32))
-    for _ in regions._looked_at(predictor, hide, np.arange(n_obs), kept):
+    kept = regions._empty(predictor)
+    for _ in regions._looked_at(predictor, hide, np.arange(len(predictor.dataset)), kept):
         pass
     return kept
 
@@ -82,33 +80,25 @@ def test_no_array_of_all_spots_and_genes(predictor, monkeypatch):
 
 
 @pytest.mark.usefixtures("shrinkage")
-def test_shrinkage_is_chosen_on_some_parts(predictor, monkeypatch):
+def test_the_same_shrinkage_is_chosen(predictor, monkeypatch):
     fit_region_effects(predictor)
     whole = predictor.module.region_shrinkage.clone()
     streamed(monkeypatch)
     monkeypatch.setattr(regions, "_SPOTS_AT_A_TIME", 50)
-    monkeypatch.setattr(regions, "MAX_ENTRIES", 2**30)
-    effects = fit_region_effects(predictor)  # on all spots after all
-    assert len(effects.spots) == len(predictor.dataset)
+    fit_region_effects(predictor)
     torch.testing.assert_close(predictor.module.region_shrinkage, whole)
-    monkeypatch.setattr(regions, "MAX_ENTRIES", 100 * predictor.n_genes)
-    monkeypatch.setattr(regions, "_PART", 50)
-    effects = fit_region_effects(predictor)
-    assert 50 < len(effects.spots) <= 100  # two parts, of which one may be the last
-    found, expected = effects.of_slides
-    seen = _kept(predictor, "set_aside")[effects.spots]
-    np.testing.assert_allclose([found[0], expected[0]], [part.sum(0) for part in seen], rtol=1e-4, atol=1e-4)
 
 
 def test_parts_are_compact_and_of_one_slide():
     rng = np.random.default_rng(0)
-    samples = np.repeat([0, 1, 2], [500, 300, 201])
+    samples = rng.permutation(np.repeat([0, 1, 2], [500, 300, 201]))
     coordinates = rng.random((1001, 2))
-    order = compact.compact_order(coordinates, samples, 64)
-    np.testing.assert_array_equal(np.sort(order), np.arange(1001))
-    parts = [order[at : at + 64] for at in range(0, 1001, 64)]
-    # halved between slides first: at most one part on each border
-    assert sum(len(np.unique(samples[part])) > 1 for part in parts) <= 2
-    one = [part for part in parts if len(np.unique(samples[part])) == 1]
-    assert np.mean([pdist(coordinates[part]).max() for part in one]) < 0.75
-    assert len(compact.compact_order(coordinates[:0], samples[:0], 64)) == 0
+    parts = compact.compact_parts(coordinates, samples, 64)
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(1001))
+    assert max(map(len, parts)) == 64 and len(parts) <= 17
+    assert all(len(np.unique(samples[part])) == 1 for part in parts)
+    across = [pdist(coordinates[np.flatnonzero(samples == 0)[:64]]).max() for _ in parts]
+    assert np.mean([pdist(coordinates[part]).max() for part in parts]) < 0.6 * np.mean(across)
+    # many small slides are taken together
+    assert len(compact.compact_parts(coordinates, np.arange(1001) // 10, 64)) <= 17
+    assert compact.compact_parts(coordinates[:0], samples[:0], 64) == []

@@ -1,6 +1,7 @@
 """From a module's output to numbers with an error; knows no AnnData and no model."""
 
 from lgdist_scvi.inference._calibration import Calibration, fit_calibration, fit_noise
+from lgdist_scvi.inference._compact import fits_in_memory, spots_at_a_time
 from lgdist_scvi.inference._conformal import (
     LEVELS,
     REPORTED_LEVELS,
@@ -64,6 +65,7 @@ __all__ = [
     "fit_calibration",
     "fit_noise",
     "fit_region_effects",
+    "fits_in_memory",
     "hidden_cases",
     "holes",
     "in_log1p",
@@ -71,4 +73,5 @@ __all__ = [
     "measured",
     "nested_strata",
     "provenance",
+    "spots_at_a_time",
 ]

@@ -26,25 +26,25 @@ def runs(n_obs: int, size: int) -> Iterator[np.ndarray]:
         yield np.arange(start, min(start + size, n_obs))
 
 
-def compact_order(coordinates: np.ndarray, samples: np.ndarray, size: int) -> np.ndarray:
-    """Positions of spots, (n,), in an order in which every `size` of them are a compact part of one slide.
+def compact_parts(coordinates: np.ndarray, samples: np.ndarray, size: int) -> list[np.ndarray]:
+    """Positions of spots in parts of at most `size`, each of them a compact part of a slide, or several whole ends of slides.
 
-    The spots are halved along their longer extent until each part has at most `size`; within a part they keep their
-    order.
+    The spots of a slide are halved along their longer extent until a part has at most `size`; within a part they keep
+    their order.
     """
-    if not len(samples):
-        return np.arange(0)
-    apart = 1.0 + np.ptp(coordinates, axis=0).sum()
-    places = np.column_stack([coordinates, apart * samples])
-    done, left = [], [np.arange(len(samples))]
-    while left:
-        part = left.pop()
-        n_parts = -(-len(part) // size)
-        if n_parts == 1:
-            done.append(np.sort(part))
-            continue
-        longest = np.ptp(places[part], axis=0).argmax()
-        part = part[np.argsort(places[part, longest], kind="stable")]
-        middle = (n_parts + 1) // 2 * size
-        left += [part[middle:], part[:middle]]
-    return np.concatenate(done)
+    parts: list[np.ndarray] = []
+    for sample in np.unique(samples):
+        left = [np.flatnonzero(samples == sample)]
+        while left:
+            part = left.pop()
+            n_parts = -(-len(part) // size)
+            if n_parts > 1:
+                longest = np.ptp(coordinates[part], axis=0).argmax()
+                part = part[np.argsort(coordinates[part, longest], kind="stable")]
+                middle = (n_parts + 1) // 2 * size
+                left += [part[middle:], part[:middle]]
+            elif parts and len(parts[-1]) + len(part) <= size:
+                parts[-1] = np.sort(np.concatenate([parts[-1], part]))
+            else:
+                parts.append(np.sort(part))
+    return parts

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi.data import NeighborhoodDataset
-from lgdist_scvi.inference._compact import compact_order, fits_in_memory
+from lgdist_scvi.inference._compact import compact_parts, fits_in_memory
 from lgdist_scvi.inference._prediction import Prediction
 from lgdist_scvi.module import LGDiSTModule
 from lgdist_scvi.module.lgdist import Hide
@@ -64,14 +64,12 @@ class Predictor:
                 yield place, batch
                 progress.update(len(place))
 
-    def places(self, rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    def places(self, rows: np.ndarray, size: int) -> list[np.ndarray]:
         """Positions in `rows`, in batches of neighbouring spots: along the graph, or in compact parts of slides if there are many."""
-        if fits_in_memory(len(self.dataset), self.n_genes):
-            order = self.dataset.along_graph(rows)
-        else:
-            order = compact_order(self.dataset.coordinates[rows], self.dataset.samples[rows], size)
-        for start in range(0, len(order), size):
-            yield order[start : start + size]
+        if not fits_in_memory(len(self.dataset), self.n_genes):
+            return compact_parts(self.dataset.coordinates[rows], self.dataset.samples[rows], size)
+        order = self.dataset.along_graph(rows)
+        return [order[start : start + size] for start in range(0, len(order), size)]
 
     def predictions(
         self, rows: np.ndarray | None = None, batch_size: int | None = None, silent: bool = True, **sampling: Any

@@ -11,7 +11,7 @@ import torch
 from scipy import sparse
 
 from lgdist_scvi.data import Surroundings
-from lgdist_scvi.inference._compact import MAX_ENTRIES, compact_order, fits_in_memory
+from lgdist_scvi.inference._compact import fits_in_memory
 from lgdist_scvi.inference._predictor import Predictor
 from lgdist_scvi.inference._region_evidence import Evidence, KeptEvidence, StreamedEvidence, Sums, evidence_of
 from lgdist_scvi.module._spots import Inputs
@@ -42,8 +42,6 @@ class RegionEffects:
         How an effect acts.
     left_out
         Rows of spots of which it is as if nothing were visible.
-    spots
-        Rows of the spots that were looked at, where there are too many to look at all; ``None``: all.
     """
 
     evidence: Evidence
@@ -51,7 +49,6 @@ class RegionEffects:
     samples: np.ndarray
     effect: Effect
     left_out: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    spots: np.ndarray | None = None
 
     def without(self, spots: np.ndarray) -> RegionEffects:
         """As if nothing of some spots, given by their rows, were visible; for questions about the others."""
@@ -100,6 +97,11 @@ class EstimatedEffects:
     effects: RegionEffects
     shrinkage: np.ndarray
 
+    @property
+    def needs_slides(self) -> bool:
+        """Whether sums over slides are needed."""
+        return bool(np.isfinite(self.shrinkage[0]))
+
     def __getitem__(self, spots: np.ndarray) -> np.ndarray:
         """Effects on some spots, by their rows, (n_spots, n_genes)."""
         parts = [self._of(spots[at : at + _SPOTS_AT_A_TIME]) for at in range(0, len(spots), _SPOTS_AT_A_TIME)]
@@ -107,10 +109,8 @@ class EstimatedEffects:
 
     def _of(self, spots: np.ndarray) -> np.ndarray:
         effects, (slide, surroundings) = self.effects, self.shrinkage
-        if np.isinf(slide):  # no sums over slides then
-            of_slide = np.full_like(effects.evidence[spots][0], effects.effect.none)
-        else:
-            of_slide = effects.posterior_mean(effects.over_slides(spots), slide)
+        sums = effects.over_slides(spots) if self.needs_slides else effects.evidence[spots]
+        of_slide = effects.posterior_mean(sums, slide)
         if np.isinf(surroundings):
             return of_slide
         of_surroundings = effects.posterior_mean(effects.over_surroundings(spots, of_slide), surroundings)
@@ -191,40 +191,27 @@ def _looked_at(
         yield spots[place], batch, inputs, shared
 
 
-def _region_effects(predictor: Predictor, evidence: Evidence, spots: np.ndarray | None = None) -> RegionEffects:
+def _empty(predictor: Predictor) -> KeptEvidence:
+    return KeptEvidence(*np.zeros((2, len(predictor.dataset), predictor.n_genes), dtype=np.float32))
+
+
+def _region_effects(predictor: Predictor, evidence: Evidence) -> RegionEffects:
     dataset = predictor.dataset
     nearby = Surroundings(dataset.graph, dataset.coordinates)
-    return RegionEffects(evidence, nearby, dataset.samples, predictor.module.likelihood.region_effect, spots=spots)
-
-
-def _some_parts(predictor: Predictor) -> np.ndarray:
-    """Rows of the spots of some compact parts of slides, always the same."""
-    dataset = predictor.dataset
-    n_spots = min(_N_SPOTS, max(_SPOTS_AT_A_TIME, MAX_ENTRIES // predictor.n_genes))
-    size = min(_PART, n_spots)
-    order = compact_order(dataset.coordinates, dataset.samples, size)
-    chosen = np.random.default_rng(0).permutation(-(-len(order) // size))[: n_spots // size]
-    return np.sort(np.concatenate([order[at * size : (at + 1) * size] for at in chosen]))
+    return RegionEffects(evidence, nearby, dataset.samples, predictor.module.likelihood.region_effect)
 
 
 def fit_region_effects(predictor: Predictor) -> RegionEffects | None:
-    """Choose the shrinkage of region effects on held-out entries; what they are estimated from in training, or ``None`` without.
-
-    Of very many spots, it looks at some compact parts of slides, and tells what is expected of a slide from these.
-    """
+    """Choose the shrinkage of region effects on held-out entries; what they are estimated from in training, or ``None`` without."""
     module = predictor.module
     module.region_shrinkage.fill_(np.inf)
     if not (module.own_entries and module.experts.in_use):  # they are told by a spot's own entries
         return None
     predictor = predictor.with_region_effects(None)
-    n_obs, spots, kept = len(predictor.dataset), None, None
-    if fits_in_memory(n_obs, predictor.n_genes):
-        evidence = kept = KeptEvidence(*np.zeros((2, n_obs, predictor.n_genes), dtype=np.float32))
-    else:
-        spots = _some_parts(predictor)
-        evidence = StreamedEvidence(predictor, "set_aside", spots)
-    held_out = _held_out(predictor, "set_aside", np.arange(n_obs) if spots is None else spots, kept)
-    effects = _region_effects(predictor, evidence, spots)
+    n_obs = len(predictor.dataset)
+    kept = _empty(predictor) if fits_in_memory(n_obs, predictor.n_genes) else None
+    held_out = _held_out(predictor, "set_aside", np.arange(n_obs), kept)
+    effects = _region_effects(predictor, kept or StreamedEvidence(predictor, "set_aside"))
     module.region_shrinkage.copy_(torch.from_numpy(choose_shrinkage(effects, held_out)))
     return effects
 
@@ -239,7 +226,7 @@ def estimate_region_effects(
     predictor, n_obs = predictor.with_region_effects(None), len(predictor.dataset)
     if not fits_in_memory(n_obs, predictor.n_genes):
         return _region_effects(predictor, StreamedEvidence(predictor, hide, silent=silent)).estimate(shrinkage)
-    kept = KeptEvidence(*np.zeros((2, n_obs, predictor.n_genes), dtype=np.float32))
+    kept = _empty(predictor)
     for _ in _looked_at(predictor, hide, np.arange(n_obs), kept):
         pass
     return _region_effects(predictor, kept).estimate(shrinkage)

@@ -62,25 +62,23 @@ class StreamedEvidence:
         Of the data, without region effects.
     hide
         As in :func:`evidence_of`.
-    spots
-        Rows of the spots that sums over slides are taken over; ``None``: all.
     silent
         Whether to hide the progress of these sums.
     """
 
     streams = True
 
-    def __init__(self, predictor: Predictor, hide: Hide, spots: np.ndarray | None = None, silent: bool = True):
-        self.predictor, self.hide, self.spots, self.silent = predictor, hide, spots, silent
+    def __init__(self, predictor: Predictor, hide: Hide, silent: bool = True):
+        self.predictor, self.hide, self.silent = predictor, hide, silent
         self.size = spots_at_a_time(predictor.n_genes)  # of a run
-        self.per_run = -(-self.size // BATCH_SIZE)
         n_obs = len(predictor.dataset)
         # number of the part that each spot is in, and its place there
-        self.part, self.place = np.empty(n_obs, dtype=np.int64), np.empty(n_obs, dtype=np.int16)
-        for run, rows in enumerate(runs(n_obs, self.size)):
-            for part, place in enumerate(predictor.places(rows, BATCH_SIZE)):
-                self.part[rows[place]] = run * self.per_run + part
-                self.place[rows[place]] = np.arange(len(place))
+        self.part, self.place = np.empty((2, n_obs), dtype=np.int32)
+        self.parts: list[np.ndarray] = []
+        for rows in runs(n_obs, self.size):
+            for place in predictor.places(rows, BATCH_SIZE):
+                self.part[rows[place]], self.place[rows[place]] = len(self.parts), np.arange(len(place))
+                self.parts.append(rows[place])
         self.sums: np.ndarray | None = None
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
         self._n_kept = max(1, _CACHE // (8 * BATCH_SIZE * predictor.n_genes))
@@ -105,9 +103,7 @@ class StreamedEvidence:
             if number in self._kept:
                 self._kept.move_to_end(number)
                 return self._kept[number]
-            run = number // self.per_run * self.size
-            rows = run + np.flatnonzero(self.part[run : run + self.size] == number)
-            values = self._kept[number] = self._compute(rows)
+            values = self._kept[number] = self._compute(self.parts[number])
             if len(self._kept) > self._n_kept:
                 self._kept.popitem(last=False)
             return values
@@ -119,6 +115,10 @@ class StreamedEvidence:
             values[:, place] = evidence_of(self.predictor, batch, self.hide)[0]
         return values
 
+    def forget(self) -> None:
+        """Keep no parts any more; sums over slides stay."""
+        self._kept.clear()
+
     # ---- sums over slides
 
     def of_slides(self, samples: np.ndarray, left_out: np.ndarray) -> Sums:
@@ -129,7 +129,6 @@ class StreamedEvidence:
             )
         sums = self.sums
         if len(left_out):
-            left_out = np.sort(left_out if self.spots is None else np.intersect1d(left_out, self.spots))
             sums = sums - self._summed(left_out)
         return tuple(sums.astype(np.float32))
 
@@ -140,8 +139,7 @@ class StreamedEvidence:
 
     def of_run(self, number: int) -> np.ndarray:
         """Sums of found and expected over the spots of each slide in a run, (2, n_slides, n_genes), in double precision."""
-        rows = np.arange(number * self.size, min((number + 1) * self.size, len(self.part)))
-        return self._summed(rows if self.spots is None else np.intersect1d(rows, self.spots))
+        return self._summed(np.arange(number * self.size, min((number + 1) * self.size, len(self.part))))
 
     def _summed(self, spots: np.ndarray) -> np.ndarray:
         samples = self.predictor.dataset.samples

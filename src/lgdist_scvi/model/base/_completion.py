@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 from scvi import settings
+from tqdm.auto import tqdm
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi._anndata import get_counts
-from lgdist_scvi._checks import check_new_key, did_you_mean, list_names, mapping
+from lgdist_scvi._checks import check_choice, check_new_key, check_positive_int, did_you_mean, list_names, mapping
 from lgdist_scvi._units import log1p_cp10k
 from lgdist_scvi.inference import LEFT_MISSING, MEASURED, N_SAMPLES
 from lgdist_scvi.metrics._skill import MIN_ENTRIES, skill_per_gene
+from lgdist_scvi.model.base._blocks import Question, completed_block, n_filled
 from lgdist_scvi.model.base._query import (
     Query,
     anndata_of,
@@ -27,10 +29,12 @@ from lgdist_scvi.model.base._query import (
     samples_for_spread,
 )
 from lgdist_scvi.model.base._record import completion_record
+from lgdist_scvi.model.base._stream import complete_into
 from lgdist_scvi.module.likelihood import Estimand
 
 _SEVERAL = ("all", "skilled")
 _SUFFIXES = ("", "_std", "_lower", "_upper", "_provenance")
+_MISSING = {"skill": np.nan, "skilled": False}  # of genes that are not registered
 
 
 class CompletionMixin:
@@ -49,9 +53,13 @@ class CompletionMixin:
         seed: int | None = None,
         n_steps: int | None = None,
         batch_size: int | None = None,
+        dtype: Literal["float32", "float16"] = "float32",
+        store: str | os.PathLike | None = None,
+        block_size: int | None = None,
+        client: Any | None = None,
         silent: bool = False,
     ) -> None:
-        """Write completed expression to a layer.
+        """Write completed expression to a layer, or block by block into a store.
 
         Parameters
         ----------
@@ -70,6 +78,20 @@ class CompletionMixin:
             others keep their measured values, and 0 where nothing was measured.
         observed, fill, estimand, seed, n_steps, batch_size
             As in :meth:`get_completed_expression`.
+        dtype
+            Type of all values; ``"float16"`` has three digits, and halves the size.
+        store
+            Folder of a zarr store that takes the layers instead of the data, for slides that memory does not hold: a new AnnData
+            of the completed genes, with `obs`, `obsm`, `obsp` and `uns` of the data and without `X`; or an AnnData in zarr with the
+            same spots and genes, to which the layers are added. It can be read when it is finished, and not before: until then all
+            is in ``<store>.unfinished``, with a journal of finished blocks. Interrupted at any moment, the same call goes on where
+            it stopped and gives the same bits.
+        block_size
+            Spots that are completed and written together, which are a chunk of the store; ``None``: 8,192 of 1,024 genes, more of
+            fewer genes.
+        client
+            A :class:`dask.distributed.Client` whose workers complete the blocks; they must see the folder. ``None``: the active one,
+            if there is one.
         silent
             Whether to hide the progress bar.
 
@@ -77,7 +99,7 @@ class CompletionMixin:
         -------
         Nothing; writes
 
-        - ``layers[layer_added]``: completed expression, log1p(CP10K), float32;
+        - ``layers[layer_added]``: completed expression, log1p(CP10K);
         - ``layers[layer_added + "_std"]``: standard deviation of the filled entries, 0 elsewhere;
         - ``layers[layer_added + "_lower"]``, ``"_upper"``: prediction interval of the measured value;
         - ``layers[layer_added + "_provenance"]``, uint8: 0 measured, 1 filled zero, 2 filled missing entry, 3 measured value
@@ -93,16 +115,28 @@ class CompletionMixin:
         Raises
         ------
         ValueError
-            If the model is not trained, an argument is out of range, the data are a view of a file, or a layer that no
-            completion wrote has one of the names.
+            If the model is not trained, an argument is out of range, the data are a view of a file, a layer that no completion wrote
+            has one of the names, or the store holds or was begun with something else.
         KeyError
             If a gene is not registered.
+        OSError
+            If the store cannot be written; what is finished is kept.
+        ImportError
+            If the group `scale` of optional dependencies, which a store needs, is not installed.
         """
         check_question(n_samples, observed, fill)
+        check_choice("dtype", dtype, ("float32", "float16"))
         if level is not None:
             check_interval(level, n_samples)
+        if block_size is not None:
+            check_positive_int(block_size, "block_size")
+        if store is None and (client is not None or block_size is not None):
+            raise ValueError("client and block_size are of a store: name one, complete(store=...)")
         target = anndata_of(self, asked_about(self, adata))
-        check_target(target, layer_added)
+        if store is None:
+            check_target(target, layer_added)
+        else:
+            check_new_key(layer_added, "layer_added")
         skill = skill_per_gene(self, estimand)
         query = Query(
             self, adata, estimand=estimand, seed=seed, batch_size=batch_size, silent=silent, n_steps=n_steps,
@@ -112,45 +146,35 @@ class CompletionMixin:
         arguments = {
             "level": level, "n_samples": n_samples, "observed": observed, "fill": fill, "estimand": query.estimand,
             "genes": genes if isinstance(genes, str) else list(chosen), "seed": query.seed, "n_steps": n_steps,
-            "batch_size": batch_size,
+            "batch_size": batch_size, "dtype": dtype,
         }  # fmt: skip
-        query.choose(chosen)
-        layers = _completed(query, level, observed, fill)
-        filled = ~np.isin(layers["_provenance"], (MEASURED, LEFT_MISSING))
-        layers = _among_all_genes(query, layers)
-        record = completion_record(self, query, arguments)
-        for suffix in _SUFFIXES:
-            target.layers.pop(layer_added + suffix, None)  # of an earlier completion
-        for suffix, block in layers.items():
-            target.layers[layer_added + suffix] = block
-        for column, missing in (("skill", np.nan), ("skilled", False)):
-            target.var[f"{layer_added}_{column}"] = skill[column].reindex(target.var_names, fill_value=missing)
-        target.uns[layer_added] = record
+        columns = {f"{layer_added}_{name}": skill[name] for name in ("skill", "skilled")}
+        if store is not None:
+            # in the order of the data
+            query.choose(target.var_names[target.var_names.isin(chosen)])
+            question, record = Question(query, level, observed, fill, dtype), completion_record(self, query, arguments)
+            filled = complete_into(store, question, layer_added, record, columns, arguments, block_size, client, silent)
+        else:
+            query.choose(chosen)
+            with tqdm(total=len(query.rows), desc="Spots", unit=" spots", disable=silent, leave=False) as progress:
+                layers = completed_block(Question(query, level, observed, fill, dtype), query.rows, progress.update)
+            filled = n_filled(layers)
+            layers = _among_all_genes(query, layers)
+            record = completion_record(self, query, arguments)
+            for suffix in _SUFFIXES:
+                target.layers.pop(layer_added + suffix, None)  # of an earlier completion
+            for suffix, block in layers.items():
+                target.layers[layer_added + suffix] = block
+            for name, values in columns.items():
+                target.var[name] = values.reindex(target.var_names, fill_value=_MISSING[name.rsplit("_", 1)[1]])
+            target.uns[layer_added] = record
         _warn_of_no_skill(skill.loc[chosen], layer_added)
-        if len(chosen) and not filled.any():
+        if len(chosen) and not filled:
             warnings.warn(
                 f"Nothing was filled: of the genes chosen, fill={fill!r} names no entry. Zeros are filled with "
                 'fill="zeros"; missing entries are those that a mask_layer registered at setup_anndata names.',
                 stacklevel=settings.warnings_stacklevel,
             )
-
-
-@torch.inference_mode()
-def _completed(query: Query, level: float | None, observed: str, fill: str) -> dict[str, np.ndarray]:
-    """Values, and from one set of samples standard deviations and intervals, by suffix of their layers; (n_obs, n_genes) each."""
-    suffixes = ("", "_std") if level is None else ("", "_std", "_lower", "_upper")
-    layers = {suffix: np.empty(query.shape, dtype=np.float32) for suffix in suffixes}
-    layers["_provenance"] = np.empty(query.shape, dtype=np.uint8)
-    for place, prediction in query.predictions():
-        values = (prediction.mean_value(query.estimand), prediction.std(query.estimand, query.calibration))
-        blocks = [block.cpu().numpy()[:, query.positions] for block in values]
-        if level is not None:
-            blocks += prediction.interval(query.estimand, level, query.positions, query.calibration)
-        measured, layers["_provenance"][place] = query.origins(place, prediction, observed, fill)
-        kept = layers["_provenance"][place] == MEASURED
-        for suffix, block in zip(suffixes, blocks, strict=True):
-            layers[suffix][place] = np.where(kept, 0.0 if suffix == "_std" else measured, block)
-    return layers
 
 
 def _named(genes: str | Sequence[str], registered: pd.Index) -> Sequence[str] | None:
@@ -196,7 +220,7 @@ def _among_all_genes(query: Query, layers: dict[str, np.ndarray]) -> dict[str, n
         if suffix == "_provenance":
             out = np.where(missing, np.uint8(LEFT_MISSING), np.uint8(MEASURED))
         else:
-            out = np.zeros_like(measured) if suffix == "_std" else measured.copy()
+            out = np.zeros(measured.shape, block.dtype) if suffix == "_std" else measured.astype(block.dtype)
         out[:, positions] = block
         layers[suffix] = out
     return layers

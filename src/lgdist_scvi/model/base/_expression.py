@@ -116,7 +116,7 @@ class ExpressionMixin:
         values = np.empty(((n_samples,) if by_sample else ()) + query.shape, dtype=np.float32)
         spread = np.zeros(query.shape, dtype=np.float32) if return_std else None
         for place, prediction in query.predictions():
-            known, origin = query.origins(place, prediction, observed, fill)
+            known, origin = query.origins(prediction, observed, fill)
             kept = origin == MEASURED
             if return_std:
                 std = prediction.std(estimand, query.calibration)
@@ -299,7 +299,7 @@ class ExpressionMixin:
         )  # fmt: skip
         lower, upper = np.empty((2, *query.shape), dtype=np.float32)
         for place, prediction in query.predictions():
-            known, origin = query.origins(place, prediction, observed, fill)
+            known, origin = query.origins(prediction, observed, fill)
             ends = prediction.interval(query.estimand, level, query.positions, query.calibration)
             for end, values in zip((lower, upper), ends, strict=True):
                 end[place] = np.where(origin == MEASURED, known, values)

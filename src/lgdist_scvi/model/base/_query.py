@@ -102,15 +102,15 @@ class Query:
         """Number of spots and of genes."""
         return len(self.rows), len(self.genes)
 
-    def predictions(self) -> Iterator[tuple[np.ndarray, Prediction]]:
-        """Positions in `rows` and predictions, batch by batch."""
-        return self.predictor.predictions(self.rows, **self._batches, **self._sampling)
+    def predictions(self, rows: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, Prediction]]:
+        """Positions in :attr:`rows` and predictions, batch by batch; or in other rows, and without a progress bar."""
+        if rows is None:
+            return self.predictor.predictions(self.rows, **self._batches, **self._sampling)
+        return self.predictor.predictions(rows, self._batches["batch_size"], **self._sampling)
 
-    def origins(
-        self, place: np.ndarray, prediction: Prediction, observed: str, fill: str
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def origins(self, prediction: Prediction, observed: str, fill: str) -> tuple[np.ndarray, np.ndarray]:
         """Measured log1p(CP10K) of a batch, and the provenance of completed values; (batch, n_genes) each."""
-        library = self.dataset.library[self.rows[place]]
+        library = self.dataset.library[prediction.batch[keys.SPOT].cpu().numpy().ravel()]
         values = measured(prediction.batch, library)[:, self.positions]
         counts, known = (prediction.batch[name].cpu().numpy()[:, self.positions] for name in (keys.COUNTS, keys.MASK))
         return values, provenance(counts, known, observed, fill)

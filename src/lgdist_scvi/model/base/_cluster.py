@@ -1,0 +1,91 @@
+"""Tasks on the workers of a Dask cluster, each of which reads the model and the data once."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from anndata import AnnData
+from mudata import MuData
+from scvi.data import AnnDataManager
+
+
+def active_client() -> Any | None:
+    """The active client of this process, if it has one."""
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return None
+    try:
+        return distributed.get_client()
+    except ValueError:
+        return None
+
+
+class Cluster:
+    """The workers of a client, which see a folder that this process sees.
+
+    `client` is a :class:`dask.distributed.Client`; what they work on is sent by way of `folder`.
+    """
+
+    def __init__(self, client: Any, folder: Path):
+        if not (hasattr(client, "submit") and hasattr(client, "scheduler_info")):
+            raise TypeError(f"client must be a dask.distributed.Client, got {type(client).__name__}")
+        self.client, self.file = client, folder.absolute() / "question.pickle"
+
+    def send(self, thing: Any) -> None:
+        """Send what the tasks of this cluster work on, without the AnnData that it was read from."""
+        with open(self.file, "wb") as file:
+            _Pickler(file, protocol=pickle.HIGHEST_PROTOCOL).dump(thing)
+
+    def each(self, task: Callable[..., Any], given: Mapping[int, Any], *shared: Any) -> Iterator[tuple[int, Any]]:
+        """Numbers and answers as they come, of ``task(thing, given[number], *shared)``; what a lost worker did is done again."""
+        from distributed import as_completed
+
+        futures = {
+            self.client.submit(_run, task, self._sent, value, *shared, pure=False): number
+            for number, value in given.items()
+        }
+        try:
+            for future, answer in as_completed(futures, with_results=True):
+                yield futures[future], answer
+        finally:
+            self.client.cancel(list(futures))
+
+    def in_order(self, task: Callable[..., Any], given: Sequence[Any]) -> Iterator[Any]:
+        """Answers of ``task(thing, each)`` in the order of `given`."""
+        futures = [self.client.submit(_run, task, self._sent, value, pure=False) for value in given]
+        try:
+            for future in futures:
+                yield future.result()
+        finally:
+            self.client.cancel(futures)
+
+    @property
+    def _sent(self) -> tuple[Path, int]:
+        return self.file, self.file.stat().st_mtime_ns
+
+
+class _Pickler(pickle.Pickler):
+    """Leaves out the AnnData: what is read of it is in the data set."""
+
+    def persistent_id(self, thing: Any) -> str | None:
+        return "left out" if isinstance(thing, AnnData | MuData | AnnDataManager) else None
+
+
+class _Unpickler(pickle.Unpickler):
+    def persistent_load(self, _: str) -> None:
+        return None
+
+
+@lru_cache(maxsize=1)
+def _received(file: Path, _written: int) -> Any:
+    with open(file, "rb") as opened:
+        return _Unpickler(opened).load()
+
+
+def _run(task: Callable[..., Any], sent: tuple[Path, int], *given: Any) -> Any:
+    return task(_received(*sent), *given)

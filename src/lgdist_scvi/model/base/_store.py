@@ -1,0 +1,284 @@
+"""A zarr store that completed layers are written into block by block, and that is whole or not there at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from lgdist_scvi._anndata import get_obs, get_var, in_memory
+from lgdist_scvi.model.base._record import to_json
+
+_FORMAT = 1  # of the store and its journal
+_IDENTITY = "completion"  # attribute of a layer: what it is a completion of
+_ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}
+_MAPPING = {"encoding-type": "dict", "encoding-version": "0.1.0"}
+_ROOT = {"encoding-type": "anndata", "encoding-version": "0.1.0"}
+
+
+class LayerStore:
+    """Layers of a store in the making.
+
+    They are written beside the store, into ``<store>.unfinished/store.zarr``, in chunks of `block_size` spots and all
+    genes. A line of ``<store>.unfinished/journal.jsonl`` names every block that is written and closed; its first line
+    says what is completed, so that nothing else goes on from there. When all blocks are there the layers are moved to
+    where they are read.
+
+    Parameters
+    ----------
+    path
+        Folder of the store: a new one, or an AnnData with the same spots and genes, to which layers are added.
+    layers
+        Types of the layers by their names.
+    identity
+        What is completed, and how: values that can be written down.
+    spots, genes
+        Names.
+    block_size
+        Spots in a block.
+
+    Raises ValueError if the store holds something else already, or was begun with something else, and ImportError
+    without zarr.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        layers: Mapping[str, np.dtype],
+        identity: Mapping[str, Any],
+        spots: np.ndarray,
+        genes: np.ndarray,
+        block_size: int,
+    ):
+        self.path = Path(path)
+        self.work = self.path.with_name(f"{self.path.name}.unfinished")
+        self.root, self.journal = self.work / "store.zarr", self.work / "journal.jsonl"
+        self.layers, self.block_size = dict(layers), block_size
+        self.spots, self.genes = np.asarray(spots), np.asarray(genes)
+        names = {"spots": _hash(self.spots), "genes": _hash(self.genes)}
+        self.identity = json.loads(to_json({"store": _FORMAT, **identity, **names, "block_size": block_size}))
+        self.is_finished = False  # whether all layers are where they are read
+        self.adds_to = self._existing()  # format of the store that layers are added to; None: a new one
+        self.filled: dict[int, int] = {}  # number of filled entries by number of finished block
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks."""
+        return -(-len(self.spots) // self.block_size)
+
+    def rows(self, number: int) -> np.ndarray:
+        """Rows of the spots of a block."""
+        return np.arange(number * self.block_size, min((number + 1) * self.block_size, len(self.spots)))
+
+    @property
+    def left(self) -> list[int]:
+        """Numbers of the blocks that are not finished."""
+        return [number for number in range(self.n_blocks) if number not in self.filled]
+
+    # ---- beginning
+
+    def _existing(self) -> int | None:
+        zarr = import_zarr()
+        if not self.path.exists():
+            return None
+        try:
+            group = zarr.open_group(self.path, mode="r")
+            obs, var = (group[name][group[name].attrs["_index"]][:] for name in ("obs", "var"))
+        except (KeyError, OSError, ValueError) as error:
+            raise ValueError(f"{self.path} exists, and is no AnnData in zarr; name another store") from error
+        layers = group["layers"] if "layers" in group else {}
+        taken = [name for name in self.layers if name in layers]
+        for name in taken:
+            known = dict(layers[name].attrs).get(_IDENTITY)
+            if known != self.identity:
+                of = f", {_difference(known, self.identity)}" if known else ""
+                raise ValueError(
+                    f"{self.path} holds layers[{name!r}] already{of}; name another store or layer_added, or delete it first"
+                )
+        if len(taken) < len(self.layers) and (_hash(obs), _hash(var)) != (_hash(self.spots), _hash(self.genes)):
+            raise ValueError(
+                f"{self.path} exists, with other spots or genes than those to complete ({len(obs):,} x {len(var):,}, not "
+                f"{len(self.spots):,} x {len(self.genes):,}); name another store"
+            )
+        # else it may have been killed before it said what the layers are
+        self.is_finished = len(taken) == len(self.layers) and not self.journal.exists()
+        return group.metadata.zarr_format
+
+    def begin(self) -> None:
+        """Make room for the layers, or go on where an earlier call stopped."""
+        with self.told():
+            if not self.journal.exists():
+                self._create()
+            lines = self.journal.read_bytes().split(b"\n")
+            if lines[-1]:  # a line that was being written
+                with open(self.journal, "r+b") as file:
+                    file.truncate(sum(len(line) + 1 for line in lines[:-1]))
+        header, *finished = map(json.loads, lines[:-1])
+        if header != self.identity:
+            raise ValueError(
+                f"{self.work} was begun {_difference(header, self.identity)}; ask the same again to go on, or delete it to begin anew"
+            )
+        self.filled = {line["block"]: line["filled"] for line in finished}
+
+    def _create(self) -> None:
+        zarr = import_zarr()
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.work.mkdir(parents=True)
+        root = zarr.open_group(self.root, mode="w", zarr_format=self.adds_to or 3)
+        layers = root.create_group("layers", attributes=_MAPPING)
+        for name, dtype in self.layers.items():
+            layers.create_array(
+                name,
+                shape=(len(self.spots), len(self.genes)),
+                chunks=(min(self.block_size, len(self.spots)), len(self.genes)),
+                dtype=dtype,
+                attributes={**_ARRAY, _IDENTITY: self.identity},
+            )
+        begun = self.journal.with_suffix(".new")
+        _write_synced(begun, _line(self.identity), "wb")
+        begun.rename(self.journal)
+
+    # ---- blocks
+
+    def finish_block(self, number: int, n_filled: int) -> None:
+        """Note that a block is written and closed."""
+        _write_synced(self.journal, _line({"block": number, "filled": n_filled}), "ab")
+        self.filled[number] = n_filled
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Say what a full disk, or a folder that cannot be written, means for what is done."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{self.work} cannot be written ({error.strerror or error}); {len(self.filled):,} of {self.n_blocks:,} blocks are "
+                "finished and kept: make room or give access, and ask the same again to go on",
+            ) from error
+
+    # ---- the end
+
+    def finish(self, adata: AnnData, columns: Mapping[str, pd.Series], record: tuple[str, Mapping[str, Any]]) -> None:
+        """Write what belongs to the layers, and move them to where they are read.
+
+        `columns` of `var` are told by the names of genes; `record` is the key and the value of what is written to `uns`.
+        """
+        columns = {name: values.reindex(self.genes) for name, values in columns.items()}
+        with self.told():
+            for part in self.root.rglob("*.partial"):  # of writers that were killed
+                part.unlink()
+            if self.adds_to is None:
+                self._annotate(adata, columns, record)
+                self.root.rename(self.path)
+            else:
+                self._add(columns, record)
+            shutil.rmtree(self.work)
+
+    def _annotate(
+        self, adata: AnnData, columns: Mapping[str, pd.Series], record: tuple[str, Mapping[str, Any]]
+    ) -> None:
+        """Make an AnnData of the layers, without `X`."""
+        zarr = import_zarr()
+        root = zarr.open_group(self.root, mode="r+")
+        elements = {
+            "obs": get_obs(adata),
+            "var": get_var(adata).loc[self.genes].assign(**columns),
+            "obsm": {key: in_memory(value) for key, value in adata.obsm.items()},
+            "obsp": {key: in_memory(value) for key, value in adata.obsp.items()},
+            "varm": {},
+            "varp": {},
+            "uns": {**adata.uns, record[0]: record[1]},
+        }
+        for name, element in elements.items():
+            _write(root, name, element)
+        root.attrs.update(_ROOT)
+        _consolidate(zarr, root)
+
+    def _add(self, columns: Mapping[str, pd.Series], record: tuple[str, Mapping[str, Any]]) -> None:
+        """Add the layers to a store, and only then what is said of them."""
+        from anndata.io import read_elem
+
+        zarr = import_zarr()
+        root = zarr.open_group(self.path, mode="r+", use_consolidated=False)
+        if "layers" not in root:
+            root.create_group("layers", attributes=_MAPPING)
+        for name in self.layers:
+            source, place = self.root / "layers" / name, self.path / "layers" / name
+            if source.exists():  # else it was moved before
+                source.rename(place)
+        _write(root, "var", read_elem(root["var"]).assign(**columns))
+        _write(root, f"uns/{record[0]}", record[1])
+        _consolidate(zarr, root)
+
+
+def write_block(root: Path, rows: np.ndarray, layers: Mapping[str, np.ndarray]) -> None:
+    """Write a block of layers, by their names, and see it on the disk."""
+    zarr = import_zarr()
+    group = zarr.open_group(root, mode="r+")["layers"]
+    for name, block in layers.items():
+        array = group[name]
+        array[rows[0] : rows[-1] + 1] = block
+        chunk = root / "layers" / name / array.metadata.encode_chunk_key((rows[0] // array.chunks[0], 0))
+        if chunk.exists():  # else it is all zeros
+            with open(chunk, "rb") as file:
+                os.fsync(file.fileno())
+
+
+def import_zarr() -> Any:
+    """Import zarr; ImportError that says how to get it."""
+    try:
+        import zarr
+    except ImportError as error:
+        raise ImportError('complete(store=...) needs zarr: pip install "lgdist-scvi[scale]"') from error
+    return zarr
+
+
+def _write(group: Any, name: str, element: Any) -> None:
+    from anndata.io import write_elem
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of how zarr will write text one day
+        write_elem(group, name, element)
+
+
+def _consolidate(zarr: Any, group: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is not part of version 3 yet; anndata writes it too
+        zarr.consolidate_metadata(group.store)
+
+
+def _line(value: Any) -> bytes:
+    return json.dumps(value).encode() + b"\n"
+
+
+def _write_synced(path: Path, line: bytes, mode: str) -> None:
+    with open(path, mode) as file:
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _hash(names: np.ndarray) -> str:
+    return hashlib.sha256("\n".join(map(str, names)).encode()).hexdigest()
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two identities, for people."""
+    told = []
+    for name in sorted({*before, *now}):
+        first, second = before.get(name), now.get(name)
+        if first != second:
+            short = max(len(str(first)), len(str(second))) <= 30
+            told.append(f"{name} ({first}, now {second})" if short else name)
+    return f"with other {', '.join(told)}"

@@ -1,0 +1,223 @@
+"""Completing into a zarr store: the same values, block by block; whole or not there at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+
+from lgdist_scvi import LGDiST
+
+pytest.importorskip("zarr")
+
+SUFFIXES = ("", "_std", "_lower", "_upper", "_provenance")
+ASKED = {"n_samples": 3, "seed": 3, "silent": True}
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def layers_of(store: ad.AnnData, name: str = "completed") -> dict[str, np.ndarray]:
+    return {suffix: np.asarray(store.layers[name + suffix]) for suffix in SUFFIXES}
+
+
+def assert_same(first: dict, second: dict) -> None:
+    assert set(first) == set(second)
+    for suffix, layer in first.items():
+        np.testing.assert_array_equal(layer, second[suffix])
+        assert layer.dtype == second[suffix].dtype
+
+
+@pytest.fixture(scope="module")
+def done(trained) -> ad.AnnData:
+    adata = trained.adata.copy()
+    trained.complete(adata, **ASKED)
+    return adata
+
+
+@pytest.fixture(scope="module")
+def stored(trained, tmp_path_factory) -> Path:
+    """In four blocks."""
+    path = tmp_path_factory.mktemp("store") / "out.zarr"
+    trained.complete(store=path, block_size=60, **ASKED)
+    return path
+
+
+def test_one_block_is_bit_by_bit_what_memory_holds(trained, done, tmp_path, snapshot):
+    before = snapshot(trained.adata)
+    trained.complete(store=tmp_path / "out.zarr", **ASKED)
+    store = ad.read_zarr(tmp_path / "out.zarr")
+    assert_same(layers_of(store), layers_of(done))
+    assert store.X is None
+    assert list(store.obs_names) == list(done.obs_names) and list(store.var_names) == list(done.var_names)
+    assert list(store.obs) == list(done.obs) and list(store.var) == list(done.var)
+    np.testing.assert_array_equal(store.var["completed_skill"], done.var["completed_skill"])
+    np.testing.assert_array_equal(store.obsm["spatial"], done.obsm["spatial"])
+    for key, value in done.uns["completed"].items():
+        assert np.array_equal(np.asarray(store.uns["completed"][key]), np.asarray(value)), key
+    # nothing of it in the data, and nothing left beside the store
+    assert snapshot(trained.adata) == before and "completed" not in trained.adata.uns
+    assert os.listdir(tmp_path) == ["out.zarr"]
+
+
+def test_blocks_give_what_memory_holds(done, stored):
+    store = ad.read_zarr(stored)
+    for suffix, layer in layers_of(store).items():
+        expected = done.layers[f"completed{suffix}"]
+        differs = ~np.isclose(layer, expected, rtol=1e-4, atol=1e-5)
+        # rounding may move an end of an interval by a count
+        assert differs.mean() <= (1e-3 if suffix in ("_lower", "_upper") else 0), suffix
+    lazy = ad.experimental.read_lazy(stored).layers["completed"]
+    assert lazy.chunksize == (60, done.n_vars)
+
+
+def test_some_genes_without_intervals_in_half_the_size(trained, done, tmp_path):
+    path, genes = tmp_path / "out.zarr", list(done.var_names[[7, 3, 20]])
+    trained.complete(store=path, genes=genes, level=None, dtype="float16", layer_added="filled", **ASKED)
+    store = ad.read_zarr(path)
+    assert list(store.var_names) == list(done.var_names[[3, 7, 20]])  # in the order of the data
+    assert set(store.layers) == {"filled", "filled_std", "filled_provenance"}
+    assert store.layers["filled"].dtype == np.float16
+    np.testing.assert_allclose(store.layers["filled"], done[:, store.var_names].layers["completed"], rtol=2e-3)
+    assert done.uns["completed"]["n_obs"] == store.uns["filled"]["n_obs"] and "level" not in store.uns["filled"]
+
+
+def test_layers_are_added_to_the_store_of_the_data(trained, done, tmp_path):
+    path = tmp_path / "data.zarr"
+    trained.adata.write_zarr(path)
+    before = ad.read_zarr(path)
+    for name, seed in (("completed", 3), ("again", 4)):
+        trained.complete(store=path, layer_added=name, **{**ASKED, "seed": seed})
+    store = ad.read_zarr(path)
+    assert_same(layers_of(store), layers_of(done))
+    assert not np.array_equal(store.layers["again_std"], store.layers["completed_std"])
+    np.testing.assert_array_equal(store.X.toarray(), before.X.toarray())
+    assert {"completed", "again"} <= set(store.uns) and "again_skill" in store.var
+    assert os.listdir(tmp_path) == ["data.zarr"]
+    with pytest.raises(ValueError, match="exists, with other spots or genes than those to complete"):
+        trained.complete(store=path, layer_added="other", genes=list(done.var_names[:3]), **ASKED)
+
+
+def test_the_same_again_changes_nothing_and_anything_else_is_refused(trained, stored):
+    written = {file: file.stat().st_mtime_ns for file in stored.rglob("*") if file.is_file()}
+    trained.complete(store=stored, block_size=60, **ASKED)
+    assert {file: file.stat().st_mtime_ns for file in stored.rglob("*") if file.is_file()} == written
+    for other in ({"seed": 4}, {"block_size": 50}, {"fill": "masked"}):
+        given = {"block_size": 60, **ASKED, **other}
+        with pytest.raises(
+            ValueError, match=rf"holds layers\['completed'\] already, with other {next(iter(other))} \("
+        ):
+            trained.complete(store=stored, **given)
+    (stored.parent / "file").mkdir()
+    with pytest.raises(ValueError, match="is no AnnData in zarr; name another store"):
+        trained.complete(store=stored.parent / "file", **ASKED)
+    (stored.parent / "file").rmdir()
+    with pytest.raises(ValueError, match="client and block_size are of a store: name one"):
+        trained.complete(trained.adata.copy(), block_size=3, **ASKED)
+
+
+def killed(work: Callable[[], None], journal: Path, n_lines: int) -> None:
+    """Work in a process of its own, which is killed when its journal has grown to some lines."""
+    process = os.fork()
+    if not process:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    while not os.waitpid(process, os.WNOHANG)[0]:
+        if journal.exists() and journal.read_bytes().count(b"\n") >= n_lines:
+            os.kill(process, signal.SIGKILL)
+            assert os.WTERMSIG(os.waitpid(process, 0)[1]) == signal.SIGKILL
+            return
+        time.sleep(0.002)
+    raise AssertionError("it ended before it was killed")
+
+
+@pytest.fixture(scope="module")
+def saved(trained, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    trained.save(folder, overwrite=True)
+    trained.adata.write_h5ad(folder / "data.h5ad")
+    return folder
+
+
+def test_killed_at_any_moment_it_goes_on_and_gives_the_same_bits(saved, trained, tmp_path):
+    loaded = LGDiST.load(saved, adata=ad.read_h5ad(saved / "data.h5ad"), accelerator="cpu")
+    loaded.complete(store=tmp_path / "whole.zarr", block_size=10, **ASKED)
+    path = tmp_path / "out.zarr"
+    journal = tmp_path / "out.zarr.unfinished" / "journal.jsonl"
+    kills = np.sort(np.random.default_rng(0).choice(np.arange(1, 22), 5, replace=False))
+    for n_lines in kills:
+        killed(lambda: loaded.complete(store=path, block_size=10, **ASKED), journal, int(n_lines))
+        assert not path.exists() and n_lines <= len(journal.read_bytes().splitlines()) < 23
+        with pytest.raises((OSError, KeyError, ValueError)):
+            ad.read_zarr(path)
+    with journal.open("ab") as file:  # a line that was being written
+        file.write(b'{"block": 2')
+    # other weights, other data, another version of the package
+    with pytest.raises(
+        ValueError, match="was begun with other n_samples .3, now 4., seed .3, now 5.*ask the same again"
+    ):
+        loaded.complete(store=path, block_size=10, n_samples=4, seed=5, silent=True)
+    other = loaded.adata.copy()
+    other.X = other.X * 2
+    with pytest.raises(ValueError, match="was begun with other data;"):
+        loaded.complete(other, store=path, block_size=10, **ASKED)
+    loaded.complete(store=path, block_size=10, **ASKED)
+    assert_same(layers_of(ad.read_zarr(path)), layers_of(ad.read_zarr(tmp_path / "whole.zarr")))
+    assert sorted(os.listdir(tmp_path)) == ["out.zarr", "whole.zarr"]
+
+
+def test_other_weights_and_another_format_are_refused(saved, tmp_path):
+    loaded = LGDiST.load(saved, adata=ad.read_h5ad(saved / "data.h5ad"), accelerator="cpu")
+    path, work = tmp_path / "out.zarr", tmp_path / "out.zarr.unfinished"
+    with limited_files(1), pytest.raises(OSError, match="0 of 22 blocks are finished"):
+        loaded.complete(store=path, block_size=10, **ASKED)
+    loaded.complete(store=path, block_size=10, **ASKED)
+    path.rename(tmp_path / "finished.zarr")
+    with limited_files(4000), pytest.raises(OSError, match="File too large.*make room or give access"):
+        loaded.complete(store=path, block_size=200, **ASKED)
+    header = json.loads((work / "journal.jsonl").read_bytes().split(b"\n")[0])
+    (work / "journal.jsonl").write_text(json.dumps({**header, "store": 0, "weights": "others"}) + "\n")
+    with pytest.raises(ValueError, match=r"with other store \(0, now 1\), weights; ask the same"):
+        loaded.complete(store=path, block_size=200, **ASKED)
+
+
+class limited_files:
+    """Files may not grow beyond some bytes, as on a disk that is full."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __enter__(self):
+        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.before[1]))
+
+    def __exit__(self, *_):
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
+
+
+def test_a_full_disk_leaves_what_is_finished(trained, stored, tmp_path):
+    path, journal = tmp_path / "out.zarr", tmp_path / "out.zarr.unfinished" / "journal.jsonl"
+    # blocks of random noise cannot be packed: a chunk takes about 8 kB, and the journal less
+    with limited_files(5000), pytest.raises(OSError, match="blocks are finished and kept: make room") as error:
+        trained.complete(store=path, block_size=60, **ASKED)
+    assert error.value.errno == errno.EFBIG
+    assert "\n" not in str(error.value) and not path.exists()
+    lines = journal.read_bytes().split(b"\n")
+    assert lines[-1] == b"" and all(json.loads(line) for line in lines[:-1])
+    trained.complete(store=path, block_size=60, **ASKED)
+    assert_same(layers_of(ad.read_zarr(path)), layers_of(ad.read_zarr(stored)))
+
+
+def test_a_folder_that_cannot_be_written(trained, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot be written .*make room or give access"):
+        trained.complete(store=tmp_path / "file" / "out.zarr", **ASKED)
