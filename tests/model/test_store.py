@@ -7,8 +7,9 @@ import json
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import anndata as ad
@@ -123,21 +124,54 @@ def test_the_same_again_changes_nothing_and_anything_else_is_refused(trained, st
         trained.complete(trained.adata.copy(), block_size=3, **ASKED)
 
 
-def killed(work: Callable[[], None], journal: Path, n_lines: int) -> None:
-    """Work in a process of its own, which is killed when its journal has grown to some lines."""
+SCRIPT = """
+import os, sys, warnings
+warnings.simplefilter("ignore")
+import anndata, torch
+torch.set_num_threads(1)
+from lgdist_scvi import LGDiST
+folder, store = sys.argv[1:]
+model = LGDiST.load(folder, adata=anndata.read_h5ad(folder + "/data.h5ad"), accelerator="cpu")
+for _ in sys.stdin:
     process = os.fork()
     if not process:
-        try:
-            work()
-        finally:
-            os._exit(0)
-    while not os.waitpid(process, os.WNOHANG)[0]:
-        if journal.exists() and journal.read_bytes().count(b"\n") >= n_lines:
-            os.kill(process, signal.SIGKILL)
-            assert os.WTERMSIG(os.waitpid(process, 0)[1]) == signal.SIGKILL
-            return
-        time.sleep(0.002)
-    raise AssertionError("it ended before it was killed")
+        model.complete(store=store, block_size=10, n_samples=3, seed=3, silent=True)
+        os._exit(0)
+    print("started", process, flush=True)
+    print("ended by", os.WTERMSIG(os.waitpid(process, 0)[1]), flush=True)
+"""
+
+
+class Completions:
+    """A process that completes again and again in processes of their own, which are killed."""
+
+    def __init__(self, *given: Path):
+        command = [sys.executable, "-c", SCRIPT, *map(str, given)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+        self.process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
+
+    def told(self, what: str) -> int:
+        for line in self.process.stdout:
+            if line.startswith(what):
+                return int(line.split()[-1])
+        raise AssertionError("the process ended")
+
+    def kill_at(self, journal: Path, n_lines: int) -> None:
+        """Begin a completion and kill it when its journal has grown to some lines."""
+        self.process.stdin.write("go\n")
+        started = self.told("started")
+        while not (journal.exists() and journal.read_bytes().count(b"\n") >= n_lines):
+            time.sleep(0.002)
+        os.kill(started, signal.SIGKILL)
+        assert self.told("ended by") == signal.SIGKILL
+
+    def __enter__(self) -> Completions:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -154,11 +188,12 @@ def test_killed_at_any_moment_it_goes_on_and_gives_the_same_bits(saved, trained,
     path = tmp_path / "out.zarr"
     journal = tmp_path / "out.zarr.unfinished" / "journal.jsonl"
     kills = np.sort(np.random.default_rng(0).choice(np.arange(1, 22), 5, replace=False))
-    for n_lines in kills:
-        killed(lambda: loaded.complete(store=path, block_size=10, **ASKED), journal, int(n_lines))
-        assert not path.exists() and n_lines <= len(journal.read_bytes().splitlines()) < 23
-        with pytest.raises((OSError, KeyError, ValueError)):
-            ad.read_zarr(path)
+    with Completions(saved, path) as completions:
+        for n_lines in kills:
+            completions.kill_at(journal, int(n_lines))
+            assert not path.exists() and n_lines <= len(journal.read_bytes().splitlines()) < 23
+            with pytest.raises((OSError, KeyError, ValueError)):
+                ad.read_zarr(path)
     with journal.open("ab") as file:  # a line that was being written
         file.write(b'{"block": 2')
     # other weights, other data, another version of the package
