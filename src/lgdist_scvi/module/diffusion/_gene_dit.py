@@ -49,7 +49,7 @@ class GeneDiT(nn.Module):
 
         super().__init__()
         self.embed = nn.Linear(1, n_hidden)
-        self.genes = nn.Parameter(0.02 * torch.randn(n_data, n_hidden))
+        self.genes = nn.Parameter(torch.randn(n_data, n_hidden))
         self.time = TimestepEmbedding(n_hidden, n_hidden)
         self.condition = nn.Sequential(nn.LayerNorm(n_condition), nn.Linear(n_condition, n_hidden))
         self.blocks = nn.ModuleList(SelfAttentionBlock(n_hidden, n_heads) for _ in range(n_layers))
