@@ -168,7 +168,7 @@ class CompletionMixin:
             for name, values in columns.items():
                 target.var[name] = values.reindex(target.var_names, fill_value=_MISSING[name.rsplit("_", 1)[1]])
             target.uns[layer_added] = record
-        _warn_of_no_skill(skill.loc[chosen], layer_added)
+        _warn_of_no_skill(skill.loc[chosen], layer_added, could_keep=observed == "keep")
         if len(chosen) and not filled:
             warnings.warn(
                 f"Nothing was filled: of the genes chosen, fill={fill!r} names no entry. Zeros are filled with "
@@ -245,7 +245,8 @@ def check_target(adata: AnnData, layer_added: str) -> None:
         raise ValueError(f"{', '.join(taken)} would be written over; choose another layer_added, or delete it first")
 
 
-def _warn_of_no_skill(skill: pd.DataFrame, layer_added: str) -> None:
+def _warn_of_no_skill(skill: pd.DataFrame, layer_added: str, could_keep: bool) -> None:
+    """Say how many genes have no clear skill; `could_keep`: measured values could be left in their place."""
     n_unskilled = int((~skill["skilled"]).sum())
     if not len(skill):
         warnings.warn(
@@ -258,7 +259,7 @@ def _warn_of_no_skill(skill: pd.DataFrame, layer_added: str) -> None:
         few = f", {n_few:,} of them with fewer than {MIN_ENTRIES} such entries to tell" if n_few else ""
         warnings.warn(
             f"{n_unskilled:,} of {len(skill):,} completed genes show no clear skill over cheap baselines on entries set aside in "
-            f"training{few}; adata.var['{layer_added}_skilled'] names the others, and complete(genes=\"skilled\") leaves "
-            "these as measured.",
+            f"training{few}; adata.var['{layer_added}_skilled'] names the others"
+            + (', and complete(genes="skilled") leaves these as measured.' if could_keep else "; rely on those alone."),
             stacklevel=settings.warnings_stacklevel + 1,
         )
