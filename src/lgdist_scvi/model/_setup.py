@@ -18,7 +18,6 @@ from lgdist_scvi import pp
 from lgdist_scvi._anndata import get_graph, get_mask, get_obs
 from lgdist_scvi._checks import check_not_synthetic, either, mapping, require_key
 from lgdist_scvi._slides import choose_sample_key
-from lgdist_scvi._units import library_size
 from lgdist_scvi.data import NeighborhoodDataset
 
 __all__ = [
@@ -154,7 +153,7 @@ def warn_of_spots(adata: AnnData, graph_key: str, mask_layer: str | None) -> Non
 
 def warn_of_equal_totals(dataset: NeighborhoodDataset) -> None:
     """Warn of counts that may be rounded after normalisation: all spots have the same total."""
-    total = library_size(dataset.counts)
+    total = dataset.totals.counted
     total = total[total > 0]
     if len(total) < 10:
         return
@@ -171,8 +170,8 @@ def warn_of_masked_library(dataset: NeighborhoodDataset, size_factor_key: str | 
     """Warn of library sizes that seem to hold counts which a mask hides: expected rates would come out too high."""
     if size_factor_key is None or dataset.mask is None or dataset.hides_every_zero():
         return
-    observed, total = library_size(dataset.counts, dataset.mask), library_size(dataset.counts)
-    hidden, usable = total - observed, dataset.mask.any(axis=1) & (total > 0)
+    total = dataset.totals.counted
+    hidden, usable = total - dataset.totals.observed, (dataset.totals.n_observed > 0) & (total > 0)
     affected, others = usable & (hidden > 0), usable & (hidden == 0)
     if not affected.any():
         return
