@@ -360,5 +360,7 @@ def _columns(adata: AnnData, genes: np.ndarray) -> np.ndarray | None:
     return columns
 
 
-def _take_columns(matrix, columns: np.ndarray | None):
-    return matrix if columns is None else matrix[:, columns]
+def _take_columns(matrix: Any, columns: np.ndarray | None) -> Any:
+    if columns is None:
+        return matrix
+    return matrix.with_columns(columns) if isinstance(matrix, StoredRows) else matrix[:, columns]
