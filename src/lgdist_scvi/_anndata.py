@@ -1,9 +1,10 @@
-"""Reading an AnnData: counts, slides, coordinates, masks, library sizes and genes, in memory and checked."""
+"""Reading an AnnData: counts, slides, coordinates, masks, library sizes and genes, checked, in memory or where they are stored."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from lgdist_scvi._checks import (
     did_you_mean,
     list_names,
     mapping,
+    refuse_bad_counts,
     require_key,
 )
 from lgdist_scvi._lattice import array_rows, in_plane, section_column
+from lgdist_scvi._stored import StoredRows, as_csr, in_memory, is_stored, row_blocks
 
 _COORDINATE_COLUMNS = (
     ("pxl_col_in_fullres", "pxl_row_in_fullres"),
@@ -31,17 +34,6 @@ _COORDINATE_COLUMNS = (
     ("x", "y"),
     ("array_col", "array_row"),
 )
-
-
-def in_memory(x: Any) -> Any:
-    """Bring a backed or lazy matrix into memory; leave others as they are."""
-    if hasattr(x, "to_memory"):  # anndata's backed sparse matrices
-        return x.to_memory()
-    if hasattr(x, "compute"):  # dask
-        return x.compute()
-    if sparse.issparse(x):
-        return x
-    return np.asarray(x)
 
 
 def get_obs(adata: AnnData) -> pd.DataFrame:
@@ -54,22 +46,6 @@ def get_var(adata: AnnData) -> pd.DataFrame:
     return adata.var if isinstance(adata.var, pd.DataFrame) else adata.var.to_memory()
 
 
-def as_csr(x: sparse.spmatrix | sparse.sparray) -> sparse.csr_matrix:
-    """Give any scipy sparse matrix or array as `csr_matrix`: sorted, without duplicates or stored zeros.
-
-    Shares memory with `x` where nothing had to change, and never modifies `x`.
-    """
-    # built from the buffers, so that views and subclasses come out as plain csr_matrix
-    same = isinstance(x, sparse.csr_matrix | sparse.csr_array)
-    csr = x if same else x.tocsr()
-    csr = sparse.csr_matrix((np.asarray(csr.data), csr.indices, csr.indptr), shape=csr.shape)
-    if not csr.has_canonical_format or np.count_nonzero(csr.data) < csr.nnz:
-        csr = csr.copy()
-        csr.sum_duplicates()
-        csr.eliminate_zeros()
-    return csr
-
-
 def get_counts(adata: AnnData, layer: str | None = None, argument: str = "layer") -> sparse.csr_matrix | np.ndarray:
     """Read raw counts, (n_obs, n_vars), from a layer, or from `X` if it is ``None``, in memory and checked.
 
@@ -79,17 +55,41 @@ def get_counts(adata: AnnData, layer: str | None = None, argument: str = "layer"
     Raises KeyError if the layer is absent; ValueError if there are no spots or values, or they are not counts (it says
     where in `adata` there are counts).
     """
-    check_has_spots(adata)
-    if layer is None:
-        x, where = adata.X, "adata.X"
-        if x is None:
-            raise ValueError(f"adata.X is empty; {_where_counts_are(adata, layer, argument)}")
-    else:
-        require_key(adata.layers, layer, "adata.layers", "pass the layer that holds raw counts, or None for adata.X")
-        x, where = adata.layers[layer], f"adata.layers[{layer!r}]"
-    x = in_memory(x)
-    check_counts(x, where, lambda: _where_counts_are(adata, layer, argument))
+    x = in_memory(_counts_at(adata, layer, argument)[0])
+    check_counts(x, counts_at(layer), lambda: _where_counts_are(adata, layer, argument))
     return as_csr(x) if sparse.issparse(x) else x
+
+
+def open_counts(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix | np.ndarray | StoredRows:
+    """Counts as :func:`get_counts` gives them, or :class:`StoredRows` of those that are on disk; what they hold is not checked.
+
+    Raises KeyError if the layer is absent; ValueError if there are no spots or values, or large counts are stored by genes.
+    """
+    x, where = _counts_at(adata, layer, "layer")
+    if is_stored(x):
+        return StoredRows(x, where)
+    return as_csr(x) if sparse.issparse(x) else np.asarray(x)
+
+
+def refuse_counts(adata: AnnData, layer: str | None, n_bad: Counter[str]) -> None:
+    """Refuse the matrix that `layer` names (ValueError) if any of its entries, told by :func:`bad_counts`, cannot be counts."""
+    refuse_bad_counts(n_bad, adata.shape, counts_at(layer), lambda: _where_counts_are(adata, layer, "layer"))
+
+
+def counts_at(layer: str | None) -> str:
+    """The name of `X` or of a layer, for messages."""
+    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+
+
+def _counts_at(adata: AnnData, layer: str | None, argument: str) -> tuple[Any, str]:
+    """The matrix that should hold counts, and its name."""
+    check_has_spots(adata)
+    if layer is not None:
+        require_key(adata.layers, layer, "adata.layers", "pass the layer that holds raw counts, or None for adata.X")
+        return adata.layers[layer], counts_at(layer)
+    if adata.X is None:
+        raise ValueError(f"adata.X is empty; {_where_counts_are(adata, layer, argument)}")
+    return adata.X, counts_at(layer)
 
 
 def _where_counts_are(adata: AnnData, layer: str | None, argument: str) -> str:
@@ -112,11 +112,11 @@ def _where_counts_are(adata: AnnData, layer: str | None, argument: str) -> str:
 
 
 def _are_counts(x: Any) -> bool:
-    x = in_memory(x)
-    if x.dtype.kind == "b":
+    if np.dtype(x.dtype).kind == "b":
         return False
     try:
-        check_counts(x, "")
+        for block in row_blocks(StoredRows(x, "") if is_stored(x) else x):
+            check_counts(block, "")
     except ValueError:
         return False
     return True
@@ -229,18 +229,46 @@ def get_mask(adata: AnnData, mask_layer: str) -> np.ndarray:
     Raises KeyError if the layer is absent; ValueError if the layer holds anything but True/False or 1/0, or has another
     shape than `adata`.
     """
+    mask = in_memory(_mask_at(adata, mask_layer))
+    if sparse.issparse(mask):
+        mask = mask.toarray()
+    check_mask([mask], mask.dtype, mask.shape, adata.shape, f"adata.layers[{mask_layer!r}]")
+    return mask.astype(bool, copy=False)
+
+
+def open_mask(adata: AnnData, mask_layer: str) -> np.ndarray | sparse.csr_matrix | StoredRows:
+    """A mask layer as :func:`get_mask` reads it, but sparse or on disk where it is so; that on disk is not checked for its values."""
+    mask, where = _mask_at(adata, mask_layer), f"adata.layers[{mask_layer!r}]"
+    if is_stored(mask):
+        check_mask((), np.dtype(mask.dtype), mask.shape, adata.shape, where)
+        return StoredRows(mask, where)
+    if sparse.issparse(mask):
+        check_mask([mask.data], mask.dtype, mask.shape, adata.shape, where)
+        return as_csr(mask)
+    return get_mask(adata, mask_layer)
+
+
+def observed_genes(adata: AnnData, mask_layer: str) -> np.ndarray:
+    """Genes of which a mask marks anything as observed, bool, (n_vars,); raises as :func:`get_mask`."""
+    mask, seen = open_mask(adata, mask_layer), np.zeros(adata.n_vars, dtype=bool)
+
+    def values() -> Iterator[np.ndarray]:
+        for block in row_blocks(mask):
+            seen[(np.asarray(block.sum(axis=0)).ravel() if sparse.issparse(block) else block.any(axis=0)) > 0] = True
+            yield block.data if sparse.issparse(block) else block
+
+    check_mask(values(), np.dtype(mask.dtype), mask.shape, adata.shape, f"adata.layers[{mask_layer!r}]")
+    return seen
+
+
+def _mask_at(adata: AnnData, mask_layer: str) -> Any:
     remedy = "write a mask with pp.observed_mask(adata)"
     if mask_layer == "held_out":
         remedy = "hide entries with pp.hold_out(adata)"
     elif "held_out" in adata.layers:
         remedy = "pp.hold_out hides entries, pp.observed_mask(adata, method='held_out') writes the mask"
     require_key(adata.layers, mask_layer, "adata.layers", remedy)
-    where = f"adata.layers[{mask_layer!r}]"
-    mask = in_memory(adata.layers[mask_layer])
-    if sparse.issparse(mask):
-        mask = mask.toarray()
-    check_mask(mask, adata.shape, where)
-    return mask.astype(bool, copy=False)
+    return adata.layers[mask_layer]
 
 
 def get_library(adata: AnnData, size_factor_key: str) -> np.ndarray:

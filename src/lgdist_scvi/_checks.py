@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -150,12 +151,17 @@ def check_counts(
 
     Raises ValueError if entries are not numbers, NaN, infinite, negative or not whole; says how many.
     """
+    refuse_bad_counts(bad_counts(x, where), x.shape, where, remedy)
+
+
+def bad_counts(x: np.ndarray | sparse.spmatrix | sparse.sparray, where: str) -> Counter[str]:
+    """Number of entries of each kind that cannot be counts; refused (ValueError) if none of them can, by the dtype."""
     values = x.data if sparse.issparse(x) else np.asarray(x)
     if values.dtype.kind not in "buif":
         raise ValueError(f"{where} has dtype {values.dtype}; raw counts must be integers or floats")
+    n_bad: Counter[str] = Counter()
     if values.dtype.kind in "bu":
-        return
-    n_bad = dict.fromkeys(("NaN", "infinite", "negative", "not whole numbers"), 0)
+        return n_bad
     for block in _blocks(values):
         if block.dtype.kind == "f":
             finite = np.isfinite(block)
@@ -166,8 +172,15 @@ def check_counts(
                 block = block[finite]
             n_bad["not whole numbers"] += int(np.count_nonzero(block != np.rint(block)))
         n_bad["negative"] += int(np.count_nonzero(block < 0))
-    for kind, n in n_bad.items():
-        if n:
+    return n_bad
+
+
+def refuse_bad_counts(
+    n_bad: Counter[str], shape: tuple[int, int], where: str, remedy: Callable[[], str] | None = None
+) -> None:
+    """Refuse a matrix of this shape if any of its entries cannot be counts (ValueError); see :func:`check_counts`."""
+    for kind in ("NaN", "infinite", "negative", "not whole numbers"):
+        if n := n_bad[kind]:
             instead = "pass raw counts" if remedy is None else remedy()
             means = {
                 "NaN": "replace them by 0, and if they are missing values write a bool layer that is False there (mask_layer=...)",
@@ -175,26 +188,30 @@ def check_counts(
                 "negative": f"scaled or corrected values are not counts: {instead}",
                 "not whole numbers": f"the values look normalised or corrected: {instead}",
             }
-            total = int(np.prod(x.shape))
-            raise ValueError(f"{n:,} of {total:,} entries of {where} are {kind}; {means[kind]}")
+            raise ValueError(f"{n:,} of {int(np.prod(shape)):,} entries of {where} are {kind}; {means[kind]}")
 
 
-def check_mask(mask: np.ndarray, shape: tuple[int, int], where: str) -> None:
-    """Refuse what cannot be a dense mask of data of this shape; numbers are fine if they are 0 and 1.
+def check_mask(
+    blocks: Iterable[np.ndarray], dtype: np.dtype, shape: tuple[int, int], expected: tuple[int, int], where: str
+) -> None:
+    """Refuse what cannot be a mask of data of the `expected` shape; numbers are fine if they are 0 and 1.
 
-    `where` names the matrix for the message (``"adata.layers['observed']"``).
+    `blocks` hold its values, all of them or those that are stored, and `where` names the matrix for the message
+    (``"adata.layers['observed']"``).
 
     Raises ValueError if the shape or the dtype is another one, or entries are neither 0 nor 1; says how many.
     """
-    if mask.shape != shape:
-        raise ValueError(f"{where} has shape {mask.shape}; a mask has the shape of adata, {shape}")
-    if mask.dtype.kind not in "buif":
-        raise ValueError(f"{where} has dtype {mask.dtype}; a mask is bool, True where an entry is observed")
-    if mask.dtype.kind == "b":
-        return
-    if n_bad := sum(int(np.count_nonzero((block != 0) & (block != 1))) for block in _blocks(mask)):
+    if tuple(shape) != expected:
+        raise ValueError(f"{where} has shape {tuple(shape)}; a mask has the shape of adata, {expected}")
+    if dtype.kind not in "buif":
+        raise ValueError(f"{where} has dtype {dtype}; a mask is bool, True where an entry is observed")
+    n_bad = 0
+    for values in blocks:
+        if dtype.kind != "b":
+            n_bad += sum(int(np.count_nonzero((block != 0) & (block != 1))) for block in _blocks(values))
+    if n_bad:
         raise ValueError(
-            f"{n_bad:,} of {mask.size:,} entries of {where} are neither 0 nor 1; "
+            f"{n_bad:,} of {int(np.prod(shape)):,} entries of {where} are neither 0 nor 1; "
             "a mask is bool, True where an entry is observed (see pp.observed_mask)"
         )
 

@@ -1,6 +1,6 @@
 """Between AnnData and tensors."""
 
-from lgdist_scvi.data._dataset import NeighborhoodDataset, NeighborhoodManager, registered_anndata
+from lgdist_scvi.data._dataset import NeighborhoodDataset, registered_anndata
 from lgdist_scvi.data._fields import (
     CoordinatesField,
     CountsField,
@@ -21,6 +21,7 @@ from lgdist_scvi.data._images import (
     OptionalLibraryField,
     OptionalMaskField,
 )
+from lgdist_scvi.data._manager import NeighborhoodManager
 from lgdist_scvi.data._patches import PatchField, PatchPairs
 from lgdist_scvi.data._statistics import GeneStatistics, gene_statistics, set_aside_patterns
 

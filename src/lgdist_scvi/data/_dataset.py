@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterator
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,54 +17,25 @@ from scvi.data import AnnDataManager, AnnTorchDataset
 from torch.utils.data import Subset
 
 from lgdist_scvi import _keys as keys
-from lgdist_scvi._anndata import as_csr, get_coordinates, get_counts, get_graph, get_library, get_mask, get_samples
+from lgdist_scvi._anndata import (
+    get_coordinates,
+    get_graph,
+    get_library,
+    get_samples,
+    open_counts,
+    open_mask,
+    refuse_counts,
+)
 from lgdist_scvi._checks import list_names, require_key
-from lgdist_scvi._units import library_size
-from lgdist_scvi.data._graph import nearest, reach_further, spot_pitch
+from lgdist_scvi._stored import StoredRows, as_csr, is_stored, new_digest
+from lgdist_scvi.data._graph import drawn_patches, nearest, reach_further, spot_pitch
+from lgdist_scvi.data._totals import Totals, totals_of
 
 _BLOCK = 2048  # spots
+_N_CALIBRATION, _N_TRAINING = 16_384, 65_536  # spots of larger data that training looks at
+_MASK_ENTRIES = 1 << 28  # of a mask, held dense in training
 # fields that are read and checked in a way of their own; any other one flows into the batch as it is
 _KNOWN_FIELDS = (keys.COUNTS, keys.MASK, keys.GRAPH, keys.COORDINATES, keys.SAMPLE, keys.LIBRARY)
-
-
-class NeighborhoodManager(AnnDataManager):
-    """An :class:`~scvi.data.AnnDataManager` whose batches carry the neighbours of their spots.
-
-    `fingerprint` is the hash of the data when they were registered by `setup_anndata`; ``None`` of other data that a
-    model is asked about.
-    """
-
-    fingerprint: str | None = None
-
-    def _read(self) -> NeighborhoodDataset:
-        return NeighborhoodDataset(self)
-
-    def create_torch_dataset(self, indices=None, data_and_attributes=None, load_sparse_tensor=False):
-        """Create a :class:`NeighborhoodDataset`, restricted to `indices` if given.
-
-        The other arguments are part of scvi-tools' signature; a neighbourhood is always loaded whole and dense. Data
-        that are not those that were registered are refused (ValueError).
-        """
-        try:
-            dataset = self._read()
-        except (KeyError, ValueError) as error:
-            if self.fingerprint is None:
-                raise
-            raise ValueError(
-                f"adata was changed after setup_anndata, and cannot be read any more: {error.args[0]}"
-            ) from error
-        if self.fingerprint not in (None, dataset.fingerprint):
-            raise ValueError(
-                "adata was changed after setup_anndata: its spots, counts, mask, library sizes, image features, slides, graph or coordinates "
-                "are others now; restore them, call setup_anndata again and train a new model, or pass a copy as adata to ask about it as new data"
-            )
-        return dataset.create_torch_dataset(indices)
-
-    def register_now(self) -> NeighborhoodDataset:
-        """Read the data, check what no single field can see, and remember what they are."""
-        dataset = self._read()
-        self.fingerprint = dataset.fingerprint
-        return dataset
 
 
 def registered_anndata(adata_manager: AnnDataManager) -> AnnData:
@@ -88,36 +59,60 @@ class NeighborhoodDataset(AnnTorchDataset):
         Further fields by name, (n_obs, ...) each: those registered, and those that :meth:`with_fields` adds. A batch
         holds their rows under the name, and those of the neighbours under ``"neighbor_" + name``.
 
+    spots
+        Rows in the AnnData of the spots of a :meth:`part`, (n_obs,); ``None`` of the whole.
+
     Raises ValueError if registered genes are gone, or nothing at all is observed of a slide, so that nothing predicts
     its spots.
     """
+
+    spots: np.ndarray | None = None
 
     def __init__(self, adata_manager: AnnDataManager):
         super().__init__(adata_manager)
         self.adata = registered_anndata(adata_manager)
         registry = adata_manager.data_registry
         self.genes = np.asarray(adata_manager.get_state_registry(keys.COUNTS)["column_names"])
-        self.counts, self.mask, self.library = self._measured(registry)
+        self.counts, self.mask = self._measured(registry)
+        self.totals = self._totals(registry)
+        if self.totals.all_observed:
+            self.mask = None
+        self.library = self._library(registry)
         self.has_content = self._has_content()
         self.fields = {name: self._field(name) for name in registry if name not in _KNOWN_FIELDS}
         self._registered_fields = tuple(self.fields)
+        # a model of one slide may be asked about several
+        sample_key = adata_manager.get_state_registry(keys.COORDINATES)["sample_key"]
+        self.samples = get_samples(self.adata, sample_key)
+        self.coordinates = get_coordinates(self.adata, registry[keys.COORDINATES].attr_key, sample_key)
+        self.graph = get_graph(self.adata, registry[keys.GRAPH].attr_key)
         self._set_neighbors()
+        self._refuse_lost(np.flatnonzero(~self.informative & (self.neighbors[:, 0] < 0)))
+
+    def __len__(self) -> int:
+        return len(self.library)
 
     def create_torch_dataset(self, indices=None, data_and_attributes=None, load_sparse_tensor=False):
         """Stand in for the manager in scvi-tools' data loaders, so that they do not read and check the data again."""
         return self if indices is None else Subset(self, np.asarray(indices))
 
-    def _measured(self, registry: dict) -> tuple[Any, np.ndarray | None, np.ndarray]:
-        """Counts, (n_obs, n_genes), what is observed of them, ``None`` if all is, and library sizes, (n_obs,)."""
+    def _measured(self, registry: dict) -> tuple[Any, Any]:
+        """Counts, (n_obs, n_genes), and what is observed of them, ``None`` if all is; in memory, or where they are stored."""
         self._columns = _columns(self.adata, self.genes)
-        counts = _take_columns(get_counts(self.adata, registry[keys.COUNTS].attr_key), self._columns)
+        counts = _take_columns(open_counts(self.adata, registry[keys.COUNTS].attr_key), self._columns)
         mask = None
         if keys.MASK in registry:
-            mask = _take_columns(get_mask(self.adata, registry[keys.MASK].attr_key), self._columns)
-        return counts, mask, self._library(registry, counts, mask)
+            mask = _take_columns(open_mask(self.adata, registry[keys.MASK].attr_key), self._columns)
+        return counts, mask
 
-    def _library(self, registry: dict, counts: Any, mask: np.ndarray | None) -> np.ndarray:
-        summed = library_size(counts, mask)
+    def _totals(self, registry: dict) -> Totals:
+        """Sums from one pass, in which counts on disk are checked."""
+        totals, n_bad = totals_of(self.counts, self.mask, self._blocks(self.counts.shape[0]))
+        refuse_counts(self.adata, registry[keys.COUNTS].attr_key, n_bad)
+        return totals
+
+    def _library(self, registry: dict) -> np.ndarray:
+        summed = self.totals.observed
         if keys.LIBRARY not in registry:
             return summed
         key = registry[keys.LIBRARY].attr_key
@@ -138,14 +133,18 @@ class NeighborhoodDataset(AnnTorchDataset):
         if field.attr_key is not None:
             require_key(getattr(self.adata, field.attr_name), field.attr_key, f"adata.{field.attr_name}")
         values = self.adata_manager.get_from_registry(name)
+        if is_stored(values) and len(values.shape) == 2:
+            values = StoredRows(values, f"adata.{field.attr_name}[{field.attr_key!r}]")
         if field.attr_name in ("X", "layers"):
             values = _take_columns(values, self._columns)
+        if isinstance(values, StoredRows):
+            return values
         return as_csr(values) if sparse.issparse(values) else np.asarray(values)
 
     def _has_content(self) -> np.ndarray:
         """Whether anything is observed of a spot; a spot without counts says nothing about expression."""
         content = self.library > 0
-        return content if self.mask is None else content & self.mask.any(axis=1)
+        return content if self.mask is None else content & (self.totals.n_observed > 0)
 
     @property
     def informative(self) -> np.ndarray:
@@ -154,23 +153,15 @@ class NeighborhoodDataset(AnnTorchDataset):
 
     def shows_zeros(self) -> bool:
         """Whether some observed entry is a zero."""
-        stored = sparse.csr_matrix(self.counts)
-        if self.mask is None:
-            return stored.nnz < np.prod(stored.shape)
-        rows = np.repeat(np.arange(stored.shape[0]), np.diff(stored.indptr))
-        return int(self.mask.sum()) > int(self.mask[rows, stored.indices].sum())
+        return self.totals.n_observed_positive < int(self.totals.n_observed.sum())
 
     def hides_every_zero(self) -> bool:
         """Whether there are zeros, and a mask calls all of them missing."""
-        if self.mask is None or self.shows_zeros():
-            return False
-        n_positive = self.counts.nnz if sparse.issparse(self.counts) else np.count_nonzero(self.counts)
-        return n_positive < np.prod(self.counts.shape)
+        return not self.shows_zeros() and self.totals.n_positive < np.prod(self.counts.shape)
 
     def without(self, spots: np.ndarray) -> NeighborhoodDataset:
         """The same data as if nothing were observed of some spots."""
-        other = copy.copy(self)
-        other.__dict__.pop("fingerprint", None)
+        other = self._changed()
         other.has_content = self.has_content.copy()
         other.has_content[spots] = False
         other._set_neighbors()
@@ -178,8 +169,7 @@ class NeighborhoodDataset(AnnTorchDataset):
 
     def with_library(self, library: np.ndarray) -> NeighborhoodDataset:
         """The same data with other library sizes, (n_obs,): what is predicted is for these."""
-        other = copy.copy(self)
-        other.__dict__.pop("fingerprint", None)
+        other = self._changed()
         other.library = np.asarray(library, dtype=np.float64)
         return other
 
@@ -189,17 +179,44 @@ class NeighborhoodDataset(AnnTorchDataset):
         other.fields = self.fields | {name: values for name, values in fields.items() if values is not None}
         return other
 
+    def _changed(self) -> NeighborhoodDataset:
+        """A copy for a change, which does not know what was computed of this data set."""
+        other = copy.copy(self)
+        for name in ("fingerprint", "for_training"):
+            other.__dict__.pop(name, None)
+        return other
+
+    def part(self, spots: np.ndarray) -> NeighborhoodDataset:
+        """Some spots alone, in memory and numbered anew in the given order; neighbours are those among them."""
+        other = self._changed()
+        counts, mask = self.counts[spots], None if self.mask is None else self.mask[spots]
+        other.counts, other.mask = counts, mask
+        for name in ("library", "has_content", "samples", "coordinates"):
+            setattr(other, name, getattr(self, name)[spots])
+        other.graph = self.graph[spots][:, spots]
+        other.fields = {name: values[spots] for name, values in self.fields.items()}
+        # what scvi-tools' loaders ask
+        other.adata = SimpleNamespace(n_obs=len(spots), shape=counts.shape)
+        other.spots = spots if self.spots is None else self.spots[spots]
+        other._set_neighbors()
+        return other
+
+    @cached_property
+    def for_training(self) -> NeighborhoodDataset:
+        """What training looks at: these data, or, of more than 16,384 spots, up to 65,536 in patches drawn at random, in memory."""
+        if len(self) <= _N_CALIBRATION:
+            return self
+        n = _N_TRAINING if self.mask is None else min(_N_TRAINING, _MASK_ENTRIES // len(self.genes))
+        return self.part(drawn_patches(self.coordinates, self.samples, n))
+
     @property
-    def graph(self) -> sparse.csr_matrix:
-        """The registered graph, (n_obs, n_obs)."""
-        return get_graph(self.adata, self.adata_manager.data_registry[keys.GRAPH].attr_key)
+    def for_calibration(self) -> NeighborhoodDataset:
+        """The first 16,384 spots of those that training looks at, with the same numbers."""
+        trained = self.for_training
+        return trained if len(trained) <= _N_CALIBRATION else trained.part(np.arange(_N_CALIBRATION))
 
     def _set_neighbors(self) -> None:
-        registry, graph, informative = self.adata_manager.data_registry, self.graph, self.informative
-        # a model of one slide may be asked about several
-        sample_key = self.adata_manager.get_state_registry(keys.COORDINATES)["sample_key"]
-        self.samples = samples = get_samples(self.adata, sample_key)
-        self.coordinates = coordinates = get_coordinates(self.adata, registry[keys.COORDINATES].attr_key, sample_key)
+        graph, informative, samples, coordinates = self.graph, self.informative, self.samples, self.coordinates
         rows = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
         lengths = np.linalg.norm(coordinates[rows] - coordinates[graph.indices], axis=1)
         pitch = spot_pitch(rows, lengths, samples, coordinates)
@@ -226,8 +243,6 @@ class NeighborhoodDataset(AnnTorchDataset):
         self.neighbors[edges["spot"], edges["slot"]] = edges["neighbor"]
         self.distances[edges["spot"], edges["slot"]] = edges["distance"]
 
-        self._refuse_lost(np.flatnonzero(~informative & (self.neighbors[:, 0] < 0)))
-
     def _refuse_lost(self, lost: np.ndarray) -> None:
         """Refuse data with spots of which nothing tells anything."""
         if len(lost):
@@ -247,15 +262,26 @@ class NeighborhoodDataset(AnnTorchDataset):
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Rows of all spots, in blocks that fit in memory dense."""
-        for start in range(0, len(self), _BLOCK):
-            yield np.arange(start, min(start + _BLOCK, len(self)))
+        return self._blocks(len(self))
+
+    @staticmethod
+    def _blocks(n_obs: int) -> Iterator[np.ndarray]:
+        for start in range(0, n_obs, _BLOCK):
+            yield np.arange(start, min(start + _BLOCK, n_obs))
+
+    def _known(self, spots: np.ndarray) -> np.ndarray:
+        """What is observed of some spots, bool, (n, n_genes)."""
+        known = np.broadcast_to(self.has_content[spots, None], (len(spots), len(self.genes)))
+        if self.mask is None:
+            return known
+        mask = self.mask[spots]
+        return known & (mask.toarray() if sparse.issparse(mask) else mask).astype(bool, copy=False)
 
     def rows(self, spots: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Counts, mask and library of some spots, dense float32."""
         counts = self.counts[spots]
         counts = (counts.toarray() if sparse.issparse(counts) else counts).astype(np.float32)
-        known = np.broadcast_to(self.has_content[spots, None], counts.shape)
-        mask = (known if self.mask is None else known & self.mask[spots]).astype(np.float32)
+        mask = self._known(spots).astype(np.float32)
         # a hidden entry must not reach the network, whatever its value
         counts *= mask
         return counts, mask, self.library[spots, None].astype(np.float32)
@@ -296,14 +322,17 @@ class NeighborhoodDataset(AnnTorchDataset):
 
         It does not depend on the storage format of the counts, nor on the values of masked entries.
         """
-        digest = hashlib.sha256("\n".join(map(str, self.genes)).encode())
+        digest = new_digest()
+        digest.update("\n".join(map(str, self.genes)).encode())
         for spots in self.blocks():
-            counts, known, _ = self.rows(spots)
-            positions = np.flatnonzero(counts)
-            for part in (positions, counts.ravel()[positions], np.packbits(known > 0), self.library[spots]):
-                digest.update(np.ascontiguousarray(part).tobytes())
+            known, counts = self._known(spots), as_csr(sparse.csr_matrix(self.counts[spots]))
+            rows = np.repeat(np.arange(len(spots)), np.diff(counts.indptr))
+            seen = known[rows, counts.indices]
+            positions = (rows * len(self.genes) + counts.indices)[seen]
+            for part in (positions, counts.data[seen].astype(np.float32), np.packbits(known), self.library[spots]):
+                digest.update(np.ascontiguousarray(part))
         for part in (self.neighbors, self.distances, self.samples, self.coordinates):
-            digest.update(np.ascontiguousarray(part).tobytes())
+            digest.update(np.ascontiguousarray(part))
         for name in self._registered_fields:
             digest.update(name.encode())
             for spots in self.blocks():
@@ -331,5 +360,7 @@ def _columns(adata: AnnData, genes: np.ndarray) -> np.ndarray | None:
     return columns
 
 
-def _take_columns(matrix, columns: np.ndarray | None):
-    return matrix if columns is None else matrix[:, columns]
+def _take_columns(matrix: Any, columns: np.ndarray | None) -> Any:
+    if columns is None:
+        return matrix
+    return matrix.with_columns(columns) if isinstance(matrix, StoredRows) else matrix[:, columns]

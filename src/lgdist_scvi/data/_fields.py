@@ -12,9 +12,18 @@ from scipy import sparse
 from scvi.data.fields import BaseAnnDataField, BaseMuDataWrapperClass
 
 from lgdist_scvi import _keys as keys
-from lgdist_scvi._anndata import get_coordinates, get_counts, get_graph, get_library, get_mask, get_samples, in_memory
+from lgdist_scvi._anndata import (
+    get_coordinates,
+    get_counts,
+    get_graph,
+    get_library,
+    get_samples,
+    observed_genes,
+    open_counts,
+)
 from lgdist_scvi._checks import check_has_spots, check_unique_names, list_names, mapping, require_key
 from lgdist_scvi._slides import find_sample_key
+from lgdist_scvi._stored import StoredRows, is_stored, row_blocks
 
 
 class _Field(BaseAnnDataField):
@@ -62,7 +71,10 @@ class CountsField(_Field):
         if not adata.n_vars:
             raise ValueError("adata has 0 genes; none is left to complete")
         check_unique_names(adata)
-        get_counts(adata, self.attr_key)
+        if not isinstance(
+            open_counts(adata, self.attr_key), StoredRows
+        ):  # those are checked in the pass of the data set
+            get_counts(adata, self.attr_key)
 
     def register_field(self, adata: AnnData) -> dict:
         super().register_field(adata)
@@ -97,17 +109,16 @@ class MaskField(_Field):
         super().__init__(keys.MASK, "layers", mask_layer)
 
     def validate_field(self, adata: AnnData) -> None:
-        get_mask(adata, self.attr_key)
+        observed_genes(adata, self.attr_key)
 
     def register_field(self, adata: AnnData) -> dict:
-        mask = get_mask(adata, self.attr_key)
-        unseen = adata.var_names[~mask.any(axis=0)]
+        unseen = adata.var_names[~observed_genes(adata, self.attr_key)]
         if len(unseen):
             raise ValueError(
                 f"adata.layers[{self.attr_key!r}] marks nothing as observed for {len(unseen):,} of {adata.n_vars:,} genes "
                 f"({list_names(unseen)}); nothing can be learnt about them: drop them with adata[:, mask.any(axis=0)]"
             )
-        return super().register_field(adata)
+        return {}
 
     def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: Any) -> dict:
         # a trained model knows the genes: new data may hide one throughout
@@ -150,12 +161,11 @@ class PrefillField(_Field):
     def validate_field(self, adata: AnnData) -> None:
         remedy = "prefill_layer names completed values, as model.complete() writes them"
         require_key(adata.layers, self.attr_key, "adata.layers", remedy)
-        values = in_memory(adata.layers[self.attr_key])
-        values = values.data if sparse.issparse(values) else values
-        if values.dtype.kind not in "fiu" or not np.isfinite(values).all() or (values < 0).any():
-            raise ValueError(
-                f"adata.layers[{self.attr_key!r}] must hold finite log1p(CP10K) values of at least 0; {remedy}"
-            )
+        values, where = adata.layers[self.attr_key], f"adata.layers[{self.attr_key!r}]"
+        for block in row_blocks(StoredRows(values, where) if is_stored(values) else values):
+            block = block.data if sparse.issparse(block) else np.asarray(block)
+            if block.dtype.kind not in "fiu" or not np.isfinite(block).all() or (block < 0).any():
+                raise ValueError(f"{where} must hold finite log1p(CP10K) values of at least 0; {remedy}")
 
 
 class ObspField(_OnSlides):

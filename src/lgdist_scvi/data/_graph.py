@@ -8,6 +8,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
+_PATCH = 1024  # spots
 N_AROUND = 168  # spots, seven rings of a hexagonal grid
 _SAME = 1e-6  # relative difference of distances that are the same
 
@@ -108,3 +109,25 @@ def nearest(
             _, place = cKDTree(coordinates[useful]).query(coordinates[asking], rank)
             found.append(pd.DataFrame({"spot": np.repeat(asking, len(rank)), "neighbor": useful[place].ravel()}))
     return pd.concat(found)
+
+
+def drawn_patches(coordinates: np.ndarray, samples: np.ndarray, n: int) -> np.ndarray:
+    """Rows of about `n` spots in compact patches drawn at random, always the same; patch after patch, one of each slide first.
+
+    A slide is cut into strips of as many spots each, and every strip into patches, of about 1,024 spots.
+    """
+    rng, patches = np.random.default_rng(0), []
+    for sample in np.unique(samples):
+        spots = np.flatnonzero(samples == sample)
+        n_patches = max(1, round(len(spots) / _PATCH))
+        n_strips = max(1, round(np.sqrt(n_patches)))
+        across, along = np.argsort(np.ptp(coordinates[spots], axis=0), kind="stable")[::-1][:2]
+        for strip in np.array_split(spots[np.argsort(coordinates[spots, across], kind="stable")], n_strips):
+            order = strip[np.argsort(coordinates[strip, along], kind="stable")]
+            patches += [
+                (sample, np.sort(patch)) for patch in np.array_split(order, max(1, round(n_patches / n_strips)))
+            ]
+    drawn = [patches[place] for place in rng.permutation(len(patches))]
+    first = {sample: place for place, (sample, _) in reversed(list(enumerate(drawn)))}
+    order = [*first.values(), *sorted(set(range(len(drawn))) - set(first.values()))]
+    return np.concatenate([drawn[place][1] for place in order])[:n]

@@ -12,8 +12,9 @@ from scipy import sparse
 from lgdist_scvi import _keys as keys
 from lgdist_scvi._anndata import in_memory
 from lgdist_scvi._checks import check_encoder, check_has_spots, list_names, require_key
-from lgdist_scvi.data._dataset import NeighborhoodDataset, NeighborhoodManager
+from lgdist_scvi.data._dataset import NeighborhoodDataset
 from lgdist_scvi.data._fields import CountsField, LibraryField, MaskField, _Field
+from lgdist_scvi.data._manager import NeighborhoodManager
 
 _MAX_FOLDS, _N_STRIPS = 5, 4
 
@@ -165,7 +166,7 @@ class ImageDataset(NeighborhoodDataset):
         self.counted = bool(adata_manager.get_state_registry(keys.COUNTS)["counted"])
         super().__init__(adata_manager)
 
-    def _measured(self, registry: dict) -> tuple[Any, np.ndarray | None, np.ndarray]:
+    def _measured(self, registry: dict) -> tuple[Any, Any]:
         library, mask = registry.get(keys.LIBRARY), registry.get(keys.MASK)
         if self.counted:
             for field, part, where in (
@@ -175,9 +176,14 @@ class ImageDataset(NeighborhoodDataset):
                 if field is not None:
                     require_key(part, field.attr_key, where, "data with counts need it as the training did")
             return super()._measured(registry)
-        known = library is not None and library.attr_key in self.adata.obs
-        depth = np.asarray(self.adata.obs[library.attr_key], dtype=np.float64) if known else np.zeros(self.adata.n_obs)
-        return sparse.csr_matrix((self.adata.n_obs, len(self.genes)), dtype=np.float32), None, depth
+        return sparse.csr_matrix((self.adata.n_obs, len(self.genes)), dtype=np.float32), None
+
+    def _library(self, registry: dict) -> np.ndarray:
+        library = registry.get(keys.LIBRARY)
+        if self.counted or library is None:
+            return super()._library(registry)
+        known = library.attr_key in self.adata.obs
+        return np.asarray(self.adata.obs[library.attr_key], dtype=np.float64) if known else self.totals.observed
 
     def _has_content(self) -> np.ndarray:
         return super()._has_content() & self.counted
@@ -189,6 +195,14 @@ class ImageDataset(NeighborhoodDataset):
     @property
     def informative(self) -> np.ndarray:
         return self.pictured
+
+    @property
+    def for_training(self) -> NeighborhoodDataset:
+        return self  # what it learns comes with each spot
+
+    @property
+    def for_calibration(self) -> NeighborhoodDataset:
+        return self
 
     def _refuse_lost(self, lost: np.ndarray) -> None:
         if len(lost):

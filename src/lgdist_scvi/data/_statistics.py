@@ -70,13 +70,13 @@ def gene_statistics(
     compositional: bool,
     n_components: int,
 ) -> GeneStatistics:
-    """Summarise the observed entries of a data set that are not held out.
+    """Summarise the observed entries that are not held out, of what training looks at of a data set.
 
     `set_aside` are the :func:`set_aside_patterns`. `counted_among` gives the entries in whose libraries the counts of
     known ones are a share; see :class:`~lgdist_scvi.module.likelihood.Likelihood`. With `compositional` the genes make
     up the library, so that rates sum to 1.
     """
-    n_genes = set_aside.shape[1]
+    dataset, n_genes = dataset.for_training, set_aside.shape[1]
     counts_sum, library_sum, n_known, value_sum, square_sum = np.zeros((5, n_genes))
     for spots in dataset.blocks():
         counts, known, library = dataset.rows(spots)

@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from mudata import MuData
+from scipy import sparse
 from scvi import settings
 
 from lgdist_scvi import pp
-from lgdist_scvi._anndata import get_graph, get_mask, get_obs
+from lgdist_scvi._anndata import get_graph, get_obs, open_mask
 from lgdist_scvi._checks import check_not_synthetic, either, mapping, require_key
 from lgdist_scvi._slides import choose_sample_key
-from lgdist_scvi._units import library_size
 from lgdist_scvi.data import NeighborhoodDataset
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
 
 DEFAULT_GRAPH = "spatial_connectivities"
 _MANY_NEIGHBORS = 50
+_BLOCK = 2048  # spots
 _OUTSIDE = ("0", "0.0", "false", "f", "no", "n")  # the tissue, as numbers or as words
 _CORRECTION = ("batch_key", "labels_key", "categorical_covariate_keys", "continuous_covariate_keys")
 
@@ -133,10 +134,10 @@ def warn_of_spots(adata: AnnData, graph_key: str, mask_layer: str | None) -> Non
                 f"filled with expression; leave them out: adata = adata[{inside}].copy()"
             )
     if "held_out" in adata.layers and mapping(adata.uns.get("hold_out")).get("scheme") != "thinning":
-        shown = get_mask(adata, "held_out")
-        if mask_layer is not None:
-            shown = shown & get_mask(adata, mask_layer)
-        if n_shown := int(shown.sum()):
+        masks = [open_mask(adata, name) for name in ("held_out", mask_layer) if name is not None]
+        if n_shown := sum(
+            _in_all([mask[start : start + _BLOCK] for mask in masks]) for start in range(0, adata.n_obs, _BLOCK)
+        ):
             messages.append(
                 f"{n_shown:,} entries that adata.layers['held_out'] hides would be read as measured zeros; call "
                 "pp.observed_mask(adata, method='held_out') and pass mask_layer='observed'"
@@ -152,9 +153,15 @@ def warn_of_spots(adata: AnnData, graph_key: str, mask_layer: str | None) -> Non
         warnings.warn(message, stacklevel=settings.warnings_stacklevel + 1)
 
 
+def _in_all(masks: list[Any]) -> int:
+    """Number of entries that are True in all masks, dense or sparse, of the same shape."""
+    parts = [np.asarray(mask.todense() if sparse.issparse(mask) else mask, dtype=bool) for mask in masks]
+    return int(np.logical_and.reduce(parts).sum())
+
+
 def warn_of_equal_totals(dataset: NeighborhoodDataset) -> None:
     """Warn of counts that may be rounded after normalisation: all spots have the same total."""
-    total = library_size(dataset.counts)
+    total = dataset.totals.counted
     total = total[total > 0]
     if len(total) < 10:
         return
@@ -171,8 +178,8 @@ def warn_of_masked_library(dataset: NeighborhoodDataset, size_factor_key: str | 
     """Warn of library sizes that seem to hold counts which a mask hides: expected rates would come out too high."""
     if size_factor_key is None or dataset.mask is None or dataset.hides_every_zero():
         return
-    observed, total = library_size(dataset.counts, dataset.mask), library_size(dataset.counts)
-    hidden, usable = total - observed, dataset.mask.any(axis=1) & (total > 0)
+    total = dataset.totals.counted
+    hidden, usable = total - dataset.totals.observed, (dataset.totals.n_observed > 0) & (total > 0)
     affected, others = usable & (hidden > 0), usable & (hidden == 0)
     if not affected.any():
         return

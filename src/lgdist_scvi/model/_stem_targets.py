@@ -42,7 +42,8 @@ def targets_of(model: Stem, targets: str | LGDiST, fit_basis: bool, **train_kwar
     setup, module = model.registry_["setup_args"], model.module
     draws = None
     if isinstance(targets, str) and targets == "counts":
-        counts = dataset.counts.toarray() if hasattr(dataset.counts, "toarray") else np.asarray(dataset.counts)
+        counts = in_memory(dataset.counts)
+        counts = counts.toarray() if hasattr(counts, "toarray") else counts
         rate = (counts / np.maximum(dataset.library, 1.0)[:, None]).astype(np.float32)
         denoised = _at_the_level_of(_principal(dataset), rate)
     elif isinstance(targets, str) and setup["target_layer"] is not None:
@@ -79,7 +80,7 @@ def _check_spots(completion: LGDiST, dataset: ImageDataset) -> None:
 
 def _principal(dataset: ImageDataset) -> np.ndarray:
     """Rates from principal components of log1p(CP10K), float32, (n_obs, n_genes)."""
-    values = log1p_cp10k(dataset.counts, dataset.library)
+    values = log1p_cp10k(in_memory(dataset.counts), dataset.library)
     mean = values.mean(axis=0)
     scores, singular, axes = randomized_svd(
         values - mean, min(_RANK, *(size // 4 or 1 for size in values.shape)), n_iter=4, random_state=0

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
+import torch
 from scvi.data import AnnDataManager
-from scvi.dataloaders import DataSplitter
-from torch.utils.data import DataLoader
+from scvi.dataloaders import AnnDataLoader, DataSplitter
+from torch.utils.data import DataLoader, Sampler
 
 from lgdist_scvi.train._arguments import REMEDIES, refuse_unknown
 
 _N_VALIDATION_SPOTS = 1024
+_PER_EPOCH = 16_384  # spots; of more, each epoch draws so many
+_RUN = 1024  # rows that follow each other, drawn together: rows of a patch know each other's neighbours
 _OF_THE_LOADER = {"dataset", "batch_size", "shuffle", "sampler", "batch_sampler", "collate_fn"}  # it sets these itself
 _REMEDIES = REMEDIES | {
     "batch_size": "pass train(batch_size=...)",
@@ -33,6 +36,11 @@ class EntrySplitter(DataSplitter):
         Manager with registered data.
     set_aside, validation_spots
         Rows of the spots that are set aside whole, and of those that are not trained on; ``None`` if all are.
+    rows
+        Numbers by which rows are named, of each spot of the manager's data: these may be some of more data. ``None`` if they
+        are named by their places.
+    n_obs
+        Number of spots among which rows are named.
     seed
         Of the choice of validation spots.
     batch_size
@@ -50,6 +58,8 @@ class EntrySplitter(DataSplitter):
         adata_manager: AnnDataManager,
         set_aside: np.ndarray,
         validation_spots: np.ndarray | None = None,
+        rows: np.ndarray | None = None,
+        n_obs: int | None = None,
         seed: int = 0,
         batch_size: int = 128,
         datasplitter_kwargs: Mapping[str, Any] | None = None,
@@ -58,21 +68,22 @@ class EntrySplitter(DataSplitter):
         allowed = {"external_indexing", *inspect.signature(DataLoader).parameters} - _OF_THE_LOADER
         refuse_unknown(kwargs, allowed, "datasplitter_kwargs", _REMEDIES)
         external_indexing = kwargs.pop("external_indexing", None)
-        n_obs = adata_manager.adata.n_obs
-        spots = np.setdiff1d(np.arange(n_obs), set_aside)
+        n_here = adata_manager.adata.n_obs
+        rows = np.arange(n_here) if rows is None else rows
+        spots = np.setdiff1d(np.arange(n_here), set_aside)
         if external_indexing is not None:
             if validation_spots is not None:
                 raise ValueError(
                     "spots that validate are named twice: leave out external_indexing or validation_samples"
                 )
-            train, validation = _external(external_indexing, n_obs)
-            train, candidates = np.intersect1d(train, spots), np.intersect1d(validation, spots)
+            train, validation = _external(external_indexing, n_obs or n_here)
+            train, candidates = (spots[np.isin(rows[spots], named)] for named in (train, validation))
             if not len(validation):
                 candidates = train
             elif not len(candidates):
                 raise ValueError("external_indexing: all rows that validate are set aside for calibration; name more")
         elif validation_spots is not None:
-            candidates = np.intersect1d(validation_spots, spots)
+            candidates = spots[np.isin(rows[spots], validation_spots)]
             train = np.setdiff1d(spots, candidates)
         else:
             train = candidates = spots
@@ -86,6 +97,34 @@ class EntrySplitter(DataSplitter):
 
     def setup(self, stage: str | None = None) -> None:
         """Nothing to do: the split is made on construction."""
+
+    @property
+    def n_per_epoch(self) -> int:
+        """Number of spots of an epoch."""
+        return min(self.n_train, _PER_EPOCH)
+
+    def train_dataloader(self) -> AnnDataLoader:
+        """Batches of all spots, or of as many as an epoch has at most, in random order."""
+        loader = super().train_dataloader()
+        if self.n_train > _PER_EPOCH:
+            loader.sampler.sampler = _SomeRuns(self.n_train, _PER_EPOCH)
+        return loader
+
+
+class _SomeRuns(Sampler):
+    """Places in random order, of runs that are drawn anew every time."""
+
+    def __init__(self, n_places: int, n: int):
+        self.n_places, self.n = n_places, n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[int]:
+        # as scvi-tools' sampler draws them: from the global generator
+        runs = torch.arange(self.n_places).split(_RUN)
+        drawn = torch.cat([runs[run] for run in torch.randperm(len(runs)).tolist()])[: self.n]
+        yield from drawn[torch.randperm(len(drawn))].tolist()
 
 
 def _external(given: Sequence[Any], n_obs: int) -> tuple[np.ndarray, np.ndarray]:

@@ -33,8 +33,9 @@ from lgdist_scvi.train import EntrySplitter, named_step
 def calibrate(model: BaseModelClass, data: NeighborhoodDataset, show: bool = False) -> Calibration:
     """Fit region effects and noise, calibrate intervals and standard deviations, and measure skill.
 
-    `model` has trained networks, and `data` are what they were trained on; `show` gives every step a progress line.
+    `model` has trained networks, and `data` are what they were trained on, or more; `show` gives every step a progress line.
     """
+    data = data.for_calibration
     module, step = model.module, partial(named_step, model, show=show)
     module.eval()
     forget_region_effects(model)
@@ -82,8 +83,8 @@ def _finish_networks(model: BaseModelClass, data: NeighborhoodDataset) -> None:
     """Fit what an interruption kept the stages of the training from fitting."""
     if model.module.is_finished():
         return
-    given = model._data_for(data, "set_aside")
-    splitter = EntrySplitter(given, model.module.spots_set_aside(len(data)), seed=settings.seed or 0)
+    given = model._data_for(data.for_training, "set_aside")
+    splitter = EntrySplitter(given, model.module.spots_set_aside(len(given)), seed=settings.seed or 0)
     with named_step(model, "experts"):
         model.module.finish(splitter.train_dataloader(), torch.Generator().manual_seed(settings.seed or 0))
 
@@ -117,7 +118,7 @@ class SkillMixin:
         if neighbors_only:
             if self.adata is None:
                 raise ValueError("skill is measured on the data that the model was trained on; load it with them")
-            dataset = self.adata_manager.create_torch_dataset()
+            dataset = self.adata_manager.create_torch_dataset().for_calibration
             measured = measure_skill(predictor_of(self, dataset, "set_aside"), neighbors_only=True)
         genes = np.asarray(self.registry_["field_registries"][keys.COUNTS]["state_registry"]["column_names"])
         return pd.DataFrame(measured[estimand], index=pd.Index(genes, name="gene"))

@@ -68,7 +68,7 @@ class Query:
         self.adata = self.dataset.adata
         if library_size is not None:
             self.dataset = self.dataset.with_library(depths(library_size, self.adata.n_obs))
-        if registered is not model.adata and self.dataset.mask is not None:
+        if registered is not model.adata and keys.MASK in self.dataset.registered_keys:
             shown = self.dataset.shows_zeros(), self.dataset.hides_every_zero()
             choose_likelihood(name_of(model.module.likelihood), *shown)
         self.rows = spots_at(self.adata, indices)

@@ -61,6 +61,9 @@ class TrainingMixin(DataMixin):
         draws them. Steps after the stages (experts, region_effects, noise, intervals, skill) leave one row of what they chose, such
         as ``history_["experts/weights_hidden"]`` or ``history_["intervals/coverage_rate"]``.
 
+        Of more than 16,384 spots the networks see patches, drawn at random over all slides, of up to 65,536 spots in all; what
+        follows them is fitted and measured on 16,384 of these. Time and memory do not grow any further.
+
         Every stage trains with its own copies of `callbacks`; those of the last one are in ``model.trainer.callbacks`` afterwards.
         Callbacks, `early_stopping_monitor` and ``scvi.autotune`` find the losses of every stage as ``"train_loss"`` and
         ``"validation_loss"``, and those of one stage as ``"vae_validation_loss"``, ``"diffusion_validation_loss"``, ...; loggers
@@ -69,8 +72,8 @@ class TrainingMixin(DataMixin):
         Parameters
         ----------
         max_epochs
-            Passes over the spots in each stage. ``None``: about 500 steps for the VAE and 300 for the diffusion, in 4 to 300
-            passes.
+            Passes over the spots in each stage, of at most 16,384 spots each. ``None``: about 500 steps for the VAE and 300 for
+            the diffusion, in 4 to 300 passes.
         stage
             ``"vae"``, ``"diffusion"`` (needs a trained VAE) or ``"all"``.
         n_rounds
@@ -92,7 +95,7 @@ class TrainingMixin(DataMixin):
             For the training plans of both stages (`lr`, by default 2e-3 for the VAE and 1e-3 for the diffusion, `weight_decay`).
         datasplitter_kwargs
             For the data loaders (`num_workers`), and `external_indexing`: a list of the rows that train and the rows that validate;
-            others do neither. Rows that validate are still seen as neighbours of others: `pp.hold_out` hides them there too.
+            others do neither, nor do those outside of the patches that training sees. Rows that validate are still seen as neighbours of others: `pp.hold_out` hides them there too.
         **trainer_kwargs
             For :class:`scvi.train.Trainer` (`callbacks`, `logger`, `check_val_every_n_epoch`, `enable_progress_bar`).
 
@@ -112,10 +115,13 @@ class TrainingMixin(DataMixin):
         check_trainer_arguments(arguments, stages, inspect.signature(self.train).parameters)
         refuse_unknown(plan_kwargs or {}, ("lr", "weight_decay"), "plan_kwargs")
         data = self.adata_manager.create_torch_dataset()
+        seen = data.for_training
         splitter = EntrySplitter(
-            data,
-            self.module.spots_set_aside(len(data)),
+            seen,
+            self.module.spots_set_aside(len(seen)),
             validation_spots=self._validation_spots(validation_samples),
+            rows=seen.spots,
+            n_obs=len(data),
             seed=settings.seed or 0,
             batch_size=batch_size,
             datasplitter_kwargs=datasplitter_kwargs,
@@ -133,17 +139,17 @@ class TrainingMixin(DataMixin):
             )
         with self._remembered(call, plans, data):
             self._forget(stage)
-            splitter.adata_manager = self._data_for(data, "set_aside")
+            splitter.adata_manager = self._data_for(seen, "set_aside")
             for plan, copies in zip(plans, callbacks, strict=True):
                 if plan.stage == f"{names[0]}_round2":
                     self.module.begin_second_round()
                     self.n_rounds_ = 2
-                    splitter.adata_manager = self._data_for(data, "set_aside")
+                    splitter.adata_manager = self._data_for(seen, "set_aside")
                 completed = run_stage(
                     self,
                     plan,
                     splitter,
-                    max_epochs=max_epochs or _default_epochs(plan, splitter.n_train, batch_size),
+                    max_epochs=max_epochs or _default_epochs(plan, splitter.n_per_epoch, batch_size),
                     ema_decay=ema_decay,
                     callbacks=copies,
                     stages=stages,
@@ -161,7 +167,8 @@ class TrainingMixin(DataMixin):
             self.calibration_ = self.calibration_ or calibrate(
                 self, data, show=trainer_kwargs.get("enable_progress_bar", True)
             )
-            predictor_of(self, data)  # the first question finds region effects at hand
+            if seen is data:
+                predictor_of(self, data)  # the first question finds region effects at hand
 
     def _check_call(
         self, stage: str, n_rounds: int, max_epochs: int | None, batch_size: int, ema_decay: float | None

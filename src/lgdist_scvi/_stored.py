@@ -1,0 +1,172 @@
+"""Matrices that stay on disk: their rows come into memory when they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+_ROWS = 2048  # read in one go at most; fewer of dense matrices
+_ENTRIES = 1 << 22  # of a dense matrix, read in one go
+_GAP = 512  # rows; read along rather than passed over
+_N_SAMPLED, _SAMPLED_ROWS = 16, 64  # runs of rows that tell one matrix from another
+_BY_GENES = 1 << 29  # bytes of a matrix stored by genes (csc) that is turned in memory
+
+
+def in_memory(x: Any) -> Any:
+    """Bring a backed or lazy matrix into memory; leave others as they are."""
+    if hasattr(x, "to_memory"):  # anndata's backed sparse matrices, and rows of stored ones
+        return x.to_memory()
+    if hasattr(x, "compute"):  # dask
+        return x.compute()
+    if sparse.issparse(x):
+        return x
+    return np.asarray(x)
+
+
+def as_csr(x: sparse.spmatrix | sparse.sparray) -> sparse.csr_matrix:
+    """Give any scipy sparse matrix or array as `csr_matrix`: sorted, without duplicates or stored zeros.
+
+    Shares memory with `x` where nothing had to change, and never modifies `x`.
+    """
+    # built from the buffers, so that views and subclasses come out as plain csr_matrix
+    same = isinstance(x, sparse.csr_matrix | sparse.csr_array)
+    csr = x if same else x.tocsr()
+    csr = sparse.csr_matrix((np.asarray(csr.data), csr.indices, csr.indptr), shape=csr.shape)
+    if not csr.has_canonical_format or np.count_nonzero(csr.data) < csr.nnz:
+        csr = csr.copy()
+        csr.sum_duplicates()
+        csr.eliminate_zeros()
+    return csr
+
+
+def is_stored(x: Any) -> bool:
+    """Whether a matrix is on disk, or computed when asked for (h5ad, zarr, Dask), and not an array in memory."""
+    return hasattr(x, "chunks") or hasattr(x, "backend")  # arrays of h5py, zarr and Dask; sparse matrices of anndata
+
+
+class StoredRows:
+    """A matrix on disk, (n_obs, n_vars), of which rows can be taken; sparse rows are csr_matrix as :func:`as_csr` gives it.
+
+    A sparse matrix that is stored by genes (csc), of which no row can be read without all the rest, comes into memory
+    once if it takes at most 512 MiB there, and is refused else (ValueError).
+
+    `where` names the matrix for the message (``"adata.X"``).
+    """
+
+    def __init__(self, matrix: Any, where: str):
+        by_genes = (
+            getattr(getattr(matrix, "_meta", matrix), "format", None) == "csc"
+        )  # of Dask arrays, as of backed ones
+        self._matrix = _by_spots(matrix, where) if by_genes else matrix
+        self._columns: np.ndarray | None = None
+        self._n_rows, self._n_columns = map(int, matrix.shape)
+        dense = (
+            not by_genes and not hasattr(matrix, "to_memory") and not sparse.issparse(getattr(matrix, "_meta", None))
+        )
+        self._step = min(_ROWS, max(1, _ENTRIES // max(1, self._n_columns))) if dense else _ROWS
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._n_rows, self._n_columns if self._columns is None else len(self._columns)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self._matrix.dtype)
+
+    def with_columns(self, columns: np.ndarray) -> StoredRows:
+        """The same rows of some columns, given by their positions."""
+        other = object.__new__(StoredRows)
+        other.__dict__ |= self.__dict__
+        other._columns = columns if self._columns is None else self._columns[columns]
+        return other
+
+    def __getitem__(self, rows: Any) -> sparse.csr_matrix | np.ndarray:
+        """Some rows in memory, in any order; rows that lie near each other are read together."""
+        rows = np.atleast_1d(np.arange(self._n_rows)[rows])
+        unique, place = np.unique(rows, return_inverse=True)
+        parts = [self._run(run) for run in np.split(unique, np.flatnonzero(np.diff(unique) > _GAP) + 1)]
+        parts = [part for run in parts for part in run]
+        found = sparse.vstack(parts, format="csr") if sparse.issparse(parts[0]) else np.concatenate(parts)
+        return found if len(rows) == len(unique) and (place[1:] > place[:-1]).all() else found[place]
+
+    def _run(self, rows: np.ndarray) -> list[Any]:
+        """Sorted rows without large gaps, in parts that fit in memory; at least one part."""
+        if not len(rows):
+            return [self._read(0, 1)[:0]]
+        parts = []
+        for start in range(int(rows[0]), int(rows[-1]) + 1, self._step):
+            first, last = np.searchsorted(rows, (start, start + self._step))
+            if inside := last - first:
+                part = self._read(int(rows[first]), int(rows[last - 1]) + 1)
+                parts.append(part if part.shape[0] == inside else part[rows[first:last] - rows[first]])
+        return parts
+
+    def _read(self, start: int, stop: int) -> sparse.csr_matrix | np.ndarray:
+        block = in_memory(self._matrix[start:stop])
+        block = as_csr(block) if sparse.issparse(block) else np.asarray(block)
+        return block if self._columns is None else block[:, self._columns]
+
+    def blocks(self) -> Iterator[sparse.csr_matrix | np.ndarray]:
+        """All rows in order, in blocks that fit in memory."""
+        for start in range(0, self._n_rows, self._step):
+            yield self._read(start, min(start + self._step, self._n_rows))
+
+    def to_memory(self) -> sparse.csr_matrix | np.ndarray:
+        """All rows, in memory."""
+        return self[:]
+
+
+def row_blocks(matrix: Any) -> Iterator[Any]:
+    """All rows of a matrix: one in memory as it is, :class:`StoredRows` in blocks."""
+    if isinstance(matrix, StoredRows):
+        yield from matrix.blocks()
+    else:
+        yield matrix
+
+
+def _by_spots(matrix: Any, where: str) -> sparse.csr_matrix:
+    """A matrix stored by genes, turned in memory."""
+    parts, size = [], 0
+    for start in range(0, matrix.shape[1], _ROWS):
+        parts.append(in_memory(matrix[:, start : start + _ROWS]).tocsc())
+        size += parts[-1].nnz * (parts[-1].dtype.itemsize + 4)
+        if size > _BY_GENES:
+            raise ValueError(
+                f"{where} is stored by genes (csc) and too large to be turned in memory; store it by spots: read it on a machine "
+                "that holds it, adata = adata.to_memory(), adata.X = adata.X.tocsr(), and write it again"
+            )
+    return as_csr(sparse.hstack(parts, format="csr"))
+
+
+def update_digest(digest: Any, value: Any) -> None:
+    """Add to a hash what is cheap to know of a matrix or array, so that a change of it shows.
+
+    All of what is in memory; of a matrix on disk shape, dtype and 16 runs of 64 rows, spread evenly: the whole of a
+    small one, and of a large one enough to tell another file, order or set of spots, not a change of a few entries.
+    """
+    if is_stored(value) and len(value.shape) == 2:
+        value = StoredRows(value, "")
+        n = value.shape[0]
+        starts = np.unique(np.linspace(0, max(0, n - _SAMPLED_ROWS), _N_SAMPLED).astype(int))
+        rows = np.unique(np.concatenate([np.arange(start, min(start + _SAMPLED_ROWS, n)) for start in starts]))
+        digest.update(repr((value.shape, str(value.dtype))).encode())
+        value = value[rows]
+    if sparse.issparse(value):
+        value = value if value.format in ("csr", "csc") else value.tocsr()
+        parts = (value.data, value.indices, value.indptr)
+        digest.update(repr((value.format, value.shape)).encode())
+    else:
+        value = np.asarray(in_memory(value))
+        parts = (value.T if value.flags.f_contiguous else value,)
+    for part in parts:
+        digest.update(repr((part.shape, str(part.dtype))).encode())
+        digest.update(repr(part.tolist()).encode() if part.dtype.kind == "O" else np.ascontiguousarray(part))
+
+
+def new_digest() -> Any:
+    """An empty hash."""
+    return hashlib.sha256()
