@@ -32,6 +32,7 @@ def shrinkage(predictor):
 def streamed(monkeypatch, entries_at_a_time: int = 2560, cache: int = 2**20) -> None:
     """As if nothing fitted in memory: parts of 16 spots, in runs of 64, a few of which are kept."""
     monkeypatch.setattr(compact, "MAX_ENTRIES", 1)
+    monkeypatch.setattr(regions, "_refuse_scattered", lambda effects: None)
     for name, value in (("BATCH_SIZE", 16), ("_CACHE", cache), ("spots_at_a_time", lambda n: entries_at_a_time // n)):
         monkeypatch.setattr(evidence, name, value)
 
@@ -87,6 +88,19 @@ def test_the_same_shrinkage_is_chosen(predictor, monkeypatch):
     monkeypatch.setattr(regions, "_SPOTS_AT_A_TIME", 50)
     fit_region_effects(predictor)
     torch.testing.assert_close(predictor.module.region_shrinkage, whole)
+
+
+@pytest.mark.usefixtures("shrinkage")
+def test_scattered_spots_are_told_how_to_be_ordered(trained, monkeypatch):
+    predictor = Predictor(trained.module, trained.adata_manager.create_torch_dataset())
+    refuse = regions._refuse_scattered
+    streamed(monkeypatch, cache=8 * 16 * predictor.n_genes * 14)
+    monkeypatch.setattr(regions, "_refuse_scattered", refuse)
+    monkeypatch.setattr(regions, "_SPOTS_AT_A_TIME", 16)
+    assert isinstance(estimate_region_effects(predictor), EstimatedEffects)
+    monkeypatch.setattr(evidence, "_CACHE", 8 * 16 * predictor.n_genes * 5)
+    with pytest.raises(ValueError, match=r"lie far apart.*order them once, adata = adata\[np.argsort"):
+        estimate_region_effects(predictor)
 
 
 def test_parts_are_compact_and_of_one_slide():

@@ -97,11 +97,6 @@ class EstimatedEffects:
     effects: RegionEffects
     shrinkage: np.ndarray
 
-    @property
-    def needs_slides(self) -> bool:
-        """Whether sums over slides are needed."""
-        return bool(np.isfinite(self.shrinkage[0]))
-
     def __getitem__(self, spots: np.ndarray) -> np.ndarray:
         """Effects on some spots, by their rows, (n_spots, n_genes)."""
         parts = [self._of(spots[at : at + _SPOTS_AT_A_TIME]) for at in range(0, len(spots), _SPOTS_AT_A_TIME)]
@@ -109,7 +104,7 @@ class EstimatedEffects:
 
     def _of(self, spots: np.ndarray) -> np.ndarray:
         effects, (slide, surroundings) = self.effects, self.shrinkage
-        sums = effects.over_slides(spots) if self.needs_slides else effects.evidence[spots]
+        sums = effects.evidence[spots] if np.isinf(slide) else effects.over_slides(spots)
         of_slide = effects.posterior_mean(sums, slide)
         if np.isinf(surroundings):
             return of_slide
@@ -201,6 +196,19 @@ def _region_effects(predictor: Predictor, evidence: Evidence) -> RegionEffects:
     return RegionEffects(evidence, nearby, dataset.samples, predictor.module.likelihood.region_effect)
 
 
+def _refuse_scattered(effects: RegionEffects) -> None:
+    """Refuse data in which spots that follow each other lie so far apart that some of them need most of all the others."""
+    evidence, n_obs = effects.evidence, len(effects.samples)
+    for first in np.linspace(0, max(0, n_obs - _SPOTS_AT_A_TIME), 3).astype(int):
+        near = effects.surroundings[np.arange(first, min(first + _SPOTS_AT_A_TIME, n_obs))].indices
+        if len(np.unique(evidence.part[near])) > evidence.n_kept:
+            raise ValueError(
+                f"spots that follow each other in adata lie far apart, so that {_SPOTS_AT_A_TIME} of them need those of the whole slide "
+                'about them; order them once, adata = adata[np.argsort(adata.obsm["spatial"][:, 1])].copy(), slide by slide if there '
+                "are several"
+            )
+
+
 def fit_region_effects(predictor: Predictor) -> RegionEffects | None:
     """Choose the shrinkage of region effects on held-out entries; what they are estimated from in training, or ``None`` without."""
     module = predictor.module
@@ -225,7 +233,9 @@ def estimate_region_effects(
         return None
     predictor, n_obs = predictor.with_region_effects(None), len(predictor.dataset)
     if not fits_in_memory(n_obs, predictor.n_genes):
-        return _region_effects(predictor, StreamedEvidence(predictor, hide, silent=silent)).estimate(shrinkage)
+        effects = _region_effects(predictor, StreamedEvidence(predictor, hide, silent=silent))
+        _refuse_scattered(effects)
+        return effects.estimate(shrinkage)
     kept = _empty(predictor)
     for _ in _looked_at(predictor, hide, np.arange(n_obs), kept):
         pass

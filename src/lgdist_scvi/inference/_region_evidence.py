@@ -79,9 +79,9 @@ class StreamedEvidence:
             for place in predictor.places(rows, BATCH_SIZE):
                 self.part[rows[place]], self.place[rows[place]] = len(self.parts), np.arange(len(place))
                 self.parts.append(rows[place])
-        self.sums: np.ndarray | None = None
+        self.sums: np.ndarray | None = None  # over slides
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._n_kept = max(1, _CACHE // (8 * BATCH_SIZE * predictor.n_genes))
+        self.n_kept = max(1, _CACHE // (8 * BATCH_SIZE * predictor.n_genes))
         self._lock = Lock()
 
     def __getstate__(self) -> dict:
@@ -104,7 +104,7 @@ class StreamedEvidence:
                 self._kept.move_to_end(number)
                 return self._kept[number]
             values = self._kept[number] = self._compute(self.parts[number])
-            if len(self._kept) > self._n_kept:
+            if len(self._kept) > self.n_kept:
                 self._kept.popitem(last=False)
             return values
 
@@ -119,7 +119,17 @@ class StreamedEvidence:
         """Keep no parts any more; sums over slides stay."""
         self._kept.clear()
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that are kept at most, and that a part takes beside them."""
+        return (self.n_kept + 1) * 8 * BATCH_SIZE * self.predictor.n_genes
+
     # ---- sums over slides
+
+    @property
+    def needs_sums(self) -> bool:
+        """Whether effects of slides need sums that are not known yet."""
+        return self.sums is None and bool(torch.isfinite(self.predictor.module.region_shrinkage[0]))
 
     def of_slides(self, samples: np.ndarray, left_out: np.ndarray) -> Sums:
         if self.sums is None:
@@ -129,7 +139,7 @@ class StreamedEvidence:
             )
         sums = self.sums
         if len(left_out):
-            sums = sums - self._summed(left_out)
+            sums = sums - self.summed(left_out)
         return tuple(sums.astype(np.float32))
 
     @property
@@ -139,9 +149,10 @@ class StreamedEvidence:
 
     def of_run(self, number: int) -> np.ndarray:
         """Sums of found and expected over the spots of each slide in a run, (2, n_slides, n_genes), in double precision."""
-        return self._summed(np.arange(number * self.size, min((number + 1) * self.size, len(self.part))))
+        return self.summed(np.arange(number * self.size, min((number + 1) * self.size, len(self.part))))
 
-    def _summed(self, spots: np.ndarray) -> np.ndarray:
+    def summed(self, spots: np.ndarray) -> np.ndarray:
+        """Sums over some spots of each slide, as :meth:`of_run`."""
         samples = self.predictor.dataset.samples
         n_slides = samples.max() + 1
         total = np.zeros((2, n_slides, self.predictor.n_genes))

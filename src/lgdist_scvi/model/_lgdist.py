@@ -39,8 +39,7 @@ from lgdist_scvi.model._setup import (
 )
 from lgdist_scvi.model._stages import DiffusionStage, VAEStage
 from lgdist_scvi.model.base import (
-    CompletionMixin,
-    ExpressionMixin,
+    EstimateMixin,
     RecordMixin,
     SkillMixin,
     TrainingMixin,
@@ -51,9 +50,7 @@ from lgdist_scvi.module.lgdist import Hide
 from lgdist_scvi.module.likelihood import LIKELIHOODS, choose_likelihood
 
 
-class LGDiST(
-    RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, SkillMixin, CompletionMixin, BaseModelClass
-):
+class LGDiST(RegistrationMixin, RecordMixin, TrainingMixin, EstimateMixin, SkillMixin, BaseModelClass):
     """Latent gene diffusion for the completion of spatial transcriptomics (Cárdenas et al. 2025, arXiv 2509.01864).
 
     A neighbourhood VAE encodes each spot from its own visible entries and its spatial neighbours; a latent diffusion model

@@ -2,9 +2,18 @@
 
 from lgdist_scvi.model.base._calibration import SkillMixin
 from lgdist_scvi.model.base._completion import CompletionMixin
+from lgdist_scvi.model.base._estimate import EstimateMixin
 from lgdist_scvi.model.base._expression import ExpressionMixin
 from lgdist_scvi.model.base._record import random_state
 from lgdist_scvi.model.base._repeat import RecordMixin
 from lgdist_scvi.model.base._training import TrainingMixin
 
-__all__ = ["CompletionMixin", "ExpressionMixin", "RecordMixin", "SkillMixin", "TrainingMixin", "random_state"]
+__all__ = [
+    "CompletionMixin",
+    "EstimateMixin",
+    "ExpressionMixin",
+    "RecordMixin",
+    "SkillMixin",
+    "TrainingMixin",
+    "random_state",
+]

@@ -22,11 +22,12 @@ class Question:
     observed: str
     fill: str
     dtype: str
+    with_std: bool = True  # else it is left out, with the samples that it takes
 
     @property
     def dtypes(self) -> dict[str, np.dtype]:
         """Types of the layers, by the suffixes of their names."""
-        suffixes = ("", "_std") if self.level is None else ("", "_std", "_lower", "_upper")
+        suffixes = ("", *["_std"] * self.with_std, *["_lower", "_upper"] * (self.level is not None))
         return dict.fromkeys(suffixes, np.dtype(self.dtype)) | {"_provenance": np.dtype(np.uint8)}
 
 
@@ -42,7 +43,9 @@ def completed_block(
     layers = {suffix: np.empty((len(rows), len(query.genes)), dtype) for suffix, dtype in question.dtypes.items()}
     origins = layers["_provenance"]
     for place, prediction in query.predictions(rows):
-        values = (prediction.mean_value(query.estimand), prediction.std(query.estimand, query.calibration))
+        values = [prediction.mean_value(query.estimand)]
+        if question.with_std:
+            values.append(prediction.std(query.estimand, query.calibration))
         blocks = [block.cpu().numpy()[:, query.positions] for block in values]
         if level is not None:
             blocks += prediction.interval(query.estimand, level, query.positions, query.calibration)

@@ -39,7 +39,13 @@ class Cluster:
     def send(self, thing: Any) -> None:
         """Send what the tasks of this cluster work on, without the AnnData that it was read from."""
         with open(self.file, "wb") as file:
-            _Pickler(file, protocol=pickle.HIGHEST_PROTOCOL).dump(thing)
+            try:
+                _Pickler(file, protocol=pickle.HIGHEST_PROTOCOL).dump(thing)
+            except TypeError as error:
+                raise TypeError(
+                    f"the data cannot be sent to workers ({error}); of an .h5ad file, write a zarr store once and read that: "
+                    "adata.to_memory().write_zarr(...), ad.experimental.read_lazy(...)"
+                ) from error
 
     def each(self, task: Callable[..., Any], given: Mapping[int, Any], *shared: Any) -> Iterator[tuple[int, Any]]:
         """Numbers and answers as they come, of ``task(thing, given[number], *shared)``; what a lost worker did is done again."""
@@ -88,4 +94,7 @@ def _received(file: Path, _written: int) -> Any:
 
 
 def _run(task: Callable[..., Any], sent: tuple[Path, int], *given: Any) -> Any:
-    return task(_received(*sent), *given)
+    import dask
+
+    with dask.config.set(scheduler="synchronous"):  # a task that reads lazy data must not wait for other tasks
+        return task(_received(*sent), *given)

@@ -20,6 +20,7 @@ from lgdist_scvi._units import log1p_cp10k
 from lgdist_scvi.inference import LEFT_MISSING, MEASURED, N_SAMPLES
 from lgdist_scvi.metrics._skill import MIN_ENTRIES, skill_per_gene
 from lgdist_scvi.model.base._blocks import Question, completed_block, n_filled
+from lgdist_scvi.model.base._memory import check_fits
 from lgdist_scvi.model.base._query import (
     Query,
     anndata_of,
@@ -119,6 +120,8 @@ class CompletionMixin:
             has one of the names, or the store holds or was begun with something else.
         KeyError
             If a gene is not registered.
+        MemoryError
+            If there is no store, and the layers take more than half of the free memory.
         OSError
             If the store cannot be written; what is finished is kept.
         ImportError
@@ -156,8 +159,11 @@ class CompletionMixin:
             filled = complete_into(store, question, layer_added, record, columns, arguments, block_size, client, silent)
         else:
             query.choose(chosen)
+            question = Question(query, level, observed, fill, dtype)
+            size = sum(kind.itemsize for kind in question.dtypes.values())
+            check_fits(target.shape, size * int(np.prod(target.shape)), "pp.select_genes chooses genes")
             with tqdm(total=len(query.rows), desc="Spots", unit=" spots", disable=silent, leave=False) as progress:
-                layers = completed_block(Question(query, level, observed, fill, dtype), query.rows, progress.update)
+                layers = completed_block(question, query.rows, progress.update)
             filled = n_filled(layers)
             layers = _among_all_genes(query, layers)
             record = completion_record(self, query, arguments)

@@ -12,6 +12,7 @@ from anndata import AnnData
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi.inference import MEASURED, N_SAMPLES, in_log1p
+from lgdist_scvi.model.base._memory import check_fits
 from lgdist_scvi.model.base._query import (
     Query,
     check_interval,
@@ -104,6 +105,8 @@ class ExpressionMixin:
             If the model is not trained, or the likelihood does not offer the estimand.
         KeyError
             If genes are not registered.
+        MemoryError
+            If the answer takes more than half of the free memory; :meth:`complete` writes it into a store.
         """
         refuse_unsupported("get_completed_expression", unsupported)
         check_question(n_samples, observed, fill)
@@ -113,6 +116,7 @@ class ExpressionMixin:
             n_samples=samples_for_spread(n_samples) if return_std else n_samples, n_steps=n_steps,
         )  # fmt: skip
         estimand, positions = query.estimand, query.positions
+        check_fits(query.shape, 4 * int(np.prod(query.shape)) * ((n_samples if by_sample else 1) + return_std))
         values = np.empty(((n_samples,) if by_sample else ()) + query.shape, dtype=np.float32)
         spread = np.zeros(query.shape, dtype=np.float32) if return_std else None
         for place, prediction in query.predictions():
@@ -174,6 +178,7 @@ class ExpressionMixin:
             self, adata, indices, gene_list, "rate", seed, batch_size, silent, n_samples=n_samples
         )  # fmt: skip
         by_sample = n_samples > 1 and not return_mean
+        check_fits(query.shape, 4 * int(np.prod(query.shape)) * (n_samples if by_sample else 1))
         values = np.empty(((n_samples,) if by_sample else ()) + query.shape, dtype=np.float32)
         for place, prediction in query.predictions():
             if n_samples == 1 and return_mean:
@@ -297,6 +302,7 @@ class ExpressionMixin:
             self, adata, indices, gene_list, estimand, seed, batch_size, silent, library_size=library_size,
             n_samples=n_samples, n_steps=n_steps,
         )  # fmt: skip
+        check_fits(query.shape, 8 * int(np.prod(query.shape)))
         lower, upper = np.empty((2, *query.shape), dtype=np.float32)
         for place, prediction in query.predictions():
             known, origin = query.origins(prediction, observed, fill)
@@ -351,6 +357,7 @@ class ExpressionMixin:
         query = Query(
             self, adata, indices, gene_list, None, seed, batch_size, silent, n_samples=n_samples, n_steps=n_steps
         )
+        check_fits((*query.shape, n_samples), 4 * n_samples * int(np.prod(query.shape)))
         counts = np.empty((*query.shape, n_samples), dtype=np.float32)
         for place, prediction in query.predictions():
             drawn = prediction.measurements().cpu().numpy()  # (batch, n_samples, n_genes)

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from lgdist_scvi.inference import EstimatedEffects, StreamedEvidence, spots_at_a_time
 from lgdist_scvi.model.base._blocks import Question, completed_block, n_filled
 from lgdist_scvi.model.base._cluster import Cluster, active_client
+from lgdist_scvi.model.base._query import Query
 from lgdist_scvi.model.base._store import LayerStore, write_block
 
 _SLIDES = "slides.npy"  # sums over slides, which every block needs
@@ -60,11 +61,11 @@ def complete_into(
 def _complete(store: LayerStore, question: Question, layer_added: str, client: Any | None, silent: bool) -> None:
     client = active_client() if client is None else client
     cluster = None if client is None else Cluster(client, store.work)
-    evidence = streamed_evidence(question)
+    evidence = streamed_evidence(question.query)
     if cluster is not None:
         with store.told():
             cluster.send(question)
-    if evidence is not None:
+    if evidence is not None and evidence.needs_sums:
         _sum_over_slides(store, evidence, cluster, silent)
     n_done = sum(len(store.rows(number)) for number in store.filled)
     with tqdm(
@@ -90,12 +91,10 @@ def _named(layers: Mapping[str, np.ndarray], layer_added: str) -> dict[str, np.n
     return {layer_added + suffix: block for suffix, block in layers.items()}
 
 
-def streamed_evidence(question: Question) -> StreamedEvidence | None:
-    """What region effects are computed from, if they need sums over slides that are not at hand."""
-    effects = question.query.predictor.region_effects
-    if not isinstance(effects, EstimatedEffects) or not effects.needs_slides:
-        return None
-    evidence = effects.effects.evidence
+def streamed_evidence(query: Query) -> StreamedEvidence | None:
+    """What region effects are computed from, if it is not in memory."""
+    effects = query.predictor.region_effects
+    evidence = effects.effects.evidence if isinstance(effects, EstimatedEffects) else None
     return evidence if isinstance(evidence, StreamedEvidence) else None
 
 
@@ -105,10 +104,9 @@ def _sum_over_slides(store: LayerStore, evidence: StreamedEvidence, cluster: Clu
     if file.exists():
         evidence.sums = np.load(file)
         return
-    if evidence.sums is None:
-        numbers = range(evidence.n_runs)
-        parts = map(evidence.of_run, numbers) if cluster is None else cluster.in_order(_sums_on_worker, numbers)
-        evidence.sums = sum(tqdm(parts, total=len(numbers), desc="Slides", disable=silent, leave=False))
+    numbers = range(evidence.n_runs)
+    parts = map(evidence.of_run, numbers) if cluster is None else cluster.in_order(_sums_on_worker, numbers)
+    evidence.sums = sum(tqdm(parts, total=len(numbers), desc="Slides", disable=silent, leave=False))
     with store.told():
         begun = file.with_name(f"new_{file.name}")
         np.save(begun, evidence.sums)
@@ -116,12 +114,12 @@ def _sum_over_slides(store: LayerStore, evidence: StreamedEvidence, cluster: Clu
 
 
 def _sums_on_worker(question: Question, number: int) -> np.ndarray:
-    return streamed_evidence(question).of_run(number)
+    return streamed_evidence(question.query).of_run(number)
 
 
 def _on_worker(question: Question, rows: np.ndarray, root: Path, layer_added: str) -> int:
-    evidence = streamed_evidence(question)
-    if evidence is not None and evidence.sums is None:
+    evidence = streamed_evidence(question.query)
+    if evidence is not None and evidence.needs_sums:
         evidence.sums = np.load(root.with_name(_SLIDES))
     layers = completed_block(question, rows)
     write_block(root, rows, _named(layers, layer_added))
