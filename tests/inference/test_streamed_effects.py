@@ -94,7 +94,7 @@ def test_the_same_shrinkage_is_chosen(predictor, monkeypatch):
 def test_scattered_spots_are_told_how_to_be_ordered(trained, monkeypatch):
     predictor = Predictor(trained.module, trained.adata_manager.create_torch_dataset())
     refuse = regions._refuse_scattered
-    streamed(monkeypatch, cache=8 * 16 * predictor.n_genes * 14)
+    streamed(monkeypatch, cache=8 * 16 * predictor.n_genes * 20)
     monkeypatch.setattr(regions, "_refuse_scattered", refuse)
     monkeypatch.setattr(regions, "_SPOTS_AT_A_TIME", 16)
     assert isinstance(estimate_region_effects(predictor), EstimatedEffects)

@@ -90,6 +90,18 @@ def test_some_genes_without_intervals_in_half_the_size(trained, done, tmp_path):
     assert done.uns["completed"]["n_obs"] == store.uns["filled"]["n_obs"] and "level" not in store.uns["filled"]
 
 
+def test_the_posterior_mean_alone(trained, done, tmp_path):
+    trained.complete(store=tmp_path / "out.zarr", level=None, n_samples=0, silent=True)
+    store = ad.read_zarr(tmp_path / "out.zarr")
+    assert set(store.layers) == {"completed", "completed_provenance"}
+    np.testing.assert_array_equal(store.layers["completed"], done.layers["completed"])
+    adata = trained.adata.copy()
+    trained.complete(adata, level=None, n_samples=0, silent=True)
+    assert "completed_std" not in adata.layers
+    with pytest.raises(ValueError, match="n_samples"):
+        trained.complete(adata, n_samples=0, silent=True)
+
+
 def test_layers_are_added_to_the_store_of_the_data(trained, done, tmp_path):
     path = tmp_path / "data.zarr"
     trained.adata.write_zarr(path)

@@ -72,7 +72,8 @@ class CompletionMixin:
         level
             Level of the prediction intervals; ``None`` leaves them out.
         n_samples
-            Latent samples for the standard deviation and the intervals. The completed values are the posterior mean.
+            Latent samples for the standard deviation and the intervals; 0, with ``level=None``: neither, which is several times
+            faster. The completed values are the posterior mean.
         genes
             Genes to complete: ``"all"`` registered ones; ``"skilled"``: those that the model predicts better than cheap
             baselines on entries set aside in training (:func:`lgdist_scvi.metrics.skill_per_gene`); or their names. The
@@ -127,7 +128,8 @@ class CompletionMixin:
         ImportError
             If the group `scale` of optional dependencies, which a store needs, is not installed.
         """
-        check_question(n_samples, observed, fill)
+        with_std = not (n_samples == 0 and level is None)
+        check_question(n_samples if with_std else 1, observed, fill)
         check_choice("dtype", dtype, ("float32", "float16"))
         if level is not None:
             check_interval(level, n_samples)
@@ -155,11 +157,14 @@ class CompletionMixin:
         if store is not None:
             # in the order of the data
             query.choose(target.var_names[target.var_names.isin(chosen)])
-            question, record = Question(query, level, observed, fill, dtype), completion_record(self, query, arguments)
+            question, record = (
+                Question(query, level, observed, fill, dtype, with_std),
+                completion_record(self, query, arguments),
+            )
             filled = complete_into(store, question, layer_added, record, columns, arguments, block_size, client, silent)
         else:
             query.choose(chosen)
-            question = Question(query, level, observed, fill, dtype)
+            question = Question(query, level, observed, fill, dtype, with_std)
             size = sum(kind.itemsize for kind in question.dtypes.values())
             check_fits(target.shape, size * int(np.prod(target.shape)), "pp.select_genes chooses genes")
             with tqdm(total=len(query.rows), desc="Spots", unit=" spots", disable=silent, leave=False) as progress:

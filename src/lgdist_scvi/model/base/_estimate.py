@@ -80,7 +80,9 @@ class EstimateMixin(CompletionMixin, ExpressionMixin):
         """
         check_choice("question", question, _QUESTIONS)
         completes, spread = question == "complete", question != "get_completed_expression"
-        n_samples = n_samples or (N_SAMPLES if spread else 1)
+        if n_samples is None:
+            n_samples = N_SAMPLES if spread else 1
+        with_std = n_samples > 0 if completes else n_samples > 1 or spread
         query = Query(
             self,
             adata,
@@ -89,7 +91,7 @@ class EstimateMixin(CompletionMixin, ExpressionMixin):
             n_steps=n_steps,
             n_samples=samples_for_spread(n_samples) if spread else n_samples,
         )
-        asked = Question(query, level if spread else None, "keep", "zeros", dtype, with_std=completes or n_samples > 1)
+        asked = Question(query, level if spread else None, "keep", "zeros", dtype, with_std)
         n_obs, n_genes = query.shape
         size = sum(kind.itemsize for kind in asked.dtypes.values()) if completes else 8 if spread else 4
         seconds = _seconds(asked)

@@ -41,5 +41,5 @@ def check_fits(shape: tuple[int, ...], n_bytes: int, remedy: str = "indices= and
         what = " x ".join(f"{length:,}" for length in shape)
         raise MemoryError(
             f"the answer, {what} values, takes {as_text(n_bytes)}, more than half of the {as_text(free)} of memory that are free; "
-            f"complete(store=...) writes blocks to a disk, {remedy}"
+            f"complete(store=...) writes blocks to a disk, and {remedy}"
         )
