@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import h5py
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ def counts() -> sparse.csr_matrix:
 @pytest.fixture
 def small_reads(monkeypatch):
     monkeypatch.setattr(_stored, "_ROWS", 16)
-    monkeypatch.setattr(_stored, "_GAP", 5)
+    monkeypatch.setattr(_stored, "_KEPT", 2000)
 
 
 def on_disk(kind: str, counts: sparse.csr_matrix, folder):
@@ -63,19 +65,37 @@ def test_rows_are_those_of_the_matrix(kind, counts, tmp_path, small_reads):
     np.testing.assert_array_equal(np.concatenate(together), counts.toarray())
 
 
-def test_no_more_is_read_than_lies_between(counts, small_reads):
+def test_rows_that_were_just_read_are_not_read_again(counts, small_reads):
     read = []
 
     class Counted(sparse.csr_matrix):
         chunks = None  # as a stored matrix has
 
         def __getitem__(self, rows):
-            read.append(rows.stop - rows.start)
+            read.append(rows.start)
             return sparse.csr_matrix(self)[rows]
 
     rows = StoredRows(Counted(counts), "x")
-    np.testing.assert_array_equal(rows[[100, 3, 6]].toarray(), counts[[100, 3, 6]].toarray())
-    assert sorted(read) == [1, 4]
+    for chosen, expected in (
+        ([100, 3, 6], [0, 96]),
+        ([7], []),
+        ([100], []),
+        (slice(None), None),
+        ([199], []),
+        ([0], [0]),
+    ):
+        read.clear()
+        np.testing.assert_array_equal(rows[chosen].toarray(), counts[chosen].toarray())
+        assert expected is None or read == expected
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_was_read_does_not_travel(counts, tmp_path):
+    rows = StoredRows(on_disk("zarr csr", counts, tmp_path), "x")
+    rows[[5]]
+    again = pickle.loads(pickle.dumps(rows))
+    assert rows._kept and not again._kept
+    np.testing.assert_array_equal(again[[5]].toarray(), counts[[5]].toarray())
 
 
 def test_stored_by_genes_and_large(counts, tmp_path, monkeypatch):

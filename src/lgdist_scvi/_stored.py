@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-_ROWS = 2048  # read in one go at most; fewer of dense matrices
+_ROWS = 2048  # read in one go; fewer of wide dense matrices
 _ENTRIES = 1 << 22  # of a dense matrix, read in one go
-_GAP = 512  # rows; read along rather than passed over
+_KEPT = 1 << 25  # bytes of the rows that were read last
 _N_SAMPLED, _SAMPLED_ROWS = 16, 64  # runs of rows that tell one matrix from another
 _BY_GENES = 1 << 29  # bytes of a matrix stored by genes (csc) that is turned in memory
 
@@ -68,6 +69,10 @@ class StoredRows:
             not by_genes and not hasattr(matrix, "to_memory") and not sparse.issparse(getattr(matrix, "_meta", None))
         )
         self._step = min(_ROWS, max(1, _ENTRIES // max(1, self._n_columns))) if dense else _ROWS
+        self._kept: OrderedDict[int, Any] = OrderedDict()  # blocks by their numbers; those used last are the last
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": OrderedDict()}
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -80,32 +85,39 @@ class StoredRows:
     def with_columns(self, columns: np.ndarray) -> StoredRows:
         """The same rows of some columns, given by their positions."""
         other = object.__new__(StoredRows)
-        other.__dict__ |= self.__dict__
+        other.__dict__ |= self.__getstate__()
         other._columns = columns if self._columns is None else self._columns[columns]
         return other
 
     def __getitem__(self, rows: Any) -> sparse.csr_matrix | np.ndarray:
-        """Some rows in memory, in any order; rows that lie near each other are read together."""
+        """Some rows in memory, in any order."""
         rows = np.atleast_1d(np.arange(self._n_rows)[rows])
+        if not len(rows):
+            return self._block(0)[:0]
         unique, place = np.unique(rows, return_inverse=True)
-        parts = [self._run(run) for run in np.split(unique, np.flatnonzero(np.diff(unique) > _GAP) + 1)]
-        parts = [part for run in parts for part in run]
-        found = sparse.vstack(parts, format="csr") if sparse.issparse(parts[0]) else np.concatenate(parts)
+        parts = []
+        for inside in np.split(unique, np.flatnonzero(np.diff(unique // self._step)) + 1):
+            block = self._block(int(inside[0]) // self._step)
+            parts.append(block if len(inside) == block.shape[0] else block[inside % self._step])
+        if len(parts) == 1:
+            found = parts[0]
+        else:
+            found = sparse.vstack(parts, format="csr") if sparse.issparse(parts[0]) else np.concatenate(parts)
         return found if len(rows) == len(unique) and (place[1:] > place[:-1]).all() else found[place]
 
-    def _run(self, rows: np.ndarray) -> list[Any]:
-        """Sorted rows without large gaps, in parts that fit in memory; at least one part."""
-        if not len(rows):
-            return [self._read(0, 1)[:0]]
-        parts = []
-        for start in range(int(rows[0]), int(rows[-1]) + 1, self._step):
-            first, last = np.searchsorted(rows, (start, start + self._step))
-            if inside := last - first:
-                part = self._read(int(rows[first]), int(rows[last - 1]) + 1)
-                parts.append(part if part.shape[0] == inside else part[rows[first:last] - rows[first]])
-        return parts
+    def _block(self, number: int) -> sparse.csr_matrix | np.ndarray:
+        """A block of rows; those that were asked for last are kept, since neighbours lie in few of them."""
+        if number in self._kept:
+            self._kept.move_to_end(number)
+            return self._kept[number]
+        block = self.read(number * self._step, min((number + 1) * self._step, self._n_rows))
+        self._kept[number] = block
+        while len(self._kept) > 1 and sum(map(_size, self._kept.values())) > _KEPT:
+            self._kept.popitem(last=False)
+        return block
 
-    def _read(self, start: int, stop: int) -> sparse.csr_matrix | np.ndarray:
+    def read(self, start: int, stop: int) -> sparse.csr_matrix | np.ndarray:
+        """Rows that follow each other, from where they are stored."""
         block = in_memory(self._matrix[start:stop])
         block = as_csr(block) if sparse.issparse(block) else np.asarray(block)
         return block if self._columns is None else block[:, self._columns]
@@ -113,7 +125,7 @@ class StoredRows:
     def blocks(self) -> Iterator[sparse.csr_matrix | np.ndarray]:
         """All rows in order, in blocks that fit in memory."""
         for start in range(0, self._n_rows, self._step):
-            yield self._read(start, min(start + self._step, self._n_rows))
+            yield self.read(start, min(start + self._step, self._n_rows))
 
     def to_memory(self) -> sparse.csr_matrix | np.ndarray:
         """All rows, in memory."""
@@ -126,6 +138,11 @@ def row_blocks(matrix: Any) -> Iterator[Any]:
         yield from matrix.blocks()
     else:
         yield matrix
+
+
+def _size(block: sparse.csr_matrix | np.ndarray) -> int:
+    """Bytes that a block takes in memory."""
+    return block.data.nbytes + block.indices.nbytes + block.indptr.nbytes if sparse.issparse(block) else block.nbytes
 
 
 def _by_spots(matrix: Any, where: str) -> sparse.csr_matrix:
@@ -149,12 +166,11 @@ def update_digest(digest: Any, value: Any) -> None:
     small one, and of a large one enough to tell another file, order or set of spots, not a change of a few entries.
     """
     if is_stored(value) and len(value.shape) == 2:
-        value = StoredRows(value, "")
-        n = value.shape[0]
-        starts = np.unique(np.linspace(0, max(0, n - _SAMPLED_ROWS), _N_SAMPLED).astype(int))
-        rows = np.unique(np.concatenate([np.arange(start, min(start + _SAMPLED_ROWS, n)) for start in starts]))
-        digest.update(repr((value.shape, str(value.dtype))).encode())
-        value = value[rows]
+        stored, n = StoredRows(value, ""), value.shape[0]
+        digest.update(repr((stored.shape, str(stored.dtype))).encode())
+        for start in np.unique(np.linspace(0, max(0, n - _SAMPLED_ROWS), _N_SAMPLED).astype(int)):
+            update_digest(digest, stored.read(int(start), int(min(start + _SAMPLED_ROWS, n))))
+        return
     if sparse.issparse(value):
         value = value if value.format in ("csr", "csc") else value.tocsr()
         parts = (value.data, value.indices, value.indptr)
