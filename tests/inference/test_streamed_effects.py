@@ -32,7 +32,8 @@ def shrinkage(predictor):
 def streamed(monkeypatch, entries_at_a_time: int = 2560, cache: int = 2**20) -> None:
     """As if nothing fitted in memory: parts of 16 spots, in runs of 64, a few of which are kept."""
     monkeypatch.setattr(compact, "MAX_ENTRIES", 1)
-    monkeypatch.setattr(regions, "_refuse_scattered", lambda effects: None)
+    if cache < 2**20:  # too little to go through all spots without computing parts again
+        monkeypatch.setattr(regions, "_keep_enough", lambda effects: None)
     for name, value in (("BATCH_SIZE", 16), ("_CACHE", cache), ("spots_at_a_time", lambda n: entries_at_a_time // n)):
         monkeypatch.setattr(evidence, name, value)
 
@@ -93,13 +94,14 @@ def test_the_same_shrinkage_is_chosen(predictor, monkeypatch):
 @pytest.mark.usefixtures("shrinkage")
 def test_scattered_spots_are_told_how_to_be_ordered(trained, monkeypatch):
     predictor = Predictor(trained.module, trained.adata_manager.create_torch_dataset())
-    refuse = regions._refuse_scattered
-    streamed(monkeypatch, cache=8 * 16 * predictor.n_genes * 20)
-    monkeypatch.setattr(regions, "_refuse_scattered", refuse)
-    monkeypatch.setattr(regions, "_SPOTS_AT_A_TIME", 16)
-    assert isinstance(estimate_region_effects(predictor), EstimatedEffects)
+    streamed(monkeypatch)
+    effects = estimate_region_effects(predictor).effects
+    # no more than there are
+    assert 3 < effects.evidence.n_kept <= len(effects.evidence.parts) < 2**20 // (8 * 16 * predictor.n_genes)
     monkeypatch.setattr(evidence, "_CACHE", 8 * 16 * predictor.n_genes * 5)
-    with pytest.raises(ValueError, match=r"lie far apart.*order them once, adata = adata\[np.argsort"):
+    with pytest.raises(
+        ValueError, match=r"lie far apart: 75 of them need .*order them once, adata = adata\[np.argsort"
+    ):
         estimate_region_effects(predictor)
 
 

@@ -55,7 +55,6 @@ def same(first: Path, second: Path) -> None:
 @pytest.mark.usefixtures("streamed")
 def test_two_workers_give_the_bits_of_one_process_and_a_dead_worker_is_made_good(trained, client, tmp_path):
     alone, together = tmp_path / "alone.zarr", tmp_path / "together.zarr"
-    distributed.worker_client  # noqa: B018
     with client.as_current():
         assert cluster.active_client() is client
     trained.complete(store=together, client=client, **ASKED)
@@ -91,3 +90,17 @@ def test_an_active_client_is_used(trained, client, tmp_path):
     assert cluster._received.cache_info().misses == 0
     assert sum(client.run(lambda: cluster._received.cache_info().misses).values()) >= 1
     assert ad.read_zarr(tmp_path / "out.zarr").n_obs == trained.adata.n_obs
+
+
+def test_data_on_disk(trained, client, tmp_path):
+    """A zarr store is read by the workers; an open .h5ad file cannot be sent to them."""
+    pytest.importorskip("xarray")
+    trained.adata.write_zarr(tmp_path / "data.zarr")
+    lazy = ad.experimental.read_lazy(tmp_path / "data.zarr")
+    trained.complete(lazy, store=tmp_path / "lazy.zarr", client=client, **ASKED)
+    trained.complete(trained.adata.copy(), store=tmp_path / "loaded.zarr", client=client, **ASKED)
+    same(tmp_path / "lazy.zarr", tmp_path / "loaded.zarr")
+    trained.adata.copy().write_h5ad(tmp_path / "data.h5ad")
+    backed = ad.read_h5ad(tmp_path / "data.h5ad", backed="r")
+    with pytest.raises(TypeError, match="cannot be sent to workers.*write a zarr store once"):
+        trained.complete(backed, store=tmp_path / "backed.zarr", client=client, **ASKED)

@@ -264,6 +264,12 @@ def test_a_full_disk_leaves_what_is_finished(trained, stored, tmp_path):
     assert_same(layers_of(ad.read_zarr(path)), layers_of(ad.read_zarr(stored)))
 
 
+def test_without_zarr_a_sentence_says_how_to_get_it(trained, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    with pytest.raises(ImportError, match=r'needs zarr: pip install "lgdist-scvi\[scale\]"'):
+        trained.complete(store=tmp_path / "out.zarr", **ASKED)
+
+
 def test_a_folder_that_cannot_be_written(trained, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot be written .*make room or give access"):

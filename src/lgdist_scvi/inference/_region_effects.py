@@ -196,17 +196,20 @@ def _region_effects(predictor: Predictor, evidence: Evidence) -> RegionEffects:
     return RegionEffects(evidence, nearby, dataset.samples, predictor.module.likelihood.region_effect)
 
 
-def _refuse_scattered(effects: RegionEffects) -> None:
-    """Refuse data in which spots that follow each other lie so far apart that some of them need most of all the others."""
-    evidence, n_obs = effects.evidence, len(effects.samples)
-    for first in np.linspace(0, max(0, n_obs - _SPOTS_AT_A_TIME), 3).astype(int):
-        near = effects.surroundings[np.arange(first, min(first + _SPOTS_AT_A_TIME, n_obs))].indices
-        if len(np.unique(evidence.part[near])) > evidence.n_kept:
-            raise ValueError(
-                f"spots that follow each other in adata lie far apart, so that {_SPOTS_AT_A_TIME} of them need those of the whole slide "
-                'about them; order them once, adata = adata[np.argsort(adata.obsm["spatial"][:, 1])].copy(), slide by slide if there '
-                "are several"
-            )
+def _keep_enough(effects: RegionEffects) -> None:
+    """Keep as many parts as consecutive spots need; refuse data whose spots are so scattered that memory does not hold these."""
+    evidence, n_obs, n_needed = effects.evidence, len(effects.samples), 0
+    size = min(evidence.size, n_obs)
+    for first in np.unique(np.linspace(0, n_obs - size, 3).astype(int)):
+        near = effects.surroundings[np.arange(first, first + size)].indices
+        n_needed = max(n_needed, len(np.unique(evidence.part[near])))
+    if n_needed > evidence.n_kept:
+        raise ValueError(
+            f"spots that follow each other in adata lie far apart: {size:,} of them need {n_needed:,} parts of the slide about them, "
+            f"and memory holds {evidence.n_kept:,}; order them once, adata = adata[np.argsort(adata.obsm["
+            '"spatial"][:, 1])].copy(), slide by slide if there are several'
+        )
+    evidence.n_kept = min(evidence.n_kept, n_needed + n_needed // 4 + 1, len(evidence.parts))
 
 
 def fit_region_effects(predictor: Predictor) -> RegionEffects | None:
@@ -234,7 +237,7 @@ def estimate_region_effects(
     predictor, n_obs = predictor.with_region_effects(None), len(predictor.dataset)
     if not fits_in_memory(n_obs, predictor.n_genes):
         effects = _region_effects(predictor, StreamedEvidence(predictor, hide, silent=silent))
-        _refuse_scattered(effects)
+        _keep_enough(effects)
         return effects.estimate(shrinkage)
     kept = _empty(predictor)
     for _ in _looked_at(predictor, hide, np.arange(n_obs), kept):
