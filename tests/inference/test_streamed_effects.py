@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.spatial.distance import pdist
 
-from lgdist_scvi.inference import EstimatedEffects, Predictor, estimate_region_effects, fit_region_effects
+from lgdist_scvi.inference import EstimatedEffects, Prediction, Predictor, estimate_region_effects, fit_region_effects
 from lgdist_scvi.inference import _compact as compact
 from lgdist_scvi.inference import _region_effects as regions
 from lgdist_scvi.inference import _region_evidence as evidence
@@ -73,12 +73,28 @@ def _kept(predictor, hide):
 @pytest.mark.usefixtures("shrinkage")
 def test_no_array_of_all_spots_and_genes(predictor, monkeypatch):
     """Neither what is asked for together, nor what is kept."""
-    streamed(monkeypatch, cache=8 * 16 * predictor.n_genes * 3)
+    streamed(monkeypatch, cache=12 * 16 * predictor.n_genes * 3)
     effects = estimate_region_effects(predictor)
     for start in range(0, len(predictor.dataset), 20):
         effects[np.arange(start, min(start + 20, len(predictor.dataset)))]
     assert len(effects.effects.evidence._kept) == 3
     assert max(part.shape[1] for part in effects.effects.evidence._kept.values()) <= 16
+
+
+@pytest.mark.usefixtures("shrinkage")
+def test_parts_are_predicted_from_what_their_effects_were_computed_from(predictor, monkeypatch):
+    streamed(monkeypatch)
+    predictor = predictor.with_region_effects(estimate_region_effects(predictor))
+    estimand, reused = predictor.module.likelihood.estimands[0], 0
+    rows = predictor.region_effects.effects.evidence.parts[3]
+    with torch.inference_mode():
+        for spots in (rows, rows[:-1]):
+            for place, prediction in predictor.predictions(spots, 16):
+                reused += prediction._shared is not None
+                again = Prediction(predictor.module, prediction.batch)
+                np.testing.assert_array_equal(prediction.mean_value(estimand), again.mean_value(estimand))
+                assert len(place) == len(spots)
+    assert reused == 1
 
 
 @pytest.mark.usefixtures("shrinkage")
@@ -97,8 +113,8 @@ def test_scattered_spots_are_told_how_to_be_ordered(trained, monkeypatch):
     streamed(monkeypatch)
     effects = estimate_region_effects(predictor).effects
     # no more than there are
-    assert 3 < effects.evidence.n_kept <= len(effects.evidence.parts) < 2**20 // (8 * 16 * predictor.n_genes)
-    monkeypatch.setattr(evidence, "_CACHE", 8 * 16 * predictor.n_genes * 5)
+    assert 3 < effects.evidence.n_kept <= len(effects.evidence.parts) < 2**20 // (12 * 16 * predictor.n_genes)
+    monkeypatch.setattr(evidence, "_CACHE", 12 * 16 * predictor.n_genes * 5)
     with pytest.raises(
         ValueError, match=r"lie far apart: 75 of them need .*order them once, adata = adata\[np.argsort"
     ):

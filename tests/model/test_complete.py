@@ -288,4 +288,4 @@ def test_data_are_read_and_checked_once_per_question(own, monkeypatch, question,
 
     monkeypatch.setattr(NeighborhoodDataset, "__init__", count)
     getattr(own, question)(adata=adata, silent=True, **kwargs)
-    assert len(built) == 1
+    assert len(built) == (0 if registered else 1)  # what was registered has been read

@@ -43,6 +43,8 @@ class Prediction:
         Of the samples: a sample is a function of the seed and the spot's row alone.
     n_steps
         Evaluations of the denoiser per sample; ``None``: 10.
+    shared
+        What network and experts give at the posterior mean of the latent, (batch, n_genes), if it is known already.
     """
 
     def __init__(
@@ -53,9 +55,10 @@ class Prediction:
         n_samples: int = N_SAMPLES,
         seed: int = 0,
         n_steps: int | None = None,
+        shared: Tensor | None = None,
     ):
         self.module, self.batch = module, batch
-        self.condition = module.condition(batch) if condition is None else condition
+        self._condition, self._shared = condition, shared
         self.n_samples, self.seed = n_samples, seed
         self.n_steps = min(SAMPLER_STEPS, module.diffusion.n_timesteps) if n_steps is None else n_steps
         self.library = self.likelihood.usable(batch[keys.LIBRARY])
@@ -67,6 +70,13 @@ class Prediction:
     def likelihood(self) -> Likelihood:
         """The module's likelihood."""
         return self.module.likelihood
+
+    @property
+    def condition(self) -> Condition:
+        """Posterior of the spots."""
+        if self._condition is None:
+            self._condition = self.module.condition(self.batch)
+        return self._condition
 
     # ---- latents
 
@@ -101,7 +111,11 @@ class Prediction:
 
     def mean_value(self, estimand: Estimand) -> Tensor:
         """Expected value at the posterior mean of the latent, log1p(CP10K), (batch, n_genes)."""
-        return self.value(self.latent_mean(), estimand)
+        if self._shared is None:
+            return self.value(self.latent_mean(), estimand)
+        own = self.module.own(self.module.inputs(self.batch).centre)
+        decoded = self.module.with_effects(self._shared, self.batch[keys.REGION_EFFECT], own)
+        return in_log1p(self._answer(decoded, estimand), estimand)
 
     def moments(self, estimand: Estimand) -> Moments:
         """Mean and variance over samples of the expected value, in the units of :meth:`expected`."""

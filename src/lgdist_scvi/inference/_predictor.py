@@ -83,7 +83,14 @@ class Predictor:
     ) -> Iterator[tuple[np.ndarray, Prediction]]:
         """Positions in `rows` and :class:`Prediction` of batches; `sampling` are its `n_samples`, `seed` and `n_steps`."""
         for place, batch in self.batches(rows, batch_size, silent):
-            yield place, Prediction(self.module, batch, **sampling)
+            yield place, Prediction(self.module, batch, shared=self._shared(batch), **sampling)
+
+    def _shared(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """What was computed of the spots of a batch on the way to their region effects."""
+        if self.region_effects is None or isinstance(self.region_effects, np.ndarray):
+            return None
+        shared = self.region_effects.shared(batch[keys.SPOT].cpu().numpy().ravel())
+        return None if shared is None else torch.from_numpy(shared).to(self.module.device)
 
     @torch.inference_mode()
     def completed(self, hide: Hide = "nothing") -> np.ndarray:

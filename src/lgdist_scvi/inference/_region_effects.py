@@ -102,6 +102,11 @@ class EstimatedEffects:
         parts = [self._of(spots[at : at + _SPOTS_AT_A_TIME]) for at in range(0, len(spots), _SPOTS_AT_A_TIME)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def shared(self, spots: np.ndarray) -> np.ndarray | None:
+        """What network and experts predict of a part of a slide, (n_spots, n_genes); ``None`` of other spots."""
+        evidence = self.effects.evidence
+        return evidence.shared(spots) if isinstance(evidence, StreamedEvidence) else None
+
     def _of(self, spots: np.ndarray) -> np.ndarray:
         effects, (slide, surroundings) = self.effects, self.shrinkage
         sums = effects.evidence[spots] if np.isinf(slide) else effects.over_slides(spots)

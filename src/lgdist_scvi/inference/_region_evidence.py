@@ -19,6 +19,7 @@ from lgdist_scvi.module._spots import Condition, Inputs
 from lgdist_scvi.module.lgdist import Hide
 
 _CACHE = 3 * 2**28  # bytes
+_PER_ENTRY = 12  # found, expected and predicted
 
 Sums = tuple[np.ndarray, np.ndarray]
 """Found and expected, as the likelihood defines them: visible and expected counts, or residual and 1; 0 where nothing is visible."""
@@ -81,7 +82,7 @@ class StreamedEvidence:
                 self.parts.append(rows[place])
         self.sums: np.ndarray | None = None  # over slides
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
-        self.n_kept = max(1, _CACHE // (8 * BATCH_SIZE * predictor.n_genes))
+        self.n_kept = max(1, _CACHE // (_PER_ENTRY * BATCH_SIZE * predictor.n_genes))
         self._lock = Lock()
 
     def __getstate__(self) -> dict:
@@ -95,8 +96,14 @@ class StreamedEvidence:
         part, place = self.part[spots], self.place[spots]
         for number in np.unique(part):
             here = np.flatnonzero(part == number)
-            values[:, here] = self._of_part(int(number))[:, place[here]]
+            values[:, here] = self._of_part(int(number))[:2, place[here]]
         return values[0], values[1]
+
+    def shared(self, spots: np.ndarray) -> np.ndarray | None:
+        """What network and experts predict of all that is observed of a part, (n_spots, n_genes); ``None`` of other spots."""
+        number = int(self.part[spots[0]])
+        is_part = self.hide == "nothing" and np.array_equal(self.parts[number], spots)
+        return self._of_part(number)[2] if is_part else None
 
     def _of_part(self, number: int) -> np.ndarray:
         with self._lock:
@@ -110,9 +117,10 @@ class StreamedEvidence:
 
     @torch.inference_mode()
     def _compute(self, rows: np.ndarray) -> np.ndarray:
-        values = np.empty((2, len(rows), self.predictor.n_genes), dtype=np.float32)
+        values = np.empty((3, len(rows), self.predictor.n_genes), dtype=np.float32)
         for place, batch in self.predictor.batches(rows, BATCH_SIZE):
-            values[:, place] = evidence_of(self.predictor, batch, self.hide)[0]
+            evidence, _, shared = evidence_of(self.predictor, batch, self.hide)
+            values[:2, place], values[2, place] = evidence, shared.cpu().numpy()
         return values
 
     def forget(self) -> None:
@@ -122,7 +130,7 @@ class StreamedEvidence:
     @property
     def n_bytes(self) -> int:
         """Bytes that are kept at most, and that a part takes beside them."""
-        return (self.n_kept + 1) * 8 * BATCH_SIZE * self.predictor.n_genes
+        return (self.n_kept + 1) * _PER_ENTRY * BATCH_SIZE * self.predictor.n_genes
 
     # ---- sums over slides
 

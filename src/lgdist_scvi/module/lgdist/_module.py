@@ -239,7 +239,7 @@ class LGDiSTModule(BaseModuleClass):
                 self.experts.weights(centre.visible),
             )
             condition.region_effect = centre.region_effect
-            condition.own = (centre.counts * centre.visible, library * centre.visible)
+            condition.own = self.own(centre)
         return condition
 
     def condition_of(self, inputs: Inputs) -> Condition:
@@ -275,11 +275,19 @@ class LGDiSTModule(BaseModuleClass):
         -------
         (..., batch, n_genes)
         """
-        decoded = self.shared(latent, condition)
-        if condition.region_effect is not None:
-            applied = self.likelihood.region_effect.apply(decoded, condition.region_effect)
-            decoded = self.likelihood.normalised(applied)
-        return decoded if condition.own is None else self.likelihood.with_own_count(decoded, condition.own)
+        return self.with_effects(self.shared(latent, condition), condition.region_effect, condition.own)
+
+    def own(self, centre: Spots) -> tuple[torch.Tensor, torch.Tensor]:
+        """Visible counts of spots, and the libraries that these were found in, (batch, n_genes) each."""
+        return centre.counts * centre.visible, self.likelihood.visible_library(centre) * centre.visible
+
+    def with_effects(
+        self, shared: torch.Tensor, region_effect: torch.Tensor | None, own: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> torch.Tensor:
+        """What :meth:`shared` gives with the region effect, and the gene effect of the spot's own count."""
+        if region_effect is not None:
+            shared = self.likelihood.normalised(self.likelihood.region_effect.apply(shared, region_effect))
+        return shared if own is None else self.likelihood.with_own_count(shared, own)
 
     def latent_mean(self, condition: Condition) -> torch.Tensor:
         """Posterior mean of the latent, (batch, n_latent): one evaluation of the denoiser."""
