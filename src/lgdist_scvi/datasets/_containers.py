@@ -43,8 +43,10 @@ def from_spatialdata(sdata: Any, where: str, spatial_key: str, table: str | None
     return only_tissue(adata, is_hd=True) if bin_width(name) is not None else adata
 
 
-def read_spatialdata(path: Path, spatial_key: str, table: str | None, bin_size: int | None, lazy: bool) -> AnnData:
-    """Read one table of a store, as :func:`from_spatialdata`; `lazy`: its counts stay there, as a Dask array."""
+def read_spatialdata(
+    path: Path, spatial_key: str, table: str | None, bin_size: int | None, lazy: bool, turn: bool
+) -> AnnData:
+    """Read one table of a store, as :func:`from_spatialdata`; `lazy`: its counts stay there (`turn`: :func:`open_lazily`)."""
     import anndata
     import zarr
 
@@ -55,7 +57,7 @@ def read_spatialdata(path: Path, spatial_key: str, table: str | None, bin_size: 
 
     tables = zarr.open_group(str(path), mode="r").get("tables", {})
     name = choose_table(list(tables), path.name, table, bin_size)
-    adata = open_lazily(path, f"tables/{name}") if lazy else anndata.read_zarr(path / "tables" / name)
+    adata = open_lazily(path, f"tables/{name}", turn) if lazy else anndata.read_zarr(path / "tables" / name)
     adata = _with_coordinates(adata, elements, name, path.name, spatial_key)
     return only_tissue(adata, is_hd=True) if bin_width(name) is not None else adata
 

@@ -72,10 +72,10 @@ def read(
         lattice (:func:`~lgdist_scvi.pp.spatial_neighbors` with 4 or 8 neighbours).
     lazy
         Leave `X` and layers where they are, as Dask arrays that are read a block of spots at a time. For files and stores
-        in which counts lie by spots (csr); ``raw`` is left out.
+        in which counts lie by spots (csr); `raw` is left out.
     store
         Path of a new zarr store to which the slide is written, a block of spots at a time: counts of any size pass through
-        little memory. It is then opened as with `lazy`.
+        little memory, also where they lie by genes (csc). It is then opened as with `lazy`.
 
     Returns
     -------
@@ -170,14 +170,14 @@ def _read(path: Any, spatial_key: str, **options: Any) -> AnnData:
         folder, counts_file = (path.parent, path.name) if path.is_file() else (path, None)
         return read_space_ranger(folder, counts_file, bin_size, lazy)
     if kind == "SpatialData":
-        return read_spatialdata(path, spatial_key, table, bin_size, lazy)
+        return read_spatialdata(path, spatial_key, table, bin_size, lazy, turn=options["store"] is not None)
     if kind == "MuData":
         import mudata
 
         mdata = mudata.read_h5mu(path) if path.is_file() else mudata.read_zarr(path)
         return from_mudata(mdata, path.name, spatial_key, options["modality"])
     if lazy:
-        return open_lazily(path)
+        return open_lazily(path, turn=options["store"] is not None)
     import anndata
 
     return anndata.read_h5ad(path) if path.is_file() else anndata.read_zarr(path)
