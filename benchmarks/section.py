@@ -47,6 +47,7 @@ _TARGETS = {
     "unscaled": "genes not scaled to their means",
     "pooled": "features not standardised in sections",
     "network": "network alone, completed",
+    "paper": "gene-space transformer of the paper, small",
 }
 _SCORES = {
     "d2": "D2",
@@ -157,7 +158,7 @@ def _jobs(arguments: argparse.Namespace, images: list[str]) -> list[tuple]:
                 jobs += [(name, "section", seed, method, section, None) for method in arguments.methods]
         for section in arguments.sections or images[::2][:PAIRS_HELD_OUT]:
             if "pairs" in arguments.protocols:
-                asked = [m for m in arguments.methods if m in {**PEERS, **MODELS} and not METHODS[m].needs_completed]
+                asked = [m for m in arguments.methods if m in {**PEERS, **MODELS} and METHODS[m].few_pairs]
                 for n in N_PAIRS:
                     jobs += [(f"{arguments.file} {section} {n}", "pairs", seed, m, section, n) for m in asked]
     return jobs
@@ -226,7 +227,7 @@ def markdown(rows: pd.DataFrame) -> str:
     whole = done[done["protocol"] == "section"]
     if len(whole):
         parts += [*_section_tables(whole), _claim(whole), _controls(whole), _spread(whole)]
-    return "\n\n".join(part for part in [*parts, _pairs(done[done["protocol"] == "pairs"])] if part)
+    return "\n\n".join(part for part in [*parts, _pairs(done[done["protocol"] == "pairs"], whole)] if part)
 
 
 def write(rows: pd.DataFrame, folder: Path) -> None:
@@ -350,12 +351,15 @@ def _spread(rows: pd.DataFrame) -> str:
     )
 
 
-def _pairs(rows: pd.DataFrame) -> str:
-    """D2 by the number of training spots, mean over the sections held out."""
+def _pairs(rows: pd.DataFrame, whole: pd.DataFrame) -> str:
+    """D2 by the number of training spots, mean over the sections held out; of all spots by the rows of whole sections."""
     if rows.empty:
         return ""
     rows = rows.assign(n=rows["file"].str.rsplit(" ", n=1).str[1].astype(int))
     rows["held_out"] = rows["file"].str.split(" ").str[1]
     table = rows.pivot_table(index="method", columns="n", values="d2", observed=True).sort_index()
+    files, same = rows["file"].str.rsplit(" ", n=1).str[0].unique(), whole[whole["seed"].isin(rows["seed"])]
+    everything = _by_file(same, "d2").reindex(columns=files).mean(axis=1, skipna=False)
+    table = table.rename(columns=str).assign(all=everything.reindex(table.index).to_numpy())
     title = f"D2 by the number of training spots (held out: {', '.join(sorted(rows['held_out'].unique()))})"
     return markdown_table(table.rename(index=label), title, best=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import nn
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi.module._spots import Posterior
-from lgdist_scvi.module.diffusion import ResidualDiffusion
+from lgdist_scvi.module.diffusion import ResidualDiffusion, VectorDiT
 from lgdist_scvi.module.experts import ExpertAverage, HeldOutBatch, best_weights, correction
 from lgdist_scvi.module.likelihood import LIKELIHOODS, HoldOut, Likelihood
 from lgdist_scvi.module.nn._image_components import ImageComponents
@@ -21,7 +20,7 @@ from lgdist_scvi.module.stem._basis import LogRates
 from lgdist_scvi.module.stem._config import StemConfig
 from lgdist_scvi.module.stem._kernel import ImageKernel
 from lgdist_scvi.module.stem._network import PatchNetwork
-from lgdist_scvi.module.stem._patches import PatchInputs, TrainingPatches, mean_of_neighbors
+from lgdist_scvi.module.stem._patches import PatchInputs, TrainingPatches
 
 Batch = dict[str, torch.Tensor]
 
@@ -75,29 +74,39 @@ class StemModule(BaseModuleClass):
         self.config, self.n_folds = config, n_folds
         self.likelihood: Likelihood = LIKELIHOODS[likelihood](n_genes, config.n_latent, compositional)
         self.components = ImageComponents(blocks, config.n_components, per_slide)
-        n_components = self.components.n_components
-        self.basis = LogRates(n_genes, config.n_latent)
-        self.networks = nn.ModuleList(PatchNetwork(config, n_components) for _ in range(n_folds))
-        kernel = ImageKernel(n_genes, config.n_latent, n_components, n_folds, self.likelihood)
-        self.experts = ExpertAverage([kernel], n_genes)
-        self.diffusion = ResidualDiffusion(
-            config.n_latent,
-            n_components,
-            config.n_denoiser_hidden,
-            config.n_denoiser_layers,
-            config.n_denoiser_heads,
-            config.n_timesteps,
-            config.n_draws,
-        )
+        self._build(n_genes)
         # of the way from the genes' mean rates to what the image says
         self.register_buffer("trust", torch.tensor(1.0))
         # of the way from the networks' mean to the diffusion's, and what brings samples to the level of the mean
         self.register_buffer("pull", torch.tensor(1.0))
-        self.register_buffer("sample_shift", torch.zeros(config.n_latent))
-        self.register_buffer("spread", torch.ones(config.n_latent))  # of the latent around its mean, on slides not seen
+        self.register_buffer("sample_shift", torch.zeros(self.diffusion.n_data))
+        self.register_buffer(
+            "spread", torch.ones(self.diffusion.n_data)
+        )  # of the latent around its mean, on slides not seen
         # no region effects: they are told by counts
         self.register_buffer("region_shrinkage", torch.full((2,), torch.inf))
         self.register_buffer("set_aside_patterns", torch.zeros(1, n_genes, dtype=torch.bool))  # slides are held out
+
+    def _build(self, n_genes: int) -> None:
+        """Make the latent, what predicts it, and its diffusion."""
+        config, n_components = self.config, self.components.n_components
+        self.basis = LogRates(n_genes, config.n_latent)
+        self.networks = nn.ModuleList(PatchNetwork(config, n_components) for _ in range(self.n_folds))
+        kernel = ImageKernel(n_genes, config.n_latent, n_components, self.n_folds, self.likelihood)
+        self.experts = ExpertAverage([kernel], n_genes)
+        self.diffusion = self._diffusion(config.n_latent, VectorDiT)
+
+    def _diffusion(self, n_data: int, denoiser: type[nn.Module]) -> ResidualDiffusion:
+        config = self.config
+        sizes = (config.n_denoiser_hidden, config.n_denoiser_layers, config.n_denoiser_heads)
+        return ResidualDiffusion(
+            n_data, self.components.n_components, *sizes, config.n_timesteps, config.n_draws, denoiser
+        )
+
+    @property
+    def n_judged(self) -> int:
+        """Number of parts of the slides, the first ones, that are predicted without having been seen."""
+        return self.n_folds
 
     def initialise(self, statistics: Any) -> None:
         """Start from what is known of the data: a :class:`~lgdist_scvi.data.GeneStatistics`."""
@@ -233,7 +242,7 @@ class StemModule(BaseModuleClass):
         self.experts.in_use.fill_(False)
         self.trust.fill_(1.0)
         self.sample_shift.zero_()  # of an earlier diffusion
-        data = _training_patches(batches)
+        data = TrainingPatches.of(batches)
         for expert in self.experts.experts:
             expert.fit(data, self.likelihood, generator)
         means = torch.cat([self._mean(PatchInputs.of(batch)) for batch in batches])
@@ -271,7 +280,7 @@ class StemModule(BaseModuleClass):
             return
         for batch in batches[: -(-_N_DISPERSION_SPOTS // max(len(batches[0][keys.COUNTS]), 1))]:
             condition = self.condition(batch)
-            mean = self.decode(condition.mean, condition) * self.exposure(batch)
+            mean = self.decode(self.latent_mean(condition), condition) * self.exposure(batch)
             parts.append((batch[keys.COUNTS], mean, batch[keys.MASK]))
         counts, mean, observed = map(torch.cat, zip(*parts, strict=True))
         with torch.enable_grad():
@@ -361,28 +370,21 @@ class StemModule(BaseModuleClass):
             for place, pull in enumerate(_PULLS):
                 decoded = self.decode(torch.lerp(condition.mean, mean, pull), condition)
                 errors[place] += float((self.likelihood.error(decoded, batch[keys.COUNTS], exposure) * unseen).sum())
-            noise = torch.randn(len(mean), _N_SAMPLES, mean.shape[1], generator=generator).to(mean.device)
-            parts.append((condition, mean, self.sample(condition, noise, _N_STEPS)))
+            parts.append((condition, mean, self._drawn(condition, generator)))
         self.pull.fill_(_PULLS[int(errors.argmin())])
+        self._level_samples([(one, torch.lerp(one.mean, mean, self.pull), drawn) for one, mean, drawn in parts])
+
+    def _drawn(self, condition: Posterior, generator: torch.Generator) -> torch.Tensor:
+        noise = torch.randn(len(condition.mean), _N_SAMPLES, condition.mean.shape[1], generator=generator)
+        return self.sample(condition, noise.to(condition.mean.device), min(_N_STEPS, self.diffusion.n_timesteps))
+
+    def _level_samples(self, parts: Sequence[tuple[Posterior, torch.Tensor, torch.Tensor]]) -> None:
+        """Bring samples of rates to the level of their means; of each part the posterior, and the mean and samples of the latent."""
         for _ in range(_N_ROUNDS):
-            of_mean = sum(self.decode(torch.lerp(one.mean, mean, self.pull), one).sum(0) for one, mean, _ in parts)
+            of_mean = sum(self.decode(mean, one).sum(0) for one, mean, _ in parts)
             of_samples = sum(
                 self.decode(drawn[:, place] + self.sample_shift, one).sum(0) / _N_SAMPLES
                 for one, _, drawn in parts
                 for place in range(_N_SAMPLES)
             )
-            self.sample_shift += torch.log(of_mean / of_samples) @ self.basis.weights
-
-
-def _training_patches(batches: Iterable[Batch]) -> TrainingPatches:
-    """Join batches of spots."""
-    parts = []
-    for batch in batches:
-        inputs = PatchInputs.of(batch)
-        around = mean_of_neighbors(inputs.neighbors.image, inputs.index, inputs.valid)
-        latent = batch[keys.TARGET_LATENT].mean(1)
-        parts.append((inputs.centre, around, batch[keys.MASK], batch[keys.TARGET_RATE], latent))
-    centres, around, observed, rate, latent = zip(*parts, strict=True)
-    names = ("counts", "visible", "library", "image", "present", "fold")
-    joined = replace(centres[0], **{name: torch.cat([getattr(one, name) for one in centres]) for name in names})
-    return TrainingPatches(joined, torch.cat(around), torch.cat(observed), torch.cat(rate), torch.cat(latent))
+            self.sample_shift += self.basis.latent_change(torch.log(of_mean / of_samples))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -93,3 +94,17 @@ class TrainingPatches:
     observed: torch.Tensor
     rate: torch.Tensor
     latent: torch.Tensor
+
+    @classmethod
+    def of(cls, batches: Iterable[dict[str, torch.Tensor]]) -> TrainingPatches:
+        """Join batches of spots."""
+        parts = []
+        for batch in batches:
+            inputs = PatchInputs.of(batch)
+            around = mean_of_neighbors(inputs.neighbors.image, inputs.index, inputs.valid)
+            latent = batch[keys.TARGET_LATENT].mean(1)
+            parts.append((inputs.centre, around, batch[keys.MASK], batch[keys.TARGET_RATE], latent))
+        centres, around, observed, rate, latent = zip(*parts, strict=True)
+        names = ("counts", "visible", "library", "image", "present", "fold")
+        joined = replace(centres[0], **{name: torch.cat([getattr(one, name) for one in centres]) for name in names})
+        return cls(joined, torch.cat(around), torch.cat(observed), torch.cat(rate), torch.cat(latent))
