@@ -147,14 +147,14 @@ def measure(
             question = {"level": None if step == "mean" else 0.9, "silent": True}
             if n_completed is not None:
                 question["genes"] = list(adata.var_names[:n_completed])
+            _remove(layers)  # of a step that was stopped, which would go on
             if slide.store is not None:
-                shutil.rmtree(layers, ignore_errors=True)
                 question["store"] = layers
             try:
                 row |= timed(partial(model.complete, adata, **question))
                 row["written_mib"] = round(_bytes(layers) / 2**20, 1)
             finally:
-                shutil.rmtree(layers, ignore_errors=True)
+                _remove(layers)
         row["memory_mib"] = round(peak_memory(), 1)
     return row
 
@@ -189,6 +189,11 @@ def timed(run: Any) -> dict[str, float]:
         "seconds": round(time.perf_counter() - began, 2),
         "cpu_seconds": round(sum(os.times()[:4]) - used, 2),
     }
+
+
+def _remove(store: Path) -> None:
+    for path in store.parent.glob(f"{store.name}*"):
+        shutil.rmtree(path)
 
 
 def _bytes(folder: Path) -> int:
