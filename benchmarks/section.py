@@ -221,13 +221,17 @@ def label(method: str) -> str:
 
 def markdown(rows: pd.DataFrame) -> str:
     """All tables of the stored results."""
-    done = rows[rows["failed"].isna() & rows["method"].isin(list(METHODS))].copy()
-    done["method"] = pd.Categorical(done["method"], categories=list(METHODS), ordered=True)
-    parts = [provenance(rows)]
+    done, parts = _done(rows), [provenance(rows)]
     whole = done[done["protocol"] == "section"]
     if len(whole):
         parts += [*_section_tables(whole), _claim(whole), _controls(whole), _spread(whole)]
     return "\n\n".join(part for part in [*parts, _pairs(done[done["protocol"] == "pairs"], whole)] if part)
+
+
+def _done(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with a score, whose methods come in the order of tables."""
+    done = rows[rows["failed"].isna() & rows["method"].isin(list(METHODS))]
+    return done.assign(method=pd.Categorical(done["method"], categories=list(METHODS), ordered=True))
 
 
 def write(rows: pd.DataFrame, folder: Path) -> None:
@@ -237,7 +241,8 @@ def write(rows: pd.DataFrame, folder: Path) -> None:
     (folder / "section_page.md").write_text(
         f"---\norphan: true\n---\n\n# Sections that were never sequenced: all tables\n\n{markdown(rows)}\n"
     )
-    done = rows[rows["failed"].isna() & (rows["protocol"] == "section")]
+    done = _done(rows[rows["protocol"] == "section"])
+    (folder / "section_scores.md").write_text(_section_tables(done)[0] + "\n")
     claim = [_claim(done).split("\n\n", 1)[-1]]
     if (figure := claim_figure(rows)) is not None:
         figure.savefig(folder / "section_claim.png", dpi=110, bbox_inches="tight")

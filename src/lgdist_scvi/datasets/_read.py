@@ -80,8 +80,8 @@ def read(
     Returns
     -------
     The annotated data, (n_obs, n_vars), in memory unless `lazy` or `store` is given; a copy if an object was given.
-    Duplicated gene names get a suffix, with a warning. Where `X` holds no counts but ``adata.raw`` does, as in files of CELLxGENE, `X` becomes the counts and
-    ``layers["X"]`` what it was, with a warning.
+    Duplicated gene names get a suffix, with a warning. Where `X` holds no counts but ``adata.raw`` does, as in files of
+    CELLxGENE, `X` becomes the counts and ``layers["X"]`` what it was, with a warning.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def read(
     target = None if store is None else new_store(store)
     adata = _read(path, spatial_key, table=table, modality=modality, bin_size=bin_size, lazy=lazy or None, store=target)
     stays = lazy or target is not None
-    if layer is None and not stays:
+    if layer is None:
         _take_raw_counts(adata)
     if not adata.var_names.is_unique:
         duplicated = adata.var_names[adata.var_names.duplicated()].unique()

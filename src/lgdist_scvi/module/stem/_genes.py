@@ -47,10 +47,15 @@ class GeneStemModule(StemModule):
         batches = [{key: value.to(self.spread.device) for key, value in batch.items()} for batch in batches]
         conditions = [self.condition(batch) for batch in batches]
         means = [self.latent_mean(condition) for condition in conditions]
-        target = sum(batch[keys.TARGET_RATE].sum(0) for batch in batches)
+        # a deep spot tells more, and shallow ones may differ
+        exposures = [self.exposure(batch) for batch in batches]
+        target = sum(
+            (batch[keys.TARGET_RATE] * exposure).sum(0) for batch, exposure in zip(batches, exposures, strict=True)
+        )
         for _ in range(_N_ROUNDS):
-            rate = sum(self.decode(*pair).sum(0) for pair in zip(means, conditions, strict=True))
-            self.basis.centre += torch.log(target.clamp(min=1e-9) / rate.clamp(min=1e-9)).clamp(-1.0, 1.0)
+            parts = zip(means, conditions, exposures, strict=True)
+            counts = sum((self.decode(mean, condition) * exposure).sum(0) for mean, condition, exposure in parts)
+            self.basis.centre += torch.log(target.clamp(min=1e-9) / counts.clamp(min=1e-9)).clamp(-1.0, 1.0)
         unseen = [batch[keys.FOLD].flatten() == 0 for batch in batches]
         parts = []
         for condition, mean, rows in zip(conditions, means, unseen, strict=True):
