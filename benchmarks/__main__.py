@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 # each a module of this folder with `add_arguments(parser)` and `main(arguments)`
-COMMANDS = ("run", "report", "section", "image", "generate", "guards", "cost", "steps")
+COMMANDS = ("run", "report", "section", "image", "generate", "scale", "guards", "cost", "steps")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

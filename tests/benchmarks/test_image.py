@@ -52,6 +52,8 @@ def test_the_table_says_what_the_image_changes():
         "date": "2026-01-01",
         "threads": 1,
         "workers": 1,
+        "weight_hidden": 0.75,
+        "weight_visible": 0.0,
     }
     scores = {"lgdist": (0.2, 0.3), "lgdist_image": (0.17, 0.301), "lgdist_image_shuffled": (0.2, 0.3)}
     rows = [
@@ -60,8 +62,8 @@ def test_the_table_says_what_the_image_changes():
         for protocol in ("image_spot", "image_shallow")
     ]
     text = markdown(pd.DataFrame(rows))
-    assert "| spot, excess MSE, seed 0 | .2000 | .1700 | .2000 | -15.0% |" in text
-    assert "| shallow, D2, seed 0 | .3000 | .3010 | .3000 | +0.0010 |" in text
+    assert "| spot, excess MSE, seed 0 | .2000 | .1700 | .2000 | -15.0% | 0 | 0.75 |" in text
+    assert "| shallow, D2, seed 0 | .3000 | .3010 | .3000 | +0.0010 | 0 | 0.75 |" in text
 
 
 def test_sections_without_an_image_are_named(folder, capsys):

@@ -53,10 +53,7 @@ def space_ranger(
             "pxl_col_in_fullres": adata.obsm["spatial"][:, 0],
         }
     )
-    if positions_file.endswith("parquet"):
-        positions.to_parquet(spatial / positions_file)
-    else:
-        positions.to_csv(spatial / positions_file, index=False, header="list" not in positions_file)
+    positions.to_csv(spatial / positions_file, index=False, header="list" not in positions_file)
     library = adata.uns["spatial"]["slide_1"]
     (spatial / "scalefactors_json.json").write_text(json.dumps(library["scalefactors"]))
     for name, image in library["images"].items():
@@ -124,51 +121,6 @@ def test_positions_of_another_run_are_refused(slide, tmp_path):
     pd.read_csv(file).iloc[10:].to_csv(file, index=False)
     with pytest.raises(ValueError, match="10 of 150 barcodes of .* are not in 'tissue_positions.csv'"):
         datasets.read(folder)
-
-
-@pytest.fixture
-def visium_hd(slide, tmp_path) -> Path:
-    slide.X = sparse.csr_matrix(slide.X.multiply((np.arange(slide.n_obs) >= 20)[:, None]))
-    parts = {"square_002um": slide, "square_008um": slide[:100].copy(), "square_016um": slide[:60].copy()}
-    for name, part in parts.items():
-        space_ranger(
-            tmp_path / "run" / "outs" / "binned_outputs" / name, part, positions_file="tissue_positions.parquet"
-        )
-    return tmp_path / "run" / "outs"
-
-
-def test_visium_hd(visium_hd, slide):
-    with pytest.warns(UserWarning, match="20 of 100 bins without counts are left out"):
-        adata = datasets.read(visium_hd, bin_size=8)
-    assert (adata.X != slide.X[20:100]).nnz == 0
-    np.testing.assert_allclose(adata.obsm["spatial"], slide.obsm["spatial"][20:100])
-    for column in ("array_row", "array_col"):
-        np.testing.assert_array_equal(adata.obs[column], slide.obs[column].iloc[20:100])
-    square = visium_hd / "binned_outputs" / "square_008um"
-    for path, options in (
-        (visium_hd.parent, {"bin_size": 8}),
-        (visium_hd / "binned_outputs", {"bin_size": 8}),
-        (square, {}),
-        (square, {"bin_size": 8}),
-        (square / "filtered_feature_bc_matrix.h5", {}),
-    ):
-        with pytest.warns(UserWarning, match="bins without counts"):
-            assert datasets.read(path, **options).n_obs == 80
-    for path in (visium_hd, visium_hd.parent):
-        with pytest.raises(KeyError, match="is of Visium HD, with bins of 2, 8, 16 micrometres; pass bin_size="):
-            datasets.read(path)
-    for path in (visium_hd, square):
-        with pytest.raises(KeyError, match="there are no bins of 4 micrometres in .*; available: .*8"):
-            datasets.read(path, bin_size=4)
-
-
-def test_visium_hd_without_pyarrow(visium_hd, monkeypatch):
-    def without(*_, **__):
-        raise ImportError("Unable to find a usable engine")
-
-    monkeypatch.setattr(pd, "read_parquet", without)
-    with pytest.raises(ImportError, match="'tissue_positions.parquet', .* needs pyarrow; pip install pyarrow"):
-        datasets.read(visium_hd, bin_size=16)
 
 
 def test_duplicated_gene_names_get_a_suffix(slide, tmp_path):
@@ -254,7 +206,7 @@ def test_objects(slide):
 
 @pytest.mark.parametrize(
     ("option", "of"),
-    [({"table": "a"}, "SpatialData"), ({"modality": "rna"}, "MuData"), ({"bin_size": 8}, "Space Ranger")],
+    [({"table": "a"}, "SpatialData"), ({"modality": "rna"}, "MuData"), ({"bin_size": 8}, "SpatialData, Space Ranger")],
 )
 def test_options_of_other_formats_are_refused(slide, option, of):
     with pytest.raises(ValueError, match=f"is for {of}, but this is AnnData"):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +11,15 @@ import pandas as pd
 from anndata import AnnData
 
 from lgdist_scvi._checks import list_names, needs
+from lgdist_scvi.datasets._bins import bin_width, choose_width, only_tissue
+from lgdist_scvi.datasets._count_matrix import read_count_matrix
 
 _COUNTS_FILES = ("filtered_feature_bc_matrix.h5", "raw_feature_bc_matrix.h5")
 _POSITIONS_FILES = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
 _POSITIONS = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
-_BINS = re.compile(r"square_0*(\d+)um")
 
 
-def read_space_ranger(folder: Path, counts_file: str | None, bin_size: int | None) -> AnnData:
+def read_space_ranger(folder: Path, counts_file: str | None, bin_size: int | None, lazy: bool) -> AnnData:
     """Read a slide: counts in `X`, pixels of the full image, (x, y), in ``obsm["spatial"]``, images in `uns`.
 
     `in_tissue`, `array_row` and `array_col` are in `obs`, what there is of images and scale factors in
@@ -33,7 +32,9 @@ def read_space_ranger(folder: Path, counts_file: str | None, bin_size: int | Non
     counts_file
         Name of the count matrix; ``None``: the filtered one, or where there is none the raw one.
     bin_size
-        Width of Visium HD bins in micrometres; ``None``: the only ones.
+        Width of Visium HD bins in micrometres; ``None``: 8, or the only ones.
+    lazy
+        Leave the counts in the file: `X` is a Dask array.
 
     Raises
     ------
@@ -42,12 +43,10 @@ def read_space_ranger(folder: Path, counts_file: str | None, bin_size: int | Non
     ImportError
         If positions are in a parquet file and pyarrow is not installed.
     KeyError
-        If there are several sizes of bins and none is named, or not the one named.
+        If there are not bins of the size named, or several sizes but 8 micrometres.
     ValueError
         If the counts cannot be read, or the positions are not theirs.
     """
-    import scanpy as sc
-
     folder = _with_counts(folder, bin_size)
     counts_file = counts_file or next((name for name in _COUNTS_FILES if (folder / name).exists()), _COUNTS_FILES[0])
     positions_file = next((name for name in _POSITIONS_FILES if (folder / "spatial" / name).exists()), None)
@@ -58,14 +57,7 @@ def read_space_ranger(folder: Path, counts_file: str | None, bin_size: int | Non
             f"{str(folder)!r} is not a complete Space Ranger folder; missing: {list_names(missing)} (counts come from "
             f"{_COUNTS_FILES[0]!r}, coordinates from the folder 'spatial' beside it)"
         )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Variable names are not unique")  # said once, by datasets.read
-        try:
-            adata = sc.read_10x_h5(folder / counts_file)
-        except Exception as error:  # scanpy and h5py raise any kind
-            raise ValueError(
-                f"{str(folder / counts_file)!r} is no count matrix of Space Ranger, or not a whole one"
-            ) from error
+    adata = read_count_matrix(folder / counts_file, lazy)
     positions = _positions(folder / "spatial" / positions_file)
     if n_unknown := int((~adata.obs_names.isin(positions.index)).sum()):
         raise ValueError(
@@ -76,8 +68,7 @@ def read_space_ranger(folder: Path, counts_file: str | None, bin_size: int | Non
     adata.obs[_POSITIONS[1:4]] = positions[_POSITIONS[1:4]].astype(int)
     adata.obsm["spatial"] = positions[_POSITIONS[:3:-1]].to_numpy(dtype=np.float64)
     adata.uns["spatial"] = {_library_id(folder, counts_file): _library(folder / "spatial")}
-    is_hd = _BINS.fullmatch(folder.resolve().name) is not None
-    return _only_tissue(adata, is_hd)
+    return only_tissue(adata, bin_width(folder.resolve().name) is not None)
 
 
 def _with_counts(folder: Path, bin_size: int | None) -> Path:
@@ -86,17 +77,11 @@ def _with_counts(folder: Path, bin_size: int | None) -> Path:
     if inside.is_dir() and not (folder / "spatial").is_dir() and not (folder / "binned_outputs").is_dir():
         folder = inside
     binned = folder if folder.name == "binned_outputs" else folder / "binned_outputs"
-    of_folder = _BINS.fullmatch(folder.resolve().name)
-    bins = {int(of_folder[1]): folder} if of_folder else {}
-    if binned.is_dir():
-        found = ((_BINS.fullmatch(part.name), part) for part in binned.iterdir())
-        bins = {int(name[1]): part for name, part in found if name}
-    sizes = ", ".join(map(str, sorted(bins)))
-    if bin_size is None and len(bins) > 1:
-        raise KeyError(f"{str(folder)!r} is of Visium HD, with bins of {sizes} micrometres; pass bin_size=...")
-    if bin_size is not None and int(bin_size) not in bins:
-        raise KeyError(f"there are no bins of {bin_size} micrometres in {str(folder)!r}; available: {sizes or 'none'}")
-    return folder if not bins else bins[int(bin_size)] if bin_size is not None else next(iter(bins.values()))
+    parts = list(binned.iterdir()) if binned.is_dir() else [folder.resolve()]
+    bins = {width: part for part in parts if (width := bin_width(part.name)) is not None}
+    if not bins and bin_size is None:
+        return folder
+    return bins[choose_width(bins, bin_size, str(folder))]
 
 
 def _positions(file: Path) -> pd.DataFrame:
@@ -131,16 +116,3 @@ def _library(spatial: Path) -> dict[str, Any]:
         if (file := spatial / f"tissue_{resolution}_image.png").exists():
             images[resolution] = np.asarray(Image.open(file))
     return {"images": images, "scalefactors": json.loads(factors.read_text()) if factors.exists() else {}}
-
-
-def _only_tissue(adata: AnnData, is_hd: bool) -> AnnData:
-    """Leave out what holds no tissue, and say so."""
-    on_tissue = adata.obs["in_tissue"].to_numpy() == 1
-    parts = [(~on_tissue, "spots outside the tissue (in_tissue is 0)")]
-    if is_hd:
-        parts.append((on_tissue & (np.asarray(adata.X.sum(axis=1)).ravel() == 0), "bins without counts"))
-    for leave, what in parts:
-        if leave.any():
-            warnings.warn(f"{int(leave.sum()):,} of {adata.n_obs:,} {what} are left out", stacklevel=5)
-    leave = np.logical_or.reduce([part for part, _ in parts])
-    return adata[~leave].copy() if leave.any() else adata
