@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 from scipy.sparse.csgraph import reverse_cuthill_mckee
@@ -28,7 +27,7 @@ from lgdist_scvi._anndata import (
 )
 from lgdist_scvi._checks import list_names, require_key
 from lgdist_scvi._stored import StoredRows, as_csr, is_stored, new_digest
-from lgdist_scvi.data._graph import drawn_patches, nearest, reach_further, spot_pitch
+from lgdist_scvi.data._graph import distances, drawn_patches, nearest, reach_further, spot_pitch
 from lgdist_scvi.data._totals import Totals, totals_of
 
 _BLOCK = 2048  # spots
@@ -217,31 +216,30 @@ class NeighborhoodDataset(AnnTorchDataset):
 
     def _set_neighbors(self) -> None:
         graph, informative, samples, coordinates = self.graph, self.informative, self.samples, self.coordinates
-        rows = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
-        lengths = np.linalg.norm(coordinates[rows] - coordinates[graph.indices], axis=1)
-        pitch = spot_pitch(rows, lengths, samples, coordinates)
+        n_edges = np.diff(graph.indptr)
+        rows = np.repeat(np.arange(graph.shape[0], dtype=np.int32), n_edges)
+        pitch = spot_pitch(rows, distances(coordinates, rows, graph.indices), samples, coordinates)
         useful = informative[graph.indices]
-        edges = pd.DataFrame({"spot": rows[useful], "neighbor": graph.indices[useful]})
-        n_left = np.bincount(edges["spot"], minlength=graph.shape[0])
+        spot, neighbor = rows[useful], graph.indices[useful]
+        n_left = np.bincount(spot, minlength=graph.shape[0])
         self.far = n_left == 0
-        n_slots = max(1, int(np.diff(graph.indptr).max(initial=0)))
-        reached = reach_further(graph, np.flatnonzero((n_left == 0) & (np.diff(graph.indptr) > 0)), informative)
+        n_slots = max(1, int(n_edges.max(initial=0)))
+        reached = reach_further(graph, np.flatnonzero((n_left == 0) & (n_edges > 0)), informative)
         stranded = ~informative & (n_left == 0)
         stranded[reached["spot"]] = False
         others = nearest(coordinates, samples, np.flatnonzero(stranded), informative, n_slots)
-        edges = pd.concat([edges, reached, others])
-        edges["distance"] = (
-            np.linalg.norm(coordinates[edges["spot"]] - coordinates[edges["neighbor"]], axis=1)
-            / pitch[samples[edges["spot"]]]
-        )
-        edges = edges.sort_values(["spot", "distance"], kind="stable")
-        edges["slot"] = edges.groupby("spot").cumcount()
+        spot = np.concatenate([spot, reached["spot"], others["spot"]])
+        neighbor = np.concatenate([neighbor, reached["neighbor"], others["neighbor"]])
+        distance = distances(coordinates, spot, neighbor) / pitch[samples[spot]]
+        order = np.lexsort((distance, spot))
+        spot, neighbor, distance = spot[order], neighbor[order], distance[order]
+        slot = np.arange(len(spot)) - np.searchsorted(spot, spot)
         # a far ring may hold many spots: the nearest suffice
-        edges = edges[edges["slot"] < n_slots]
+        near = slot < n_slots
         self.neighbors = np.full((graph.shape[0], n_slots), -1, dtype=np.int64)
         self.distances = np.zeros((graph.shape[0], n_slots), dtype=np.float32)
-        self.neighbors[edges["spot"], edges["slot"]] = edges["neighbor"]
-        self.distances[edges["spot"], edges["slot"]] = edges["distance"]
+        self.neighbors[spot[near], slot[near]] = neighbor[near]
+        self.distances[spot[near], slot[near]] = distance[near]
 
     def _refuse_lost(self, lost: np.ndarray) -> None:
         """Refuse data with spots of which nothing tells anything."""

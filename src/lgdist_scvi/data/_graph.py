@@ -10,6 +10,7 @@ from scipy.spatial import cKDTree
 
 _PATCH = 1024  # spots
 N_AROUND = 168  # spots, seven rings of a hexagonal grid
+_EDGES = 1 << 20  # measured in one go
 _SAME = 1e-6  # relative difference of distances that are the same
 
 
@@ -42,6 +43,13 @@ class Surroundings:
         farthest = np.where(found, distance, 0.0).max(axis=1, keepdims=True, initial=0.0)
         weights = np.exp(-2.0 * (distance / np.maximum(farthest, 1e-12)) ** 2, where=found, out=np.zeros_like(distance))
         return sparse.csr_matrix((weights[found].astype(np.float32), (np.nonzero(found)[0], other[found])), shape=shape)
+
+
+def distances(coordinates: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Distance between pairs of spots, given by their rows, float64, (n_pairs,)."""
+    starts = range(0, max(1, len(one)), _EDGES)
+    parts = (coordinates[one[s : s + _EDGES]] - coordinates[other[s : s + _EDGES]] for s in starts)
+    return np.concatenate([np.linalg.norm(part, axis=1) for part in parts])
 
 
 def spot_pitch(rows: np.ndarray, lengths: np.ndarray, samples: np.ndarray, coordinates: np.ndarray) -> np.ndarray:

@@ -223,9 +223,11 @@ class LGDiST(RegistrationMixin, RecordMixin, TrainingMixin, EstimateMixin, Skill
         Parameters
         ----------
         adata
-            Annotated data, (n_obs, n_vars). `X` is never modified.
+            Annotated data, (n_obs, n_vars). `X` is never modified. `X` and layers may be on disk (backed h5ad, zarr,
+            :func:`anndata.experimental.read_lazy`): they stay there, are checked in one pass here, and are read by rows after. That
+            they changed since is then noticed by their shape and 16 runs of 64 rows, not by every entry.
         layer
-            Layer with raw counts; ``None`` reads `adata.X`.
+            Layer with raw counts; ``None`` reads `adata.X`. On disk they are stored by spots (csr or dense).
         mask_layer
             Bool layer, True where an entry is observed (see :func:`lgdist_scvi.pp.observed_mask`). ``None``: every entry is
             data, zeros included.
