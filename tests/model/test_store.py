@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -262,6 +263,36 @@ def test_a_full_disk_leaves_what_is_finished(trained, stored, tmp_path):
     assert lines[-1] == b"" and all(json.loads(line) for line in lines[:-1])
     trained.complete(store=path, block_size=60, **ASKED)
     assert_same(layers_of(ad.read_zarr(path)), layers_of(ad.read_zarr(stored)))
+
+
+def test_what_others_wrote_is_not_deleted(trained, tmp_path):
+    work = tmp_path / "out.zarr.unfinished"
+    work.mkdir()
+    (work / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds what no completion wrote \(notes.txt\); move it away"):
+        trained.complete(store=tmp_path / "out.zarr", **ASKED)
+    assert (work / "notes.txt").read_text() == "mine"
+
+
+def test_killed_before_it_was_tidied_up(trained, stored, tmp_path):
+    """All layers are where they are read, and the journal is still there, or already gone."""
+    before = layers_of(ad.read_zarr(stored))
+    path, work = tmp_path / "out.zarr", tmp_path / "out.zarr.unfinished"
+    shutil.copytree(stored, path)
+    lines = [_attribute(path), *({"block": number, "filled": 1} for number in range(4))]
+    for journal in (True, False):
+        work.mkdir()
+        if journal:
+            (work / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        trained.complete(store=path, block_size=60, **ASKED)
+        assert_same(layers_of(ad.read_zarr(path)), before)
+        assert "completed" in ad.read_zarr(path).uns and not work.exists()
+
+
+def _attribute(path: Path) -> dict:
+    import zarr
+
+    return dict(zarr.open_group(path, mode="r")["layers/completed"].attrs)["completion"]
 
 
 def test_without_zarr_a_sentence_says_how_to_get_it(trained, tmp_path, monkeypatch):

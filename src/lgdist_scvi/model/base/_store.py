@@ -20,6 +20,7 @@ from lgdist_scvi._anndata import get_obs, get_var, in_memory
 from lgdist_scvi.model.base._record import to_json
 
 _FORMAT = 1  # of the store and its journal
+_BEGUN = ("store.zarr", "journal.new")  # of a call that was killed before its first line
 _IDENTITY = "completion"  # attribute of a layer: what it is a completion of
 _ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}
 _MAPPING = {"encoding-type": "dict", "encoding-version": "0.1.0"}
@@ -132,6 +133,9 @@ class LayerStore:
 
     def _create(self) -> None:
         zarr = import_zarr()
+        left = [] if not self.work.is_dir() else [part for part in self.work.iterdir() if part.name not in _BEGUN]
+        if left:
+            raise ValueError(f"{self.work} holds what no completion wrote ({left[0].name}); move it away")
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir(parents=True)
         root = zarr.open_group(self.root, mode="w", zarr_format=self.adds_to or 3)
