@@ -100,9 +100,9 @@ def prepared(
     features = _features(path, cache, adata)
     samples = adata.obs["sample"].to_numpy(dtype=str)
     out, scored = samples == section, adata.var["scored"].to_numpy()
-    shown = ad.AnnData(adata.X, obs=adata.obs, var=adata.var, obsp=dict(adata.obsp), uns={})
-    shown.obsm = {"spatial": adata.obsm["spatial"], "patches": adata.obsm["patches"]}
-    shown.obsm |= {key: _sections._standardized(values, samples) for key, values in features.items()}
+    obsm = {"spatial": adata.obsm["spatial"], "patches": adata.obsm["patches"]}
+    obsm |= {key: _sections._standardized(values, samples) for key, values in features.items()}
+    shown = ad.AnnData(adata.X, obs=adata.obs, var=adata.var, obsm=obsm, obsp=dict(adata.obsp))
     training = shown[~out].copy()
     if n_pairs is not None:
         chosen = np.random.default_rng(seed).choice(training.n_obs, min(n_pairs, training.n_obs), replace=False)
