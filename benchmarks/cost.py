@@ -1,4 +1,4 @@
-"""Time and memory of image features, and of LGDiST with default settings, on simulated slides."""
+"""Time and memory of image features, and of LGDiST and Stem with default settings, on simulated slides."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from benchmarks._shared import peak_memory, quiet
 
 _REPEATS = 5
 _IMAGE = (9000, 10_000, 3)  # pixels
+_PATCH_PX = 224
+_SECTIONS, _N_FEATURES = 4, 1339  # that Stem learns from: as of the default encoder and of colour
 
 
 class Watch(Callback):
@@ -37,8 +39,17 @@ class Watch(Callback):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--spots", type=int, default=3639)
-    parser.add_argument("--genes", type=int, default=1024)
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=list(PARTS),
+        help="default: all; the peak memory of one is that of it alone",
+    )
+    parser.add_argument("--patches", type=int, default=1000, help="of features; default: %(default)s")
+    parser.add_argument("--spots", type=int, default=3639, help="of LGDiST; default: %(default)s")
+    parser.add_argument("--stem-spots", type=int, default=730, help="of Stem; default: %(default)s")
+    parser.add_argument("--genes", type=int, default=1024, help="default: %(default)s")
     parser.add_argument("--epochs", type=int, help="of each stage; default: the model's own")
 
 
@@ -46,37 +57,78 @@ def main(arguments: argparse.Namespace) -> None:
     import scvi
     import torch
 
+    quiet()
+    for part in arguments.parts:
+        scvi.settings.seed = 0
+        print(f"{part}: {torch.get_num_threads()} threads, peak memory so far {peak_memory() / 1024:.2f} GiB")
+        PARTS[part](arguments)
+
+
+def lgdist(arguments: argparse.Namespace) -> None:
+    """LGDiST: training, posterior mean, completion."""
     from lgdist_scvi import LGDiST, datasets
 
-    quiet()
-    scvi.settings.seed = 0
-    with tempfile.TemporaryDirectory() as folder:
-        features(Path(folder) / "slide.tif")
     adata = datasets.simulated_visium(n_spots=arguments.spots, n_genes=arguments.genes)
     del adata.layers["rate"]  # dense, and not part of real data
-    print(f"{torch.get_num_threads()} threads, peak memory so far {peak_memory() / 1024:.2f} GiB")
     timed("setup_anndata", lambda: LGDiST.setup_anndata(adata))
     model, _ = timed("LGDiST(adata)", lambda: LGDiST(adata))
-    watch = Watch()
-    _, seconds = timed(
-        "train", lambda: model.train(max_epochs=arguments.epochs, enable_progress_bar=False, callbacks=[watch])
-    )
-    for name, part, n_steps in watch.stages:
-        print(f"  stage {name}: {part:.1f} s, {n_steps} steps")
-    print(f"  experts and calibration: {seconds - sum(part for _, part, _ in watch.stages):.1f} s")
-    asked = [
-        timed("posterior mean", lambda: model.get_completed_expression(return_numpy=True)) for _ in range(_REPEATS)
-    ]
-    print(f"posterior mean, median: {arguments.spots / median(seconds for _, seconds in asked):,.0f} spots per second")
+    _train(model, arguments.epochs, "experts and calibration")
+    _posterior_mean(lambda: model.get_completed_expression(return_numpy=True), arguments.spots)
     timed("complete, with standard deviation and intervals", lambda: model.complete(adata, silent=True))
 
 
-def features(path: Path) -> None:
-    """Features of the patches of a large image, which is written to `path` and read one block at a time."""
-    import tifffile
+def stem(arguments: argparse.Namespace) -> None:
+    """Stem: training with the LGDiST that finds its targets, posterior mean."""
+    from lgdist_scvi import Stem, datasets
+
+    adata = datasets.simulated_visium(n_spots=arguments.stem_spots, n_genes=arguments.genes, n_samples=_SECTIONS)
+    score, rng = np.log(adata.layers.pop("rate")), np.random.default_rng(0)
+    told = (score - score.mean(axis=0)) @ rng.normal(size=(adata.n_vars, _N_FEATURES)) / adata.n_vars**0.5
+    adata.obsm["X_image"] = (told + rng.normal(size=told.shape)).astype(np.float32)
+    Stem.setup_anndata(adata, sample_key="sample")
+    model = Stem(adata)
+    _train(model, arguments.epochs, "LGDiST of the targets, expert and calibration")
+    _posterior_mean(lambda: model.get_predicted_expression(return_numpy=True), adata.n_obs)
+
+
+def _train(model: Any, epochs: int | None, rest: str) -> None:
+    """Report the time of training, and of its parts."""
+    watch = Watch()
+    _, seconds = timed("train", lambda: model.train(max_epochs=epochs, enable_progress_bar=False, callbacks=[watch]))
+    for name, part, n_steps in watch.stages:
+        print(f"  stage {name}: {part:.1f} s, {n_steps} steps")
+    print(f"  {rest}: {seconds - sum(part for _, part, _ in watch.stages):.1f} s")
+
+
+def _posterior_mean(ask: Callable[[], Any], n_spots: int) -> None:
+    seconds = median(timed("posterior mean", ask)[1] for _ in range(_REPEATS))
+    print(f"posterior mean, median: {n_spots / seconds:,.0f} spots per second")
+
+
+def features(arguments: argparse.Namespace) -> None:
+    """Features of the patches of a large image, which is read one block at a time."""
     from anndata import AnnData
 
     from lgdist_scvi import pp
+
+    side = np.ceil(arguments.patches**0.5)
+    rows, columns = np.divmod(np.arange(arguments.patches), side)
+    places = 1000 + np.stack([columns * 7500, rows * 6500], axis=1) / side
+    adata = AnnData(shape=(len(places), 0), obsm={"spatial": places})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "slide.tif"
+        _write_image(path)
+        print(f"image of {_IMAGE[0]:,} x {_IMAGE[1]:,} pixels, peak memory so far {peak_memory() / 1024:.2f} GiB")
+        for name, encoder in (("stain", {"encoder": "stain"}), ("default encoders", {})):
+            what, asked = f"{len(places):,} patches, {name}", {"patch_px": _PATCH_PX, "silent": True, **encoder}
+            try:
+                timed(what, lambda asked=asked: pp.image_features(adata, path, **asked))
+            except ImportError as error:
+                print(f"{what}: skipped, {error}")
+
+
+def _write_image(path: Path) -> None:
+    import tifffile
 
     edge, rng = 512, np.random.default_rng(0)
     tissue = (np.array([190, 120, 170]) + rng.integers(-20, 20, (edge, edge, 3))).astype(np.uint8)
@@ -90,13 +142,9 @@ def features(path: Path) -> None:
     tifffile.imwrite(
         path, tiles, shape=_IMAGE, dtype=np.uint8, photometric="rgb", tile=(edge, edge), compression="zlib"
     )
-    places = np.stack(np.meshgrid(np.arange(1000, 8500, 250.0), np.arange(1000, 7500, 250.0)), axis=-1).reshape(-1, 2)
-    adata = AnnData(shape=(len(places), 0), obsm={"spatial": places})
-    print(f"image of {_IMAGE[0]:,} x {_IMAGE[1]:,} pixels, peak memory so far {peak_memory() / 1024:.2f} GiB")
-    timed(
-        f"{len(places)} patches, stain",
-        lambda: pp.image_features(adata, path, encoder="stain", patch_px=224, silent=True),
-    )
+
+
+PARTS = {"features": features, "lgdist": lgdist, "stem": stem}
 
 
 def timed(name: str, run: Callable[[], Any]) -> tuple[Any, float]:

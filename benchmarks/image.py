@@ -20,6 +20,7 @@ from benchmarks.run import in_processes
 
 PROTOCOLS = {"spot": "excess", "block": "excess", "shallow": "d2"}  # and the score that decides
 _LABELS = {"lgdist": "LGDiST", "lgdist_image": "LGDiST with the image", "lgdist_image_shuffled": "patches shuffled"}
+_WEIGHTS = {"hidden": "spots without counts", "visible": "other spots"}  # of the image
 
 
 def _complete(task, seed: int, image: str | None) -> tuple[np.ndarray, dict[str, float]]:
@@ -161,7 +162,17 @@ def markdown(rows: pd.DataFrame) -> str:
             if {"lgdist", "lgdist_image"} <= set(row.dropna().index):
                 change = row["lgdist_image"] - row["lgdist"]
                 record["change"] = f"{change / row['lgdist']:+.1%}" if score == "excess" else f"{change:+.4f}"
+            seen = part[(part["method"] == "lgdist_image") & (part["seed"] == seed)]
+            record |= {f"weight, {_WEIGHTS[kind]}": f"{w:g}" for kind in _WEIGHTS for w in seen[f"weight_{kind}"]}
             records[f"{name}, {'excess MSE' if score == 'excess' else 'D2'}, seed {seed}"] = record
     table = pd.DataFrame.from_dict(records, orient="index")
-    shown = [label for label in (*_LABELS.values(), "change") if label in table]
+    first = [label for label in (*_LABELS.values(), "change") if label in table]
+    shown = [*first, *table.columns.difference(first)]
     return f"{provenance(rows)}\n\n{markdown_table(table[shown], 'protocol', digits=4)}"
+
+
+def write(rows: pd.DataFrame, folder: Path) -> None:
+    """Write the table as a part of a page into a folder."""
+    rows = rows[rows["protocol"].isin([f"image_{name}" for name in PROTOCOLS])]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "image_completion.md").write_text(f"{markdown(rows)}\n")

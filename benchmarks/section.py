@@ -47,6 +47,7 @@ _TARGETS = {
     "unscaled": "genes not scaled to their means",
     "pooled": "features not standardised in sections",
     "network": "network alone, completed",
+    "paper": "gene-space transformer of the paper, small",
 }
 _SCORES = {
     "d2": "D2",
@@ -157,7 +158,7 @@ def _jobs(arguments: argparse.Namespace, images: list[str]) -> list[tuple]:
                 jobs += [(name, "section", seed, method, section, None) for method in arguments.methods]
         for section in arguments.sections or images[::2][:PAIRS_HELD_OUT]:
             if "pairs" in arguments.protocols:
-                asked = [m for m in arguments.methods if m in {**PEERS, **MODELS} and not METHODS[m].needs_completed]
+                asked = [m for m in arguments.methods if m in {**PEERS, **MODELS} and METHODS[m].few_pairs]
                 for n in N_PAIRS:
                     jobs += [(f"{arguments.file} {section} {n}", "pairs", seed, m, section, n) for m in asked]
     return jobs
@@ -220,13 +221,17 @@ def label(method: str) -> str:
 
 def markdown(rows: pd.DataFrame) -> str:
     """All tables of the stored results."""
-    done = rows[rows["failed"].isna() & rows["method"].isin(list(METHODS))].copy()
-    done["method"] = pd.Categorical(done["method"], categories=list(METHODS), ordered=True)
-    parts = [provenance(rows)]
+    done, parts = _done(rows), [provenance(rows)]
     whole = done[done["protocol"] == "section"]
     if len(whole):
         parts += [*_section_tables(whole), _claim(whole), _controls(whole), _spread(whole)]
-    return "\n\n".join(part for part in [*parts, _pairs(done[done["protocol"] == "pairs"])] if part)
+    return "\n\n".join(part for part in [*parts, _pairs(done[done["protocol"] == "pairs"], whole)] if part)
+
+
+def _done(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with a score, whose methods come in the order of tables."""
+    done = rows[rows["failed"].isna() & rows["method"].isin(list(METHODS))]
+    return done.assign(method=pd.Categorical(done["method"], categories=list(METHODS), ordered=True))
 
 
 def write(rows: pd.DataFrame, folder: Path) -> None:
@@ -236,7 +241,8 @@ def write(rows: pd.DataFrame, folder: Path) -> None:
     (folder / "section_page.md").write_text(
         f"---\norphan: true\n---\n\n# Sections that were never sequenced: all tables\n\n{markdown(rows)}\n"
     )
-    done = rows[rows["failed"].isna() & (rows["protocol"] == "section")]
+    done = _done(rows[rows["protocol"] == "section"])
+    (folder / "section_scores.md").write_text(_section_tables(done)[0] + "\n")
     claim = [_claim(done).split("\n\n", 1)[-1]]
     if (figure := claim_figure(rows)) is not None:
         figure.savefig(folder / "section_claim.png", dpi=110, bbox_inches="tight")
@@ -350,12 +356,15 @@ def _spread(rows: pd.DataFrame) -> str:
     )
 
 
-def _pairs(rows: pd.DataFrame) -> str:
-    """D2 by the number of training spots, mean over the sections held out."""
+def _pairs(rows: pd.DataFrame, whole: pd.DataFrame) -> str:
+    """D2 by the number of training spots, mean over the sections held out; of all spots by the rows of whole sections."""
     if rows.empty:
         return ""
     rows = rows.assign(n=rows["file"].str.rsplit(" ", n=1).str[1].astype(int))
     rows["held_out"] = rows["file"].str.split(" ").str[1]
     table = rows.pivot_table(index="method", columns="n", values="d2", observed=True).sort_index()
+    files, same = rows["file"].str.rsplit(" ", n=1).str[0].unique(), whole[whole["seed"].isin(rows["seed"])]
+    everything = _by_file(same, "d2").reindex(columns=files).mean(axis=1, skipna=False)
+    table = table.rename(columns=str).assign(all=everything.reindex(table.index).to_numpy())
     title = f"D2 by the number of training spots (held out: {', '.join(sorted(rows['held_out'].unique()))})"
     return markdown_table(table.rename(index=label), title, best=True)

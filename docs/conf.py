@@ -46,8 +46,8 @@ myst_heading_anchors = 3
 sys.path.insert(0, str(DOCS.parent))
 benchmarks = import_module("benchmarks.report")
 benchmarks.write(benchmarks.read(benchmarks.RESULTS), DOCS / "generated", seeds=[1])
-for command in ("section", "generate"):
-    import_module(f"benchmarks.{command}").write(benchmarks.read(benchmarks.RESULTS), DOCS / "generated")
+for name in ("section", "image", "generate"):
+    import_module(f"benchmarks.{name}").write(benchmarks.read(benchmarks.RESULTS), DOCS / "generated")
 
 autosummary_generate = True
 # of what scvi-tools' models share, a page lists only what users call; what the package defines itself is listed in any case

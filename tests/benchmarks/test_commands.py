@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from benchmarks.__main__ import COMMANDS, main
 
 from lgdist_scvi import datasets
+from lgdist_scvi.model._stages import DiffusionStage, VAEStage
 
 
 @pytest.fixture(autouse=True)
@@ -38,14 +40,29 @@ def number(text: str, pattern: str) -> float:
     return float(found[1])
 
 
-def test_cost(capsys):
-    main(["cost", "--spots", "150", "--genes", "40", "--epochs", "2"])
+@pytest.mark.parametrize(("part", "steps"), [("lgdist", (4, 4)), ("stem", (2, 2))])
+def test_cost(part, steps, capsys, monkeypatch):
+    """A training is its stages and the rest."""
+    for stage in (VAEStage, DiffusionStage):
+        monkeypatch.setattr(stage, "n_steps", 8)  # of the LGDiST that finds Stem's targets
+    main(["cost", "--parts", part, "--spots", "150", "--stem-spots", "120", "--genes", "40", "--epochs", "2"])
     text = capsys.readouterr().out
     total = number(text, r"train: ([\d.]+) s")
-    parts = [float(seconds) for seconds in re.findall(r"stage \w+: ([\d.]+) s, 4 steps", text)]
-    assert len(parts) == 2
-    assert sum(parts) + number(text, r"experts and calibration: ([\d.]+) s") == pytest.approx(total, abs=0.3)
+    parts = re.findall(r"stage \w+: ([\d.]+) s, (\d+) steps", text)
+    assert tuple(int(n) for _, n in parts) == steps
+    rest = number(text, r"calibration: ([\d.]+) s")
+    assert sum(float(seconds) for seconds, _ in parts) + rest == pytest.approx(total, abs=0.3)
     assert re.search(r"posterior mean, median: [\d,]+ spots per second", text)
+    assert text.count("posterior mean: ") == 5
+
+
+def test_cost_of_features(capsys, monkeypatch):
+    """A missing encoder is said, and does not end the command."""
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    main(["cost", "--parts", "features", "--patches", "6"])
+    text = capsys.readouterr().out
+    assert re.search(r"6 patches, stain: [\d.]+ s, peak memory so far [\d.]+ GiB", text)
+    assert re.search(r"6 patches, default encoders: skipped, .*pip install \"lgdist-scvi\[images\]\"", text)
 
 
 def test_steps(folder, capsys):

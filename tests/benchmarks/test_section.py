@@ -11,7 +11,9 @@ from benchmarks._results import read
 from benchmarks.section import label, markdown
 from scipy import sparse
 
-from lgdist_scvi import pp
+from lgdist_scvi import LGDiST, pp
+from lgdist_scvi.model._stages import DiffusionStage, VAEStage
+from lgdist_scvi.model._stem_stages import NetworkStage
 
 N_SPOTS, N_GENES = 100, 40
 
@@ -182,6 +184,34 @@ def test_few_pairs_are_without_completed_targets(held_out):
     assert data.score(METHODS["poisson_raw"].run(data, 0))["d2"] > 0.05
 
 
+def test_stem_learns_from_few_pairs_alone(held_out, monkeypatch):
+    """Its completed targets are of an LGDiST of these pairs, some of which have no neighbour among them."""
+    fitted, train = [], LGDiST.train
+    monkeypatch.setattr(VAEStage, "n_steps", 4)
+    monkeypatch.setattr(DiffusionStage, "n_steps", 4)
+    monkeypatch.setattr(NetworkStage, "n_steps", 4)
+    monkeypatch.setattr(
+        LGDiST, "train", lambda self, **kwargs: fitted.append(self.adata.n_obs) or train(self, **kwargs)
+    )
+    data = held_out(None, 25, 0)
+    assert (np.asarray(data.training.obsp["spatial_connectivities"].sum(axis=1)).ravel() == 0).sum() > 3
+    method = METHODS["stem_completed"]
+    rates, spread = method.run(data, 0)
+    assert method.few_pairs and METHODS["stem_raw"].few_pairs and not METHODS["ridge_completed"].few_pairs
+    assert fitted == [25]
+    assert rates.shape == (N_SPOTS, 30) and np.isfinite(rates).all() and np.isfinite(list(spread.values())).all()
+    monkeypatch.setattr(LGDiST, "train", None)  # of the completed layer, or of counts, no LGDiST is fitted
+    METHODS["stem_raw"].run(data, 0)
+    METHODS["stem_completed"].run(held_out(), 0)
+
+
+def test_the_paper_s_transformer_is_one_of_the_methods(held_out):
+    """Of the scored genes, without few pairs."""
+    rates, method = METHODS["stem_paper"].run(held_out(), 0), METHODS["stem_paper"]
+    assert rates.shape == (N_SPOTS, 30) and np.isfinite(rates).all()
+    assert not method.few_pairs and label("stem_paper") == "Stem, gene-space transformer of the paper, small"
+
+
 def test_the_command_stores_resumes_and_reports(folder, tmp_path, capsys):
     arguments = ["section", "--data", str(folder), "--file", "tiny_S", "--output", str(tmp_path)]
     arguments += ["--cache", str(folder / "cache")]
@@ -212,6 +242,16 @@ def test_the_command_stores_resumes_and_reports(folder, tmp_path, capsys):
         f"| {d2['ridge_raw']:.3f} | {d2['ridge_completed']:.3f} |".replace(" 0.", " .") in text
     )  # raw against completed
     assert "misleading (non-zero only)" in text and "share left, shuffled" in text and "held out: S1, S2" in text
+    # of all spots the pairs' table shows the rows of the same sections
+    few = text.split("D2 by the number of training spots")[1]
+    assert few.splitlines()[0].endswith("| 25 | 50 | 100 | 200 | all |")
+    assert [line.split("|")[-2].strip("* ") for line in few.splitlines()[2:]] == [
+        f"{d2[name]:.3f}".replace("0.", ".", 1) for name in ("gene_mean", "ridge_raw")
+    ]
+    without = rows[(rows["protocol"] == "pairs") | (rows["file"] == "tiny_S S1")]
+    assert (
+        markdown(without).split("D2 by the number")[1].splitlines()[2].endswith("| – |")
+    )  # not of half of the sections
     # stored rows are not run again
     main([*arguments, "--sections", "S1", "--methods", *methods])
     assert "0 results to obtain" in capsys.readouterr().out

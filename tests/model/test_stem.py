@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from anndata import AnnData
 
 from lgdist_scvi import LGDiST, Stem, datasets
 from lgdist_scvi import _keys as keys
+from lgdist_scvi.inference import Predictor
 from lgdist_scvi.metrics import poisson_deviance_explained
 from lgdist_scvi.model._stages import DiffusionStage, VAEStage
 from lgdist_scvi.model._stem_synthetic import synthetic_components
@@ -350,6 +353,8 @@ def test_patches_of_another_size_are_said(data):
     train.uns["X_image"], pairs.uns["X_image"] = record, record | {"patch_size": 64}
     Stem.setup_anndata(train, **SETUP)
     model = Stem(train, **SIZES)
+    with pytest.raises(ValueError, match="the diffusion learns nothing"):
+        synthetic_components(model, pairs, "diffusion")
     with pytest.warns(UserWarning, match="patches of 64 pixels, and those of the training of all"):
         synthetic_components(model, pairs, "all")
     pairs.uns["X_image"] = record | {"encoder": "other"}
@@ -426,3 +431,116 @@ def test_what_registration_refuses(data):
         Stem.setup_anndata(train, target_layer="nothing", sample_key="sample")
     with pytest.raises(ValueError, match=r"adata\.X holds no counts"):
         Stem.setup_anndata(pictures(train, genes=True), sample_key="sample")
+
+
+# ---- gene space
+
+SMALL = Stem.paper_preset() | {
+    "n_components": 16, "n_denoiser_hidden": 16, "n_denoiser_layers": 1, "n_denoiser_heads": 2, "n_timesteps": 50,
+}  # fmt: skip
+PAPER = {"batch_size": 60, "plan_kwargs": {"lr": 3e-3}, **QUICK}
+
+
+@pytest.fixture(scope="module")
+def of_genes(data) -> Stem:
+    before, scvi.settings.seed = scvi.settings.seed, 0
+    Stem.setup_anndata(data[0], **SETUP)
+    model = Stem(data[0], **SMALL)
+    model.train(max_epochs=120, **PAPER)
+    scvi.settings.seed = before
+    return model
+
+
+def test_the_preset_is_the_paper_s_transformer(data):
+    """A token for each gene, 12 layers of 384 with 6 heads, and nothing beside it."""
+    assert set(Stem.paper_preset()) <= set(inspect.signature(Stem.__init__).parameters)
+    Stem.setup_anndata(data[0], **SETUP)
+    model = Stem(data[0], **Stem.paper_preset())
+    denoiser = model.module.diffusion.denoiser
+    assert denoiser.genes.shape == (40, 384) and len(denoiser.blocks) == 12
+    assert denoiser.blocks[0].attention.num_heads == 6
+    others = [name for name, _ in model.module.named_parameters() if not name.startswith("diffusion.denoiser")]
+    assert others == ["likelihood.log_theta"]
+    assert 30e6 < sum(parameter.numel() for parameter in denoiser.parameters()) < 40e6
+    assert "a token for each gene" in repr(model)
+
+
+def test_gene_space_predicts_a_slide_without_counts(of_genes, data):
+    train, test = data
+    prediction = of_genes.get_predicted_expression(pictures(test))
+    assert explained(train, test, prediction) > 0.05
+    of_genes.get_prediction_interval(0.9, test, n_samples=4)
+
+
+def test_gene_space_mean_is_one_evaluation_and_samples_are_of_ten(of_genes, data):
+    test, asked = pictures(data[1]), []
+    hook = of_genes.module.diffusion.denoiser.register_forward_hook(lambda _, args, __: asked.append(args[1].max()))
+    of_genes.get_predicted_expression(test)
+    assert asked == [49]  # the noisiest step
+    samples = of_genes.get_predicted_expression(test, n_samples=2, return_mean=False, seed=1)
+    hook.remove()
+    assert len(asked) == 11 and (samples[0] != samples[1]).mean() > 0.99
+    again = of_genes.get_predicted_expression(test, n_samples=2, return_mean=False, seed=1, batch_size=7)
+    np.testing.assert_allclose(again, samples, atol=1e-4)
+
+
+def test_embeddings_of_genes_matter(of_genes, data):
+    test, genes = pictures(data[1]), of_genes.module.diffusion.denoiser.genes
+    before, kept = of_genes.get_predicted_expression(test, return_numpy=True), genes.data.clone()
+    genes.data = kept.flip(0)
+    changed = of_genes.get_predicted_expression(test, return_numpy=True)
+    genes.data = kept
+    assert np.abs(changed - before).mean() > 0.1 * before.std(axis=0).mean()
+
+
+def test_gene_space_means_and_samples_are_at_the_level_of_the_targets(of_genes, data):
+    """The mean of a logarithm is not the logarithm of the mean."""
+    depth = data[0].obs["total"].to_numpy()
+    rates = of_genes.get_normalized_expression(return_numpy=True)
+    np.testing.assert_allclose(depth @ rates, depth @ data[0].layers["rate"], rtol=0.02)
+    drawn, rate = of_genes.get_normalized_expression(n_samples=8, return_mean=False).mean(axis=(0, 1)), rates.mean(0)
+    assert np.abs(np.log(drawn / rate)).mean() < 0.15
+
+
+def test_gene_space_is_judged_on_a_slide_that_the_denoiser_did_not_see(of_genes, data):
+    """The first: noise, intervals and skill are of it alone."""
+    train = data[0]
+    first = np.flatnonzero(train.obs["sample"] == train.obs["sample"].cat.categories[0])
+    dataset = of_genes._data_for(of_genes.adata_manager.create_torch_dataset(), "set_aside")
+    np.testing.assert_array_equal(Predictor(of_genes.module, dataset).judging(), first)
+    table = of_genes.skill_table()
+    assert (table["n"] == len(first)).all()
+
+
+def test_gene_space_is_saved_and_loaded(of_genes, data, tmp_path):
+    test = pictures(data[1])
+    of_genes.save(tmp_path / "genes")
+    for adata in (data[0], test):
+        loaded = Stem.load(tmp_path / "genes", adata=adata)
+        np.testing.assert_array_equal(
+            loaded.get_predicted_expression(test, return_numpy=True),
+            of_genes.get_predicted_expression(test, return_numpy=True),
+        )
+    of_genes.predict(pictures(data[1], genes=True), level=None, n_samples=2, silent=True)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "train", "message"),
+    [
+        ({"denoiser": "gene"}, {}, "denoiser"),
+        ({"denoiser": "genes", "n_denoiser_hidden": 20, "n_denoiser_heads": 6}, {}, "must be a multiple of n_denoiser_heads=6"),
+        ({"n_folds": 1}, {}, "n_folds must be at least 2"),
+        (SMALL, {"stage": "network"}, "stage"),
+        ({}, {"stage": "diffusion"}, "needs a trained 'network'"),
+    ],
+)  # fmt: skip
+def test_what_the_constructor_and_the_stages_refuse(data, sizes, train, message):
+    Stem.setup_anndata(data[0], **SETUP)
+    with pytest.raises(ValueError, match=message):
+        Stem(data[0], **sizes).train(**train, **QUICK)
+
+
+def test_the_warning_of_no_skill_is_true_for_what_was_called(model, data):
+    """`predict` has no argument that leaves genes as measured."""
+    with pytest.warns(UserWarning, match=r"predicted_skilled'\] names the others; rely on those alone\.$"):
+        model.predict(pictures(data[1], genes=True), level=None, n_samples=2, silent=True)

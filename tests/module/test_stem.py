@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from lgdist_scvi import _keys as keys
-from lgdist_scvi.module.stem import ImageComponents, StemConfig, StemModule
+from lgdist_scvi.module.stem import GeneStemModule, ImageComponents, StemConfig, StemModule
 from lgdist_scvi.module.stem._kernel import ImageKernel
 from lgdist_scvi.module.stem._patches import PatchInputs
 
@@ -212,3 +214,26 @@ def test_encoders_count_alike():
     squares = (components.transform(features, np.zeros(300, dtype=int)) ** 2).mean(0)
     np.testing.assert_allclose(squares[:8].sum(), squares[8:].sum(), rtol=1e-2)
     assert (components.axes[:40, 8:] == 0).all() and (components.axes[40:, :8] == 0).all()
+
+
+def test_in_gene_space_the_denoiser_learns_nothing_of_the_first_part_which_validates(batch):
+    """And log rates come back from their standardised values."""
+    torch.manual_seed(0)
+    module = GeneStemModule("nb", N_GENES, [N_FEATURES], False, True, 3, replace(CONFIG, denoiser="genes")).eval()
+    rate = batch[keys.TARGET_RATE].numpy()
+    module.set_basis(rate)
+    latent = torch.from_numpy(module.latent_of(rate))
+    torch.testing.assert_close(latent.square().mean(0), torch.ones(N_GENES))
+    np.testing.assert_allclose(module.decoded(latent), np.maximum(rate, 0.02 / N_GENES), rtol=1e-4)
+    batch[keys.TARGET_LATENT] = latent[:, None]
+    changed = batch | {keys.TARGET_LATENT: latent[:, None].clone(), keys.COUNTS: batch[keys.COUNTS].clone()}
+    changed[keys.TARGET_LATENT][:10] += 1.0
+    changed[keys.COUNTS][:10] += 1.0
+    losses = {
+        hide: [
+            torch.stack(module.diffusion_loss(one, hide, torch.Generator().manual_seed(0))) for one in (batch, changed)
+        ]
+        for hide in ("random", "set_aside")
+    }
+    assert torch.equal(*losses["random"]) and not torch.isclose(*losses["set_aside"]).any()
+    assert module.n_judged == 1

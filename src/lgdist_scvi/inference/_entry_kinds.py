@@ -85,9 +85,8 @@ class HeldOutSpots:
     def choose(cls, predictor: Predictor, region_effects: RegionEffects | None) -> HeldOutSpots:
         """Choose spots at random, always the same."""
         rng = np.random.default_rng(0)
-        n_obs = len(predictor.dataset)
-        whole = predictor.module.spots_set_aside(n_obs)
-        order = rng.permutation(np.setdiff1d(np.arange(n_obs), whole))
+        whole = predictor.module.spots_set_aside(len(predictor.dataset))
+        order = rng.permutation(predictor.judging())
         wholly = np.sort(rng.permutation(whole)[:_N_WHOLE_SPOTS])
         return cls(
             predictor,

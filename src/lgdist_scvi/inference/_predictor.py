@@ -39,6 +39,13 @@ class Predictor:
         """The same as if nothing were observed of some spots."""
         return replace(self, dataset=self.dataset.without(spots))
 
+    def judging(self) -> np.ndarray:
+        """Rows of spots that judge predictions of entries: not held out whole, and of a part of the data that was not seen."""
+        n_obs = len(self.dataset)
+        rows = np.setdiff1d(np.arange(n_obs), self.module.spots_set_aside(n_obs))
+        fold = self.dataset.fields.get(keys.FOLD)
+        return rows if fold is None else rows[fold[rows, 0] < self.module.n_judged]
+
     def batches(
         self, rows: np.ndarray | None = None, batch_size: int | None = None, silent: bool = True
     ) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:

@@ -33,8 +33,7 @@ def measure_skill(predictor: Predictor, neighbors_only: bool = False) -> dict[st
     all of a spot's own entries from the model. By estimand, the columns of :meth:`lgdist_scvi.LGDiST.skill_table`.
     """
     module, dataset = predictor.module, predictor.dataset
-    spots = np.setdiff1d(np.arange(len(dataset)), module.spots_set_aside(len(dataset)))
-    spots = np.sort(np.random.default_rng(0).permutation(spots)[:_MAX_SPOTS])
+    spots = np.sort(np.random.default_rng(0).permutation(predictor.judging())[:_MAX_SPOTS])
     lines = _lines(module, dataset)
     parts = [_entries(module, batch, lines, not neighbors_only) for _, batch in predictor.batches(spots)]
     entries = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -15,23 +15,13 @@ from scvi.model.base import BaseModelClass
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi._checks import check_choice, require_key
-from lgdist_scvi.data import (
-    CoordinatesField,
-    ImageDataset,
-    ImageField,
-    ImageManager,
-    ObspField,
-    OptionalCountsField,
-    OptionalLibraryField,
-    OptionalMaskField,
-    SampleField,
-    gene_statistics,
-)
+from lgdist_scvi.data import ImageDataset, ImageManager, gene_statistics
 from lgdist_scvi.inference import N_SAMPLES
 from lgdist_scvi.model._lgdist import LGDiST
 from lgdist_scvi.model._registration import RegistrationMixin
 from lgdist_scvi.model._setup import DEFAULT_GRAPH, check_anndata, check_keywords, choose_sample_key, same_key
-from lgdist_scvi.model._stem_stages import NetworkStage, ResidualStage
+from lgdist_scvi.model._stem_fields import stem_fields
+from lgdist_scvi.model._stem_stages import STAGES
 from lgdist_scvi.model._stem_synthetic import note_sources
 from lgdist_scvi.model._stem_targets import Targets, targets_of
 from lgdist_scvi.model.base import (
@@ -42,7 +32,7 @@ from lgdist_scvi.model.base import (
     TrainingMixin,
     random_state,
 )
-from lgdist_scvi.module import StemConfig, StemModule
+from lgdist_scvi.module import GeneStemModule, StemConfig, StemModule
 from lgdist_scvi.module.likelihood import LIKELIHOODS, choose_likelihood
 
 
@@ -79,7 +69,12 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
     decoded_weight
         Weight of the counts' loss by the decoded posterior mean in the diffusion's loss.
     n_folds
-        Parts of the slides, each left out by a network. ``None``: the slides, at most 5; of a single slide 4 strips.
+        Parts of the slides, at least 2, each left out by a network. ``None``: the slides, at most 5; of a single slide 4 strips.
+    denoiser
+        ``"latent"``; ``"genes"``: the paper's transformer, a token for each gene under the features of the own patch. There is no
+        network or expert beside it: `n_latent`, `n_hidden`, `n_layers`, `n_heads`, `dropout_rate` and `hide_patch` are not used.
+        A single denoiser learns all parts of the slides but the first, on which noise, intervals and skill are then measured;
+        of the other training slides it predicts what it has seen.
 
     Raises
     ------
@@ -97,7 +92,7 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
     _module_cls = StemModule
     _manager = ImageManager
     _depth_is_free = True  # no count is looked at
-    _stages = {"network": NetworkStage, "diffusion": ResidualStage}
+    _stages = STAGES["latent"]
 
     def __init__(
         self,
@@ -119,6 +114,7 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
         n_draws: int = 4,
         decoded_weight: float = 0.1,
         n_folds: int | None = None,
+        denoiser: Literal["latent", "genes"] = "latent",
     ):
         super().__init__(adata, registry)
         self.random_state_ = random_state()
@@ -126,6 +122,8 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
             "gene_likelihood", gene_likelihood, [name for name, one in LIKELIHOODS.items() if "rate" in one.estimands]
         )
         check_choice("standardise", standardise, ("slide", "all"))
+        if n_folds is not None and n_folds < 2:
+            raise ValueError(f"n_folds must be at least 2, one part to judge what is learnt from others; got {n_folds}")
         given, sizes = locals(), [field.name for field in fields(StemConfig)]
         config = StemConfig(**{name: given[name] for name in sizes})
         dataset = None if adata is None else self.adata_manager.create_torch_dataset()
@@ -135,7 +133,8 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
             choose_likelihood(gene_likelihood, dataset.shows_zeros(), dataset.hides_every_zero())
             n_folds = int(dataset.folds(n_folds).max()) + 1
         compositional = keys.LIBRARY not in self.registry_["field_registries"]
-        self.module = self._module_cls(
+        self._stages = STAGES[denoiser]
+        self.module = (GeneStemModule if denoiser == "genes" else self._module_cls)(
             gene_likelihood,
             n_genes=self.summary_stats["n_vars"],
             blocks=self.get_state_registry(keys.IMAGE)["blocks"],
@@ -157,12 +156,12 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
 
     @staticmethod
     def paper_preset() -> dict[str, Any]:
-        """Give the sizes of the paper's network, as arguments of the constructor.
+        """Give the paper's network, as arguments of the constructor: 33 million parameters, made for some 200 genes and a GPU.
 
-        Sizes alone: the paper diffuses a token for each of some 200 genes under one patch, here the latent is one vector.
+        Follow it by ``train(targets="counts")``, as the paper has no completed targets.
         """
-        sizes = {"hidden": 384, "layers": 12, "heads": 6}
-        return {f"n_{part}{name}": size for part in ("", "denoiser_") for name, size in sizes.items()}
+        sizes = {"n_denoiser_hidden": 384, "n_denoiser_layers": 12, "n_denoiser_heads": 6}
+        return {"denoiser": "genes", **sizes, "n_draws": 2, "decoded_weight": 0.0}
 
     @classmethod
     def setup_anndata(
@@ -216,19 +215,7 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
 
     @classmethod
     def _fields(cls, setup: Mapping[str, Any]) -> list[BaseAnnDataField]:
-        sample_key = setup["sample_key"]
-        required = [
-            OptionalCountsField(setup["layer"]),
-            CoordinatesField(setup["spatial_key"], sample_key),
-            ObspField(setup["graph_key"], sample_key, setup["spatial_key"]),
-            ImageField(setup["image_key"]),
-        ]
-        optional = (
-            (SampleField, sample_key),
-            (OptionalMaskField, setup["mask_layer"]),
-            (OptionalLibraryField, setup["size_factor_key"]),
-        )
-        return required + [field(key) for field, key in optional if key is not None]
+        return stem_fields(setup)
 
     def _data_for(self, dataset: ImageDataset, hide: str = "nothing") -> ImageDataset:
         """Components in the place of features, and what training needs; data of the training know which network not to ask."""
@@ -262,7 +249,7 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
         max_epochs
             Passes over the spots in each stage. ``None``: about 400 steps for the networks and 300 for the diffusion.
         stage
-            ``"network"``, ``"diffusion"`` (needs trained networks) or ``"all"``.
+            ``"network"``, ``"diffusion"`` (needs trained networks) or ``"all"``; in gene space ``"diffusion"`` is all.
         targets
             ``"expected"``: rates that an :class:`LGDiST` expects, fitted on the same slides, or those of `target_layer`;
             ``"counts"``: the counts themselves, and principal components of them for the latent. A trained :class:`LGDiST` of the
@@ -390,9 +377,10 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
     def __repr__(self) -> str:
         stats, n_parameters = self.summary_stats, sum(p.numel() for p in self.module.parameters())
         status = "trained" if self.module.diffusion.trained else "networks trained, diffusion not trained"
-        n_features = self.get_state_registry(keys.IMAGE)["n_features"]
+        n_features, networks = self.get_state_registry(keys.IMAGE)["n_features"], self.module.networks
+        kind = f"{len(networks)} networks" if len(networks) else "a token for each gene"
         return (
             f"Stem: {stats['n_cells']:,} spots x {stats['n_vars']:,} genes from {n_features:,} image features\n"
-            f"  {self.module.n_folds} networks, {n_parameters:,} parameters, latent of {self.module.config.n_latent}\n"
+            f"  {kind}, {n_parameters:,} parameters, latent of {self.module.diffusion.n_data}\n"
             f"  {status if self.is_trained_ else 'not trained'}"
         )

@@ -1,4 +1,4 @@
-"""The two stages of Stem; the second is that of LGDiST, and what follows it."""
+"""The stages of Stem: networks and diffusion, or in gene space the diffusion alone."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from scvi import settings
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi.model._stages import DiffusionStage
-from lgdist_scvi.module import StemModule
-from lgdist_scvi.module.stem import with_synthetic
+from lgdist_scvi.module import GeneStemModule, StemModule
+from lgdist_scvi.module.stem import choose_synthetic_weight, with_synthetic
 from lgdist_scvi.train import StagePlan
 
 Batch = dict[str, torch.Tensor]
@@ -34,7 +34,7 @@ class NetworkStage(StagePlan):
         self.module.synthetic_weight.fill_(0.0)
         with torch.random.fork_rng(devices=[]):  # where generated patches have no weight, training is that without them
             if keys.SYNTHETIC in next(iter(batches)):
-                self.told["synthetic"] = self.module.choose_synthetic_weight(batches, settings.seed or 0)
+                self.told["synthetic"] = choose_synthetic_weight(self.module, batches, settings.seed or 0)
 
     def finish(self, batches: Iterable[Batch]) -> dict[str, Any]:
         """Fit the expert, and choose its weight on slides that were not seen."""
@@ -70,3 +70,15 @@ class ResidualStage(DiffusionStage):
         self.module.eval()
         self.module.settle(batches, torch.Generator().manual_seed(settings.seed or 0))
         return {"pull": float(self.module.pull)}
+
+
+class GeneStage(ResidualStage):
+    """The only stage in gene space: the denoiser learns all that the image says."""
+
+    n_steps = 2000
+
+    def __init__(self, module: GeneStemModule, stage: str = "diffusion", lr: float = 5e-4, weight_decay: float = 0.01):
+        super().__init__(module, stage, lr, weight_decay)
+
+
+STAGES = {"latent": {"network": NetworkStage, "diffusion": ResidualStage}, "genes": {"diffusion": GeneStage}}

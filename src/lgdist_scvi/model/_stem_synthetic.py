@@ -39,8 +39,10 @@ def synthetic_components(model: Stem, pairs: AnnData, stage: str) -> np.ndarray:
     TypeError, KeyError, ValueError
         If they are no synthetic pairs of these spots, their features are of another encoder, or the stage does not learn from them.
     """
-    if stage == "diffusion":
-        raise ValueError("the diffusion learns nothing from synthetic pairs; leave synthetic out, or train all stages")
+    if stage == "diffusion" or "network" not in model._stages:
+        raise ValueError(
+            "the diffusion learns nothing from synthetic pairs, the networks do; leave synthetic out, or train them"
+        )
     if not isinstance(pairs, AnnData):
         raise TypeError(f"synthetic must be an AnnData of C2LST.synthetic_pairs, got {type(pairs).__name__}")
     for key in ("synthetic", "source"):

@@ -2,11 +2,12 @@
 
 from lgdist_scvi.module._spots import Condition, Inputs, Neighborhood, Spots, sum_of_neighbors
 from lgdist_scvi.module.lgdist import LGDiSTConfig, LGDiSTModule, fit_experts
-from lgdist_scvi.module.stem import StemConfig, StemModule
+from lgdist_scvi.module.stem import GeneStemModule, StemConfig, StemModule
 
 __all__ = [
     "Condition",
     "Inputs",
+    "GeneStemModule",
     "LGDiSTConfig",
     "LGDiSTModule",
     "Neighborhood",

@@ -126,7 +126,7 @@ class CompletionMixin:
         for column, missing in (("skill", np.nan), ("skilled", False)):
             target.var[f"{layer_added}_{column}"] = skill[column].reindex(target.var_names, fill_value=missing)
         target.uns[layer_added] = record
-        _warn_of_no_skill(skill.loc[chosen], layer_added)
+        _warn_of_no_skill(skill.loc[chosen], layer_added, could_keep=observed == "keep")
         if len(chosen) and not filled.any():
             warnings.warn(
                 f"Nothing was filled: of the genes chosen, fill={fill!r} names no entry. Zeros are filled with "
@@ -221,7 +221,8 @@ def check_target(adata: AnnData, layer_added: str) -> None:
         raise ValueError(f"{', '.join(taken)} would be written over; choose another layer_added, or delete it first")
 
 
-def _warn_of_no_skill(skill: pd.DataFrame, layer_added: str) -> None:
+def _warn_of_no_skill(skill: pd.DataFrame, layer_added: str, could_keep: bool) -> None:
+    """Say how many genes have no clear skill; `could_keep`: measured values could be left in their place."""
     n_unskilled = int((~skill["skilled"]).sum())
     if not len(skill):
         warnings.warn(
@@ -234,7 +235,7 @@ def _warn_of_no_skill(skill: pd.DataFrame, layer_added: str) -> None:
         few = f", {n_few:,} of them with fewer than {MIN_ENTRIES} such entries to tell" if n_few else ""
         warnings.warn(
             f"{n_unskilled:,} of {len(skill):,} completed genes show no clear skill over cheap baselines on entries set aside in "
-            f"training{few}; adata.var['{layer_added}_skilled'] names the others, and complete(genes=\"skilled\") leaves "
-            "these as measured.",
+            f"training{few}; adata.var['{layer_added}_skilled'] names the others"
+            + (', and complete(genes="skilled") leaves these as measured.' if could_keep else "; rely on those alone."),
             stacklevel=settings.warnings_stacklevel + 1,
         )

@@ -27,6 +27,8 @@ class ResidualDiffusion(nn.Module):
         Noise steps in training.
     n_draws
         Noise draws per condition in a training step.
+    denoiser
+        Class of the denoiser, :class:`VectorDiT` or one with its arguments.
     """
 
     def __init__(
@@ -38,9 +40,10 @@ class ResidualDiffusion(nn.Module):
         n_heads: int,
         n_timesteps: int,
         n_draws: int,
+        denoiser: type[nn.Module] = VectorDiT,
     ):
         super().__init__()
-        self.denoiser = VectorDiT(n_data, n_condition, n_hidden, n_layers, n_heads)
+        self.denoiser = denoiser(n_data, n_condition, n_hidden, n_layers, n_heads)
         self.process = GaussianDiffusion(n_timesteps)
         self.n_data, self.n_draws = n_data, n_draws
         self.register_buffer("scale", torch.ones(n_data))  # of the residual in units of the spread

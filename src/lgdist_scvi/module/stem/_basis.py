@@ -8,6 +8,7 @@ from sklearn.utils.extmath import randomized_svd
 from torch import nn
 
 _SMALLEST_RATE = 0.02  # of a target, as a part of the gene's mean rate
+_SMALLEST_SCALE = 0.01  # of the score of a gene whose target hardly varies
 
 
 class LogRates(nn.Module):
@@ -25,8 +26,7 @@ class LogRates(nn.Module):
     def fit(self, rate: np.ndarray, gene_rate: np.ndarray) -> None:
         """Learn from expected rates of training spots, (n, n_genes), and the mean rate of each gene, (n_genes,)."""
         score = _score(rate, gene_rate)
-        # a latent of 0 stands for the mean rates, from which the networks start
-        centre, weight = np.log(np.maximum(rate.mean(axis=0) / gene_rate, _SMALLEST_RATE)), np.sqrt(gene_rate)
+        centre, weight = _centre(rate, gene_rate), np.sqrt(gene_rate)
         n_latent = self.axes.shape[1]
         rank = min(n_latent, *score.shape)
         _, singular, axes = randomized_svd((score - centre) * weight, rank, n_iter=4, random_state=0)
@@ -44,9 +44,47 @@ class LogRates(nn.Module):
         score = _score(rate, gene_rate) - self.centre.cpu().numpy()
         return (score @ self.weights.cpu().numpy()).astype(np.float32)
 
+    def latent_change(self, score: torch.Tensor) -> torch.Tensor:
+        """Change of the latent that changes scores like this, (..., n_genes) -> (..., n_latent)."""
+        return score @ self.weights
+
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         """Scores, (..., n_latent) -> (..., n_genes)."""
         return self.centre + latent @ self.axes.T
+
+
+class GeneLogRates(nn.Module):
+    """As :class:`LogRates`, with the standardised score of each gene for a latent."""
+
+    def __init__(self, n_genes: int):
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(n_genes))
+        self.register_buffer("scale", torch.ones(n_genes))
+
+    def fit(self, rate: np.ndarray, gene_rate: np.ndarray) -> None:
+        """Learn from expected rates of training spots, (n, n_genes), and the mean rate of each gene, (n_genes,)."""
+        score, centre = _score(rate, gene_rate), _centre(rate, gene_rate)
+        scale = np.sqrt(((score - centre) ** 2).mean(axis=0)).clip(min=_SMALLEST_SCALE)
+        for buffer, value in ((self.centre, centre), (self.scale, scale)):
+            buffer.copy_(torch.from_numpy(value.astype(np.float32)))
+
+    def latent_of(self, rate: np.ndarray, gene_rate: np.ndarray) -> np.ndarray:
+        """Latents of rates, float32, (..., n_genes)."""
+        score = _score(rate, gene_rate) - self.centre.cpu().numpy()
+        return (score / self.scale.cpu().numpy()).astype(np.float32)
+
+    def latent_change(self, score: torch.Tensor) -> torch.Tensor:
+        """Change of the latent that changes scores like this, (..., n_genes)."""
+        return score / self.scale
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        """Scores, (..., n_genes)."""
+        return self.centre + latent * self.scale
+
+
+def _centre(rate: np.ndarray, gene_rate: np.ndarray) -> np.ndarray:
+    """Score of the mean rates, for which a latent of 0 stands, (n_genes,)."""
+    return np.log(np.maximum(rate.mean(axis=0) / gene_rate, _SMALLEST_RATE))
 
 
 def _score(rate: np.ndarray, gene_rate: np.ndarray) -> np.ndarray:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 
-from lgdist_scvi._checks import check_positive_int
+from lgdist_scvi._checks import check_choice, check_positive_int
 
 _COUNTED = (
     "n_components", "n_latent", "n_hidden", "n_layers", "n_heads", "n_denoiser_hidden", "n_denoiser_layers",
@@ -38,9 +39,11 @@ class StemConfig:
     n_timesteps: int
     n_draws: int
     decoded_weight: float
+    denoiser: Literal["latent", "genes"] = "latent"
 
     def __post_init__(self) -> None:
         given = asdict(self)
+        check_choice("denoiser", self.denoiser, ("latent", "genes"))
         for name in _COUNTED:
             check_positive_int(given[name], name)
         for width, heads in (("n_hidden", "n_heads"), ("n_denoiser_hidden", "n_denoiser_heads")):

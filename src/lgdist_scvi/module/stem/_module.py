@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import nn
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi.module._spots import Posterior
-from lgdist_scvi.module.diffusion import ResidualDiffusion
+from lgdist_scvi.module.diffusion import ResidualDiffusion, VectorDiT
 from lgdist_scvi.module.experts import ExpertAverage, HeldOutBatch, best_weights, correction
 from lgdist_scvi.module.likelihood import LIKELIHOODS, HoldOut, Likelihood
 from lgdist_scvi.module.nn._image_components import ImageComponents
@@ -22,14 +21,13 @@ from lgdist_scvi.module.stem._choice import certain_choice
 from lgdist_scvi.module.stem._config import StemConfig
 from lgdist_scvi.module.stem._kernel import ImageKernel
 from lgdist_scvi.module.stem._network import PatchNetwork
-from lgdist_scvi.module.stem._patches import PatchInputs, TrainingPatches
+from lgdist_scvi.module.stem._patches import PatchInputs, TrainingPatches, on_device
 
 Batch = dict[str, torch.Tensor]
 
 _PULLS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _N_SAMPLES, _N_STEPS, _N_ROUNDS = 4, 10, 3
 _TRUSTS = (0.25, 0.5, 0.75, 1.0)
-_SYNTHETIC_WEIGHTS = (0.25, 0.5, 1.0)
 _N_DISPERSION_SPOTS, _N_DISPERSION_STEPS = 2048, 60
 
 
@@ -76,31 +74,41 @@ class StemModule(BaseModuleClass):
         self.config, self.n_folds = config, n_folds
         self.likelihood: Likelihood = LIKELIHOODS[likelihood](n_genes, config.n_latent, compositional)
         self.components = ImageComponents(blocks, config.n_components, per_slide)
-        n_components = self.components.n_components
-        self.basis = LogRates(n_genes, config.n_latent)
-        self.networks = nn.ModuleList(PatchNetwork(config, n_components) for _ in range(n_folds))
-        kernel = ImageKernel(n_genes, config.n_latent, n_components, n_folds, self.likelihood)
-        self.experts = ExpertAverage([kernel], n_genes)
-        self.diffusion = ResidualDiffusion(
-            config.n_latent,
-            n_components,
-            config.n_denoiser_hidden,
-            config.n_denoiser_layers,
-            config.n_denoiser_heads,
-            config.n_timesteps,
-            config.n_draws,
-        )
+        self._build(n_genes)
         # of the way from the genes' mean rates to what the image says
         self.register_buffer("trust", torch.tensor(1.0))
         # of the patches generated for a spot, in relation to its own
         self.register_buffer("synthetic_weight", torch.tensor(0.0))
         # of the way from the networks' mean to the diffusion's, and what brings samples to the level of the mean
         self.register_buffer("pull", torch.tensor(1.0))
-        self.register_buffer("sample_shift", torch.zeros(config.n_latent))
-        self.register_buffer("spread", torch.ones(config.n_latent))  # of the latent around its mean, on slides not seen
+        self.register_buffer("sample_shift", torch.zeros(self.diffusion.n_data))
+        self.register_buffer(
+            "spread", torch.ones(self.diffusion.n_data)
+        )  # of the latent around its mean, on slides not seen
         # no region effects: they are told by counts
         self.register_buffer("region_shrinkage", torch.full((2,), torch.inf))
         self.register_buffer("set_aside_patterns", torch.zeros(1, n_genes, dtype=torch.bool))  # slides are held out
+
+    def _build(self, n_genes: int) -> None:
+        """Make the latent, what predicts it, and its diffusion."""
+        config, n_components = self.config, self.components.n_components
+        self.basis = LogRates(n_genes, config.n_latent)
+        self.networks = nn.ModuleList(PatchNetwork(config, n_components) for _ in range(self.n_folds))
+        kernel = ImageKernel(n_genes, config.n_latent, n_components, self.n_folds, self.likelihood)
+        self.experts = ExpertAverage([kernel], n_genes)
+        self.diffusion = self._diffusion(config.n_latent, VectorDiT)
+
+    def _diffusion(self, n_data: int, denoiser: type[nn.Module]) -> ResidualDiffusion:
+        config = self.config
+        sizes = (config.n_denoiser_hidden, config.n_denoiser_layers, config.n_denoiser_heads)
+        return ResidualDiffusion(
+            n_data, self.components.n_components, *sizes, config.n_timesteps, config.n_draws, denoiser
+        )
+
+    @property
+    def n_judged(self) -> int:
+        """Number of parts of the slides, the first ones, that are predicted without having been seen."""
+        return self.n_folds
 
     def initialise(self, statistics: Any) -> None:
         """Start from what is known of the data: a :class:`~lgdist_scvi.data.GeneStatistics`."""
@@ -227,37 +235,16 @@ class StemModule(BaseModuleClass):
                 total = total + entries.sum() / tensors[keys.MASK].sum().clamp(min=1.0)
         return LossOutput(loss=total, reconstruction_loss=total * n_obs, n_obs_minibatch=n_obs)
 
-    # ---- before it: the weight of generated patches, and after it experts and spread, all on slides that were not seen
-
-    @torch.no_grad()
-    def choose_synthetic_weight(self, batches: Iterable[Batch], seed: int) -> dict[str, float]:
-        """Choose how much generated patches count, by the expert alone: not at all where no gain over that is certain.
-
-        Returns
-        -------
-        The weight, and for each that was tried the gain in nats per spot and its standard error.
-        """
-        data, (expert,) = TrainingPatches.of(_on(batches, self.spread.device)), self.experts.experts
-        tried, lengths = [], {}
-        for weight in (0.0, *_SYNTHETIC_WEIGHTS):
-            data, generator = replace(data, synthetic_weight=weight), torch.Generator().manual_seed(seed)
-            tried.append(expert.fit(data, self.likelihood, generator, **lengths))
-            lengths = {"lengths": (float(expert.length),)}  # that of the weight 0 does for all, in a fifth of the time
-        chosen, gain, error = certain_choice(torch.stack(tried), _SYNTHETIC_WEIGHTS)
-        self.synthetic_weight.fill_(chosen)
-        told = {"weight": chosen}
-        for weight, its_gain, its_error in zip(_SYNTHETIC_WEIGHTS, gain.tolist(), error.tolist(), strict=True):
-            told |= {f"gain_{weight}": its_gain, f"se_{weight}": its_error}
-        return told
+    # ---- after it: experts and spread, on slides that were not seen
 
     @torch.no_grad()
     def fit_experts(self, batches: Iterable[Batch], generator: torch.Generator) -> None:
         """Fit the experts, choose their weights, and measure the spread of the latent."""
-        batches = list(_on(batches, self.spread.device))
+        batches = list(on_device(batches, self.spread.device))
         self.experts.in_use.fill_(False)
         self.trust.fill_(1.0)
         self.sample_shift.zero_()  # of an earlier diffusion
-        data = replace(TrainingPatches.of(batches), synthetic_weight=float(self.synthetic_weight))
+        data = TrainingPatches.of(batches, float(self.synthetic_weight))
         for expert in self.experts.experts:
             expert.fit(data, self.likelihood, generator)
         means = torch.cat([self._mean(PatchInputs.of(batch)) for batch in batches])
@@ -291,7 +278,7 @@ class StemModule(BaseModuleClass):
             return
         for batch in batches[: -(-_N_DISPERSION_SPOTS // max(len(batches[0][keys.COUNTS]), 1))]:
             condition = self.condition(batch)
-            mean = self.decode(condition.mean, condition) * self.exposure(batch)
+            mean = self.decode(self.latent_mean(condition), condition) * self.exposure(batch)
             parts.append((batch[keys.COUNTS], mean, batch[keys.MASK]))
         counts, mean, observed = map(torch.cat, zip(*parts, strict=True))
         with torch.enable_grad():
@@ -373,25 +360,28 @@ class StemModule(BaseModuleClass):
         self.pull.fill_(1.0)
         self.sample_shift.zero_()
         errors, parts = torch.zeros(len(_PULLS), dtype=torch.float64), []
-        for batch in _on(batches, self.spread.device):
+        for batch in on_device(batches, self.spread.device):
             condition, exposure = self.condition(batch), self.exposure(batch)
             mean = self.latent_mean(condition)
             unseen = batch[keys.MASK] * (batch[keys.FOLD] == 0)  # by the denoiser neither
             for place, pull in enumerate(_PULLS):
                 decoded = self.decode(torch.lerp(condition.mean, mean, pull), condition)
                 errors[place] += float((self.likelihood.error(decoded, batch[keys.COUNTS], exposure) * unseen).sum())
-            noise = torch.randn(len(mean), _N_SAMPLES, mean.shape[1], generator=generator).to(mean.device)
-            parts.append((condition, mean, self.sample(condition, noise, _N_STEPS)))
+            parts.append((condition, mean, self._drawn(condition, generator)))
         self.pull.fill_(_PULLS[int(errors.argmin())])
+        self._level_samples([(one, torch.lerp(one.mean, mean, self.pull), drawn) for one, mean, drawn in parts])
+
+    def _drawn(self, condition: Posterior, generator: torch.Generator) -> torch.Tensor:
+        noise = torch.randn(len(condition.mean), _N_SAMPLES, condition.mean.shape[1], generator=generator)
+        return self.sample(condition, noise.to(condition.mean.device), min(_N_STEPS, self.diffusion.n_timesteps))
+
+    def _level_samples(self, parts: Sequence[tuple[Posterior, torch.Tensor, torch.Tensor]]) -> None:
+        """Bring samples of rates to the level of their means; of each part the posterior, and the mean and samples of the latent."""
         for _ in range(_N_ROUNDS):
-            of_mean = sum(self.decode(torch.lerp(one.mean, mean, self.pull), one).sum(0) for one, mean, _ in parts)
+            of_mean = sum(self.decode(mean, one).sum(0) for one, mean, _ in parts)
             of_samples = sum(
                 self.decode(drawn[:, place] + self.sample_shift, one).sum(0) / _N_SAMPLES
                 for one, _, drawn in parts
                 for place in range(_N_SAMPLES)
             )
-            self.sample_shift += torch.log(of_mean / of_samples) @ self.basis.weights
-
-
-def _on(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    return ({key: value.to(device) for key, value in batch.items()} for batch in batches)
+            self.sample_shift += self.basis.latent_change(torch.log(of_mean / of_samples))

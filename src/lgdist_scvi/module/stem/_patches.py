@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -104,8 +104,8 @@ class TrainingPatches:
     synthetic_weight: float = 0.0
 
     @classmethod
-    def of(cls, batches: Iterable[dict[str, torch.Tensor]]) -> Self:
-        """Join batches of spots; generated patches have no weight yet."""
+    def of(cls, batches: Iterable[dict[str, torch.Tensor]], synthetic_weight: float = 0.0) -> Self:
+        """Join batches of spots."""
         parts = []
         for batch in batches:
             inputs = PatchInputs.of(batch)
@@ -118,7 +118,8 @@ class TrainingPatches:
         names = ("counts", "visible", "library", "image", "present", "fold")
         joined = replace(centres[0], **{name: torch.cat([getattr(one, name) for one in centres]) for name in names})
         generated = None if synthetic[0] is None else torch.cat(synthetic)
-        return cls(joined, torch.cat(around), torch.cat(observed), torch.cat(rate), torch.cat(latent), generated)
+        parts = map(torch.cat, (around, observed, rate, latent))
+        return cls(joined, *parts, synthetic=generated, synthetic_weight=synthetic_weight)
 
 
 def with_synthetic(batch: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -131,3 +132,8 @@ def with_synthetic(batch: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tens
     drawn = torch.multinomial(torch.where(has, there, True).float(), 1)[:, 0]
     image = batch[keys.SYNTHETIC][torch.arange(len(drawn), device=drawn.device), drawn]
     return batch | {keys.IMAGE: image, keys.MASK: batch[keys.MASK] * has}, has.float().mean()
+
+
+def on_device(batches: Iterable[dict[str, torch.Tensor]], device: torch.device) -> Iterator[dict[str, torch.Tensor]]:
+    """The batches, one after the other, where a module is."""
+    return ({key: value.to(device) for key, value in batch.items()} for batch in batches)
