@@ -222,7 +222,12 @@ def augmentation_tables(rows: pd.DataFrame) -> list[str]:
         means[label] = d2.loc[name].groupby(level=0, sort=False).mean()
         if kind != "real" and f"{predictor}_real" in d2.index:
             gain = (d2.loc[name] - d2.loc[f"{predictor}_real"]).dropna()
-            gains[label] = {"gain": gain.mean(), "least gain": gain.min(), "most": gain.max(), "cells": str(len(gain))}
+            gains[label] = {
+                "gain": gain.mean(),
+                "least gain": gain.min(),
+                "largest gain": gain.max(),
+                "cells": str(len(gain)),
+            }
             gains[label] |= {
                 "weight 0 in": f"{(weight.loc[name, gain.index] == 0).sum()}",
                 "mean weight": weight.loc[name].mean(),
