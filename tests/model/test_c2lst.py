@@ -211,7 +211,7 @@ def test_expected_rates_of_counts(pictured, central):
     scores = C2LST(adata, central=central, n_scores=8).module.scores
     mean, prior, typical = scores.gene_rate, scores.prior, scores.typical_library
     assert float(mean.sum()) == pytest.approx(1, rel=1e-5) and (prior > 0).all()
-    assert typical == np.median(np.asarray(adata.X.sum(1)))
+    assert abs(float((np.asarray(adata.X.sum(1)) < float(typical)).mean()) - 0.5) < 0.05
     library = torch.tensor([10.0, 1e3, 1e6])
     # counts like the mean profile say the same at any depth
     expected = torch.log1p(mean * 1e4).expand(3, -1)

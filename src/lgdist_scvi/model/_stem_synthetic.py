@@ -39,7 +39,7 @@ def synthetic_components(model: Stem, pairs: AnnData, stage: str) -> np.ndarray:
     TypeError, KeyError, ValueError
         If they are no synthetic pairs of these spots, their features are of another encoder, or the stage does not learn from them.
     """
-    if stage == "diffusion" or "network" not in model._stages:
+    if stage == "diffusion" or not len(model.module.networks):
         raise ValueError(
             "the diffusion learns nothing from synthetic pairs, the networks do; leave synthetic out, or train them"
         )

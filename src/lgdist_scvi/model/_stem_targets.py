@@ -80,7 +80,7 @@ def targets_of(
         rate = completion.get_normalized_expression(gene_list=dataset.genes, return_numpy=True)
         draws = completion.get_normalized_expression(gene_list=dataset.genes, n_samples=_N_DRAWS, return_mean=False)
         denoised = rate
-    if stage in ("all", next(iter(model._stages))):
+    if stage != "diffusion" or not len(module.networks):
         module.set_basis(denoised)
     latents = module.latent_of(denoised)[:, None] if draws is None else module.latent_of(draws).swapaxes(0, 1)
     return Targets(rate, np.ascontiguousarray(latents), generated)
