@@ -46,7 +46,7 @@ myst_heading_anchors = 3
 sys.path.insert(0, str(DOCS.parent))
 benchmarks = import_module("benchmarks.report")
 benchmarks.write(benchmarks.read(benchmarks.RESULTS), DOCS / "generated", seeds=[1])
-for name in ("section", "image", "scale"):
+for name in ("section", "image", "generate", "scale"):
     import_module(f"benchmarks.{name}").write(benchmarks.read(benchmarks.RESULTS), DOCS / "generated")
 
 autosummary_generate = True

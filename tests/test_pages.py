@@ -54,7 +54,7 @@ def test_the_index_shows_the_same_snippet(first_snippet):
 def test_links_lead_to_files(page):
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     local = [target for target in targets if "://" not in target]
-    copied = {f"tutorials/{name}": f"../tutorials/{name}.ipynb" for name in ("quickstart", "stem")}
+    copied = {f"tutorials/{name}": f"../tutorials/{name}.ipynb" for name in ("quickstart", "stem", "c2lst")}
     missing = [target for target in local if not (page.parent / copied.get(target, target)).exists()]
     assert not [target for target in missing if not target.startswith("generated/")]  # Sphinx writes those
 
@@ -91,6 +91,18 @@ def test_three_steps_from_an_image(tmp_path):
     run(snippets("docs/images.md")[0], names, {**files, **training, "pl.prediction(": "figure = pl.prediction("})
     assert len([ax for ax in names["figure"].axes if ax.get_title()]) == 4
     assert {"predicted", "predicted_std", "predicted_lower"} <= set(names["new"].layers)
+
+
+def test_patches_for_expression_and_a_predictor_that_learns_from_them(tmp_path):
+    names: dict = {}
+    small = {"n_spots=300, n_genes=60": "n_spots=90, n_genes=20", "n_steps=300": "n_steps=2"}
+    paths = {f'"{name}"': f'"{tmp_path / name}"' for name in ("central.ckpt", "central")}
+    first, second = snippets("docs/c2lst.md")
+    run(first, names, small | paths)
+    assert names["patches"].shape == (10, 64, 64, 3)
+    quick = {"synthetic=pairs)": 'synthetic=pairs, targets="counts", max_epochs=1, enable_progress_bar=False)'}
+    run(second, names, quick | {"pairs(300,": "pairs(20, n_steps=2,"})
+    assert names["stem"].training_[-1]["synthetic"]["n"] == 20
 
 
 @pytest.mark.slow

@@ -108,22 +108,26 @@ def check_has_spots(adata: AnnData) -> None:
         raise ValueError("adata has 0 spots; was it filtered too strictly (sc.pp.filter_cells)?")
 
 
-def check_not_synthetic(adata: AnnData, allow_synthetic: bool = False) -> None:
-    """Refuse spots that :meth:`C2LST.synthetic_pairs` made, unless they are wanted.
+def is_synthetic(adata: AnnData) -> np.ndarray:
+    """Spots that :meth:`C2LST.synthetic_pairs` made, bool, (n_obs,).
 
     They are known by ``obs["synthetic"]``, and by their names where a concatenation has lost that column.
+    """
+    synthetic = np.asarray(adata.obs_names.astype(str).str.match(r"synthetic_\d+"))
+    if "synthetic" in adata.obs:
+        synthetic |= np.asarray(adata.obs["synthetic"]).astype(str) == "True"
+    return synthetic
+
+
+def check_not_synthetic(adata: AnnData, allow_synthetic: bool = False) -> None:
+    """Refuse synthetic spots, unless they are wanted.
 
     Raises
     ------
     ValueError
         If there are any; says how to leave them out.
     """
-    if allow_synthetic:
-        return
-    synthetic = np.asarray(adata.obs_names.astype(str).str.match(r"synthetic_\d+"))
-    if "synthetic" in adata.obs:
-        synthetic |= np.asarray(adata.obs["synthetic"]).astype(str) == "True"
-    if n := int(synthetic.sum()):
+    if not allow_synthetic and (n := int(is_synthetic(adata).sum())):
         raise ValueError(
             f"{n:,} of {adata.n_obs:,} spots are synthetic (adata.obs['synthetic']): their patches were generated and measure nothing; "
             "leave them out, or pass allow_synthetic=True"

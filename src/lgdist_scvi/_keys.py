@@ -14,6 +14,9 @@ PREFILL = "prefill"  # (n_obs, n_genes) log1p(CP10K) that stands in for missing 
 IMAGE = "image"  # (batch, n_features) features of the patch around a spot; NaN where there is none
 PATCH = "patch"  # (batch, size, size, 3) uint8 patch of the tissue around a spot
 FOLD = "fold"  # (batch, 1) part of the data whose networks had no part of this spot; absent of spots that none has seen
+SYNTHETIC = (
+    "synthetic"  # (batch, n_patches, n_components) components of patches generated for a spot; NaN where there is none
+)
 TARGET_RATE = "target_rate"  # (batch, n_genes) expected share of the library that a model of images learns
 TARGET_LATENT = "target_latent"  # (batch, n_draws, n_latent) latents that such rates may have
 

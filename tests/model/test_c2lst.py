@@ -10,6 +10,7 @@ import torch
 from lgdist_scvi import C2LST, LGDiST, Stem, datasets, pp
 from lgdist_scvi import _keys as keys
 from lgdist_scvi.model._c2lst_central import CentralModel
+from lgdist_scvi.module.c2lst import ExpressionScores
 
 SIZES = {"size": 16, "channels": (16,), "fold": 2, "batch_size": 8, "silent": True, "accelerator": "cpu"}
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -208,17 +209,35 @@ def test_genes_that_are_missing_are_unknown_and_not_zero(model, pictured):
 def test_expected_rates_of_counts(pictured, central):
     C2LST.setup_anndata(adata := pictured.copy(), "patches")
     scores = C2LST(adata, central=central, n_scores=8).module.scores
-    mean, prior = scores.gene_rate, scores.prior
+    mean, prior, typical = scores.gene_rate, scores.prior, scores.typical_library
     assert float(mean.sum()) == pytest.approx(1, rel=1e-5) and (prior > 0).all()
+    assert abs(float((np.asarray(adata.X.sum(1)) < float(typical)).mean()) - 0.5) < 0.05
     library = torch.tensor([10.0, 1e3, 1e6])
     # counts like the mean profile say the same at any depth
     expected = torch.log1p(mean * 1e4).expand(3, -1)
     torch.testing.assert_close(scores.expected(library[:, None] * mean, library), expected, rtol=1e-4, atol=1e-4)
-    # others lie between the mean profile and their own, the nearer to their own the deeper
+    # others lie between the mean profile and their own; at the typical depth as the prior has it
     own = torch.roll(mean, 1)
-    found = scores.expected(library[:, None] * own, library).expm1() / 1e4
-    weight = library[:, None] / (library[:, None] + prior)
-    torch.testing.assert_close(found, weight * own + (1 - weight) * mean, rtol=1e-3, atol=1e-7)
+    found = scores.expected(typical * own[None], typical[None]).expm1() / 1e4
+    weight = typical / (typical + prior)
+    torch.testing.assert_close(found[0], weight * own + (1 - weight) * mean, rtol=1e-3, atol=1e-7)
+
+
+def test_conditions_of_a_shallow_slide_are_those_of_a_deep_one():
+    """Molecules are lost at random: neither mean nor spread of the leading scores changes much, and none is less alike than it must."""
+    adata = datasets.simulated_visium(n_spots=400, n_genes=60, seed=0)
+    rng = np.random.default_rng(0)
+    deep = rng.poisson(adata.layers["rate"] * 2000.0)
+    shallow = rng.binomial(deep, 0.3)
+    scores = ExpressionScores(60, 16)
+    tensors = [torch.from_numpy(counts.astype(np.float32)) for counts in (deep, shallow)]
+    scores.fit_rates(tensors[0], tensors[0].sum(1))
+    scores.fit(scores.expected(tensors[0], tensors[0].sum(1)))
+    whole, thinned = (scores(scores.expected(counts, counts.sum(1)))[:, :4].numpy() for counts in tensors)
+    spread = whole.std(0)
+    assert (np.abs(thinned.mean(0) - whole.mean(0)) < 0.15 * spread).all()
+    assert (np.abs(thinned.std(0) / spread - 1) < 0.2).all()
+    assert all(np.corrcoef(one, other)[0, 1] > 0.7 for one, other in zip(whole.T, thinned.T, strict=True))
 
 
 @pytest.mark.parametrize(

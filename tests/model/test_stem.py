@@ -8,12 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import scvi
+import torch
 from anndata import AnnData
 
 from lgdist_scvi import LGDiST, Stem, datasets
+from lgdist_scvi import _keys as keys
 from lgdist_scvi.inference import Predictor
 from lgdist_scvi.metrics import poisson_deviance_explained
 from lgdist_scvi.model._stages import DiffusionStage, VAEStage
+from lgdist_scvi.model._stem_synthetic import synthetic_components
 from lgdist_scvi.model._stem_targets import targets_of
 
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -230,7 +233,7 @@ def test_targets(data, monkeypatch):
     rates = lgdist.get_normalized_expression(return_numpy=True)
     for targets in ("expected", "counts", lgdist):
         model = fitted(train.copy(), setup, {"targets": targets})
-        learnt = targets_of(model, targets, fit_basis=False, **QUICK)
+        learnt = targets_of(model, targets, stage="diffusion", **QUICK)
         assert learnt.latents.shape == (train.n_obs, 1 if targets == "counts" else 8, SIZES["n_latent"])
         if targets is lgdist:
             np.testing.assert_allclose(learnt.rate, rates)
@@ -239,6 +242,166 @@ def test_targets(data, monkeypatch):
         assert explained(train, test, model.get_predicted_expression(pictures(test))) > -0.01
     with pytest.raises(ValueError, match="same spots in the same order"):
         fitted(train[:-1].copy(), setup, {"targets": lgdist})
+
+
+# ---- synthetic pairs
+
+
+def pairs_of(train: AnnData, n_of_spot: int = 2, noise: float = 0.3, shuffled: bool = False) -> AnnData:
+    """Pairs as C2LST.synthetic_pairs gives them, whose features tell the true rates of their spots, but for noise."""
+    rng = np.random.default_rng(5)
+    rows = np.tile(np.arange(train.n_obs), n_of_spot)
+    score = np.log(train.layers["rate"])
+    telling = np.tanh((score - score.mean(0)) @ np.random.default_rng(1).normal(size=(40, 24)) / 6)
+    shown = rng.permutation(rows) if shuffled else rows
+    pairs = AnnData(
+        train.X[rows],
+        var=train.var[[]],
+        obsm={"X_image": (telling[shown] + noise * rng.normal(size=(len(rows), 24))).astype(np.float32)},
+    )
+    pairs.obs_names = [f"synthetic_{number}" for number in range(len(rows))]
+    pairs.obs["synthetic"], pairs.obs["source"] = True, np.asarray(train.obs_names[rows])
+    pairs.obs["sample"] = train.obs["sample"].to_numpy()[rows]
+    pairs.uns["synthetic"] = {"model": "C2LST", "seed": 0}
+    return pairs
+
+
+def trained(train: AnnData, pairs: AnnData | None) -> Stem:
+    torch.manual_seed(0)
+    return fitted(train.copy(), train={"synthetic": pairs})
+
+
+def test_pairs_that_tell_more_are_learnt_from(data):
+    """Real patches tell half as much here; the record says how much the pairs count and where they are from."""
+    train, test = data[0].copy(), data[1]
+    rng = np.random.default_rng(2)
+    train.obsm["X_image"] = train.obsm["X_image"] + rng.normal(size=train.obsm["X_image"].shape).astype(np.float32)
+    without, pairs = trained(train, None), pairs_of(train, 4, 0.05)
+    model = trained(train, pairs)
+    weight = float(model.module.synthetic_weight)
+    told = model.history_["experts/synthetic"].iloc[0]
+    assert weight > 0 and told["weight"] == weight and told[f"gain_{weight}"] > 2 * told[f"se_{weight}"]
+    scores = [explained(train, test, one.get_predicted_expression(pictures(test))) for one in (without, model)]
+    assert scores[1] > scores[0] + 0.002
+    call = model.training_[-1]
+    assert call["left_out"] == ["synthetic"] and call["synthetic"] == {
+        "n": pairs.n_obs, "weight": weight, "made": {"model": "C2LST", "seed": 0}
+    }  # fmt: skip
+    shown = pictures(test, genes=True)
+    model.predict(shown, silent=True)
+    assert f'"weight": {weight}' in shown.uns["predicted"]["recipe"]
+    assert without.module.synthetic_weight == 0 and "experts/synthetic" not in without.history_
+
+
+def test_pairs_that_tell_nothing_change_nothing(data):
+    """Not a bit of the model; nor do they calibrate, or count for genes."""
+    train = data[0]
+    without, model = trained(train, None), trained(train, pairs_of(train, shuffled=True))
+    assert model.module.synthetic_weight == 0 and model.history_["experts/synthetic"]["weight"].item() == 0
+    for name, value in without.module.state_dict().items():
+        assert torch.equal(value, model.module.state_dict()[name]), name
+
+
+def test_each_patch_is_beside_the_spot_that_it_was_made_for(data):
+    train = data[0].copy()
+    Stem.setup_anndata(train, **SETUP)
+    model, pairs = Stem(train, **SIZES), pairs_of(train, 3)
+    order = np.random.default_rng(0).permutation(pairs.n_obs)[:400]
+    found = synthetic_components(model, pairs[order].copy(), "all")
+    samples = train.obs["sample"].cat.codes.to_numpy()
+    rows = train.obs_names.get_indexer(pairs.obs["source"].iloc[order])
+    expected = model.module.components.transform(pairs.obsm["X_image"][order], samples[rows])
+    assert np.isfinite(found).all(2).sum() == 400
+    for spot in (0, 17, 120):
+        there = found[spot][np.isfinite(found[spot]).all(1)]
+        np.testing.assert_allclose(there, expected[rows == spot], rtol=1e-5)
+
+
+def test_what_are_no_pairs_of_these_spots_is_refused(data):
+    train = data[0].copy()
+    Stem.setup_anndata(train, **SETUP)
+    model, pairs = Stem(train, **SIZES), pairs_of(train, 1)
+
+    def refused(error, match, change=lambda pairs: None, stage="network", given=None):
+        changed = pairs.copy() if given is None else given
+        change(changed)
+        with pytest.raises(error, match=match):
+            model.train(synthetic=changed, stage=stage, max_epochs=1, **QUICK)
+        assert model.module.synthetic_weight == 0 and not model.is_trained_
+
+    refused(TypeError, "AnnData of C2LST.synthetic_pairs, got ndarray", given=np.zeros((3, 3)))
+    refused(KeyError, "source.*synthetic_pairs", lambda pairs: pairs.obs.drop(columns="source", inplace=True))
+    refused(KeyError, "X_image.*patch_key", lambda pairs: pairs.obsm.clear())
+    refused(ValueError, "1 of 180 spots of synthetic are not flagged", lambda pairs: pairs.obs.__setitem__("synthetic", [False] + [True] * 179))  # fmt: skip
+    refused(
+        ValueError, "180 of 180 .*not in the training data", lambda pairs: pairs.obs.__setitem__("source", "nobody")
+    )
+    refused(ValueError, "120 of 180 .*not in the training data", lambda pairs: pairs.obs.__setitem__("sample", "slide_1"))  # fmt: skip
+    refused(ValueError, "5 features", lambda pairs: pairs.obsm.__setitem__("X_image", pairs.obsm["X_image"][:, :5]))
+
+
+def test_patches_of_another_size_are_said(data):
+    train, pairs = data[0].copy(), pairs_of(data[0], 1)
+    record = {
+        "encoder": "stain",
+        "n_features": 24,
+        "size": 8,
+        "augment": "none",
+        "probe": np.ones(16),
+        "blocks": np.array([24]),
+    }
+    train.uns["X_image"], pairs.uns["X_image"] = record, record | {"patch_size": 64}
+    Stem.setup_anndata(train, **SETUP)
+    model = Stem(train, **SIZES)
+    with pytest.raises(ValueError, match="the diffusion learns nothing"):
+        synthetic_components(model, pairs, "diffusion")
+    with pytest.warns(UserWarning, match="patches of 64 pixels, and those of the training of all"):
+        synthetic_components(model, pairs, "all")
+    pairs.uns["X_image"] = record | {"encoder": "other"}
+    with pytest.raises(ValueError, match="encoder='other'"):
+        synthetic_components(model, pairs, "all")
+
+
+def test_networks_and_expert_see_no_patch_of_the_part_they_leave_out(data, monkeypatch):
+    """Whatever patches were made for a slide, what was fitted without it is the same."""
+    monkeypatch.setattr("lgdist_scvi.module.stem._kernel._LENGTHS", (1.0,))
+    monkeypatch.setattr("lgdist_scvi.module.stem._kernel._PENALTIES", (1.0,))
+    train = data[0].copy()
+    Stem.setup_anndata(train, **SETUP)
+    before = scvi.settings.seed
+    found = []
+    for changed in (False, True):
+        pairs = pairs_of(train, 1)
+        if changed:
+            first = (pairs.obs["sample"] == "slide_1").to_numpy()
+            pairs.obsm["X_image"][first] = np.random.default_rng(3).normal(size=(first.sum(), 24))
+        scvi.settings.seed = 0
+        torch.manual_seed(0)
+        model = Stem(train, **SIZES)
+        model._targets = targets = targets_of(model, "expected", synthetic=pairs)
+        dataset = model._data_for(model.adata_manager.create_torch_dataset(), "set_aside")
+        batch = {name: torch.as_tensor(np.asarray(value)) for name, value in dataset[np.arange(train.n_obs)].items()}
+        assert targets.synthetic is not None and keys.SYNTHETIC in batch
+        model.module.synthetic_weight.fill_(1.0)
+        plan = model._stages["network"](model.module)
+        model.module.train()
+        torch.manual_seed(1)
+        plan.training_loss(batch, 0).backward()
+        gradients = [
+            parameter.grad for parameter in model.module.networks[0].parameters() if parameter.grad is not None
+        ]
+        other = [parameter.grad for parameter in model.module.networks[1].parameters() if parameter.grad is not None]
+        model.module.eval().fit_experts([batch], torch.Generator().manual_seed(0))
+        found.append((gradients, other, model.module.experts.experts[0].coefficients.clone()))
+    scvi.settings.seed = before
+    one, two = found
+    assert all(torch.equal(a, b) for a, b in zip(one[0], two[0], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(one[1], two[1], strict=True))
+    torch.testing.assert_close(one[2][0], two[2][0])
+    assert not torch.allclose(one[2][1], two[2][1], atol=1e-4)
+
+
+# ---- what is refused
 
 
 @pytest.mark.parametrize(

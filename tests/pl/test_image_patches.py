@@ -62,3 +62,29 @@ def test_values_of_genes_and_of_anything(tissue):
 def test_errors(color, kwargs, error, message, tissue):
     with pytest.raises(error, match=message):
         pl.image_patches(tissue, color, **kwargs)
+
+
+def test_synthetic_spots_are_refused_or_marked(tissue):
+    """By every figure of spots, also where a concatenation lost the flag."""
+    adata = tissue.copy()
+    adata.layers["completed"] = adata.layers["predicted"] = np.log1p(adata.layers["rate"] * 1e4)
+    adata.var["predicted_skill"] = 0.5
+    flagged, renamed = adata.copy(), adata.copy()
+    flagged.obs["synthetic"] = np.arange(80) >= 77
+    renamed.obs_names = [*adata.obs_names[:77], "synthetic_0", "synthetic_1", "synthetic_2"]
+    for draw in (
+        lambda one, **kwargs: pl.image_patches(one, "cell_density", size=8, n_patches=80, **kwargs),
+        lambda one, **kwargs: pl.completion(one, "gene_01", **kwargs),
+        lambda one, **kwargs: pl.prediction(one, "gene_01", **kwargs),
+    ):
+        assert draw(adata).get_supxlabel() == ""
+        for one in (flagged, renamed):
+            with pytest.raises(ValueError, match="3 of 80 spots are synthetic"):
+                draw(one)
+            figure = draw(one, allow_synthetic=True)
+            assert figure.get_supxlabel() == "3 of 80 spots are synthetic and measure nothing"
+    titles = [
+        ax.get_title()
+        for ax in pl.image_patches(flagged, "cell_density", size=8, n_patches=80, allow_synthetic=True).axes
+    ]
+    assert sum(title.endswith("*") for title in titles) == 6

@@ -196,3 +196,23 @@ def test_names_of_timm(tissue, monkeypatch):
     np.testing.assert_allclose(tissue.obsm["X_image"], named, atol=1e-6)
     with pytest.raises(ValueError, match=r"timm cannot make encoder 'nothing' with its weights \(unknown model\)"):
         pp.image_features(tissue, encoder="nothing", silent=True)
+
+
+def test_patches_that_are_cut_already(tissue, tmp_path):
+    """As those of the image; of a store, too; and only patches, and nothing but them."""
+    tissue = tissue.copy()
+    pp.image_features(tissue, encoder="stain", size=32, key_added="image", silent=True)
+    pp.image_patches(tissue, size=32, key_added="patches", silent=True)
+    pp.image_features(tissue, patch_key="patches", encoder="stain", size=32, batch_size=7, key_added="cut", silent=True)
+    np.testing.assert_allclose(tissue.obsm["cut"], tissue.obsm["image"], rtol=1e-4, atol=1e-4)
+    check_encoder(tissue.uns["image"], tissue.uns["cut"], "cut")
+    assert tissue.uns["cut"]["patch_size"] == 32
+    tissue.write_h5ad(tmp_path / "slide.h5ad")
+    with pytest.raises(KeyError, match="nothing.*pp.image_patches"):
+        pp.image_features(tissue, patch_key="nothing")
+    with pytest.raises(ValueError, match="leave out image"):
+        pp.image_features(tissue, np.zeros((99, 99, 3), np.uint8), patch_key="patches")
+    with pytest.raises(ValueError, match="leave out image"):
+        pp.image_features(tissue, patch_key="patches", patch_px=224)
+    with pytest.raises(ValueError, match="square patches in colour"):
+        pp.image_features(tissue, patch_key="cut")

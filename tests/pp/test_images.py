@@ -365,7 +365,7 @@ def test_nothing_half_written(tissue, tmp_path, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lgdist_scvi.pp._images._Store.write", fail)
+    monkeypatch.setattr("lgdist_scvi.pp._patch_store.PatchStore.write", fail)
     with pytest.raises(KeyboardInterrupt):
         pp.image_patches(tissue, store=tmp_path / "patches.zarr", silent=True)
     assert not list(tmp_path.iterdir())

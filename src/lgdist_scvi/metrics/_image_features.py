@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lgdist_scvi._patches import check_patches, resize_patches
-from lgdist_scvi.pp._encoders import get_encoder
+from lgdist_scvi.pp._encoders import encode_patches, get_encoder
 
 _BATCH = 16
 
@@ -39,10 +39,5 @@ def features_of(
     if len(edges) < len(images):
         raise ValueError("give patches everywhere or features everywhere")
     reader = get_encoder(encoder, size)
-
-    def encoded(patches: np.ndarray) -> np.ndarray:
-        patches = resize_patches(resize_patches(patches, min(edges)), reader.size)
-        blocks = [reader(patches[start : start + _BATCH]) for start in range(0, len(patches), _BATCH)]
-        return np.concatenate(blocks).astype(np.float64)
-
-    return {name: encoded(patches) for name, patches in images.items()}
+    alike = {name: resize_patches(patches, min(edges)) for name, patches in images.items()}
+    return {name: encode_patches(reader, patches, _BATCH).astype(np.float64) for name, patches in alike.items()}

@@ -22,6 +22,7 @@ from lgdist_scvi.model._registration import RegistrationMixin
 from lgdist_scvi.model._setup import DEFAULT_GRAPH, check_anndata, check_keywords, choose_sample_key, same_key
 from lgdist_scvi.model._stem_fields import stem_fields
 from lgdist_scvi.model._stem_stages import STAGES
+from lgdist_scvi.model._stem_synthetic import note_sources
 from lgdist_scvi.model._stem_targets import Targets, targets_of
 from lgdist_scvi.model.base import (
     CompletionMixin,
@@ -223,7 +224,7 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
         if hide == "set_aside" or (self.training_data_ and dataset.fingerprint == self.training_data_):
             further[keys.FOLD] = dataset.folds(module.n_folds)[:, None]
         if hide == "set_aside" and self._targets is not None:
-            further |= {keys.TARGET_RATE: self._targets.rate, keys.TARGET_LATENT: self._targets.latents}
+            further |= self._targets.fields()
         return dataset.with_fields(**further)
 
     def train(
@@ -231,6 +232,7 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
         max_epochs: int | None = None,
         stage: Literal["all", "network", "diffusion"] = "all",
         targets: Literal["expected", "counts"] | LGDiST = "expected",
+        synthetic: AnnData | None = None,
         accelerator: str = "auto",
         devices: int | list[int] | str = "auto",
         batch_size: int = 128,
@@ -252,6 +254,9 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
             ``"expected"``: rates that an :class:`LGDiST` expects, fitted on the same slides, or those of `target_layer`;
             ``"counts"``: the counts themselves, and principal components of them for the latent. A trained :class:`LGDiST` of the
             same slides spares fitting another one.
+        synthetic
+            Pairs of :meth:`C2LST.synthetic_pairs` of the same spots, with image features: further patches for the targets of the spots
+            that they were made for. How much they count is chosen on slides that were not seen; nothing, unless more is certain to pay.
         accelerator, devices, batch_size, early_stopping, ema_decay, plan_kwargs, datasplitter_kwargs, **trainer_kwargs
             As in :meth:`LGDiST.train`.
 
@@ -260,14 +265,10 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
         ValueError, TypeError
             As :meth:`LGDiST.train`.
         """
-        if not isinstance(targets, LGDiST):
-            check_choice("targets", targets, ("expected", "counts"))
         shared = {"accelerator": accelerator, "devices": devices}
         super()._check_call(stage, 1, max_epochs, batch_size, ema_decay)
         show = trainer_kwargs.get("enable_progress_bar", True)
-        self._targets = targets_of(
-            self, targets, fit_basis=stage in ("all", next(iter(self._stages))), enable_progress_bar=show, **shared
-        )
+        self._targets = targets_of(self, targets, stage, synthetic, enable_progress_bar=show, **shared)
         try:
             super().train(
                 max_epochs=max_epochs,
@@ -282,12 +283,7 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
             )
         finally:
             self._targets = None
-        if self.training_:
-            call = self.training_[-1]
-            if isinstance(targets, LGDiST):
-                call["left_out"].append("targets")
-            else:
-                call["arguments"]["targets"] = targets
+        note_sources(self, targets, synthetic)
 
     def get_predicted_expression(
         self,

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from scvi import settings
 
+from lgdist_scvi import _keys as keys
 from lgdist_scvi.model._stages import DiffusionStage
 from lgdist_scvi.module import GeneStemModule, StemModule
+from lgdist_scvi.module.stem import choose_synthetic_weight, with_synthetic
 from lgdist_scvi.train import StagePlan
 
 Batch = dict[str, torch.Tensor]
@@ -23,11 +25,16 @@ class NetworkStage(StagePlan):
 
     def __init__(self, module: StemModule, stage: str = "network", lr: float = 2e-3, weight_decay: float = 0.1):
         super().__init__(module, module.networks, stage, lr, weight_decay)
+        self.told: dict[str, Any] = {}
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Train the networks on their own."""
         self.module.experts.in_use.fill_(False)
         self.module.trust.fill_(1.0)
+        self.module.synthetic_weight.fill_(0.0)
+        with torch.random.fork_rng(devices=[]):  # where generated patches have no weight, training is that without them
+            if keys.SYNTHETIC in next(iter(batches)):
+                self.told["synthetic"] = choose_synthetic_weight(self.module, batches, settings.seed or 0)
 
     def finish(self, batches: Iterable[Batch]) -> dict[str, Any]:
         """Fit the expert, and choose its weight on slides that were not seen."""
@@ -36,13 +43,17 @@ class NetworkStage(StagePlan):
         average = self.module.experts
         names = [type(expert).__name__ for expert in average.experts]
         weights = dict(zip(names, average.weights_hidden.mean(1).tolist(), strict=True))
-        return {"weights_hidden": weights, "trust": float(self.module.trust)}
+        return {"weights_hidden": weights, "trust": float(self.module.trust), **self.told}
 
     def on_train_start(self) -> None:
         self.module.train()  # the module itself tells training from validation by it
 
     def training_loss(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        return self.module(batch)[2].loss
+        loss = self.module(batch)[2].loss
+        if self.module.synthetic_weight > 0:
+            other, share = with_synthetic(batch)
+            loss = loss + self.module.synthetic_weight * share * self.module(other)[2].loss
+        return loss
 
     def validation_loss(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         return self.module(batch)[2].loss

@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.utils.extmath import randomized_svd
 
+from lgdist_scvi import _keys as keys
 from lgdist_scvi._anndata import in_memory
+from lgdist_scvi._checks import check_choice
 from lgdist_scvi._units import from_cp10k, log1p_cp10k
 from lgdist_scvi.model._lgdist import LGDiST
+from lgdist_scvi.model._stem_synthetic import synthetic_components
 
 if TYPE_CHECKING:
+    from anndata import AnnData
+
     from lgdist_scvi.data import ImageDataset
     from lgdist_scvi.model._stem import Stem
 
@@ -30,14 +35,26 @@ class Targets:
         Share of the library that the networks fit, float32, (n_obs, n_genes).
     latents
         Latents that the expected rates may have, float32, (n_obs, n_draws, n_latent).
+    synthetic
+        Components of patches that were generated for the spots, of :func:`~lgdist_scvi.model._stem_synthetic.synthetic_components`.
     """
 
     rate: np.ndarray
     latents: np.ndarray
+    synthetic: np.ndarray | None = None
+
+    def fields(self) -> dict[str, np.ndarray | None]:
+        """Name them as a batch does."""
+        return {keys.TARGET_RATE: self.rate, keys.TARGET_LATENT: self.latents, keys.SYNTHETIC: self.synthetic}
 
 
-def targets_of(model: Stem, targets: str | LGDiST, fit_basis: bool, **train_kwargs: Any) -> Targets:
-    """Rates to learn and their latents; sets the latent of the module, if asked to."""
+def targets_of(
+    model: Stem, targets: str | LGDiST, stage: str = "all", synthetic: AnnData | None = None, **train_kwargs: Any
+) -> Targets:
+    """Rates to learn and their latents, and generated patches; sets the latent of the module, if the networks are trained."""
+    if not isinstance(targets, LGDiST):
+        check_choice("targets", targets, ("expected", "counts"))
+    generated = None if synthetic is None else synthetic_components(model, synthetic, stage)
     dataset = model.adata_manager.create_torch_dataset()
     setup, module = model.registry_["setup_args"], model.module
     draws = None
@@ -64,10 +81,10 @@ def targets_of(model: Stem, targets: str | LGDiST, fit_basis: bool, **train_kwar
         rate = completion.get_normalized_expression(gene_list=dataset.genes, return_numpy=True)
         draws = completion.get_normalized_expression(gene_list=dataset.genes, n_samples=_N_DRAWS, return_mean=False)
         denoised = rate
-    if fit_basis:
+    if stage != "diffusion" or not len(module.networks):
         module.set_basis(denoised)
     latents = module.latent_of(denoised)[:, None] if draws is None else module.latent_of(draws).swapaxes(0, 1)
-    return Targets(rate, np.ascontiguousarray(latents))
+    return Targets(rate, np.ascontiguousarray(latents), generated)
 
 
 def _check_spots(completion: LGDiST, dataset: ImageDataset) -> None:

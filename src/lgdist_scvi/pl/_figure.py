@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lgdist_scvi._checks import is_synthetic
+
 if TYPE_CHECKING:
+    from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -36,3 +39,9 @@ def figure_of(ax: Axes | None, figsize: tuple[float, float]) -> tuple[Figure, Ax
 def tidy(ax: Axes) -> None:
     """Take away the lines that carry no information."""
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def mark_synthetic(figure: Figure, adata: AnnData) -> None:
+    """Say under a figure how many of the spots are synthetic, if any are."""
+    if n := int(is_synthetic(adata).sum()):
+        figure.supxlabel(f"{n:,} of {adata.n_obs:,} spots are synthetic and measure nothing", fontsize=9)

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from lgdist_scvi._anndata import get_counts, in_memory
-from lgdist_scvi._checks import check_positive_int, list_names, require_key
+from lgdist_scvi._checks import check_not_synthetic, check_positive_int, is_synthetic, list_names, require_key
 from lgdist_scvi._units import library_size, log1p_cp10k
-from lgdist_scvi.pl._figure import new_figure
+from lgdist_scvi.pl._figure import mark_synthetic, new_figure
 from lgdist_scvi.pp._images import image_patches as cut_patches
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def image_patches(
     panel_size: float = 1.2,
     save: str | PathLike[str] | None = None,
     dpi: float = 150,
+    allow_synthetic: bool = False,
     **kwargs: Any,
 ) -> Figure:
     """Show the tissue patches of the spots where a gene, or any other value, is highest and lowest.
@@ -54,6 +55,8 @@ def image_patches(
         File to write the figure to.
     dpi
         Dots per inch of that file.
+    allow_synthetic
+        Draw spots that :meth:`C2LST.synthetic_pairs` made, too: with a star, and the figure says how many there are.
     **kwargs
         Further arguments of :func:`~lgdist_scvi.pp.image_patches`, such as `patch_px` and `sample_key`.
 
@@ -66,12 +69,14 @@ def image_patches(
     KeyError
         If the gene or column, the layer, the patches or the image are absent.
     ValueError
-        If values are not numbers, one for each spot, or all are NaN; or as in :func:`~lgdist_scvi.pp.image_patches`.
+        If spots are synthetic, values are not numbers, one for each spot, or all are NaN; or as in
+        :func:`~lgdist_scvi.pp.image_patches`.
 
     Examples
     --------
     >>> pl.image_patches(adata, "ERBB2", "slide.tif", patch_px=224)  # doctest: +SKIP
     """
+    check_not_synthetic(adata, allow_synthetic)
     check_positive_int(n_patches, "n_patches")
     values = _values(adata, color, layer)
     order = np.argsort(values, kind="stable")[: np.isfinite(values).sum()]
@@ -88,14 +93,16 @@ def image_patches(
         patches = cut_patches(adata, image, indices=chosen, **{"silent": True, **kwargs})
 
     figure, axes = new_figure(2, n_patches, (panel_size * n_patches + 0.5, 2 * (panel_size + 0.2) + 0.3))
+    synthetic = is_synthetic(adata)
     for ax, spot, patch in zip(axes.ravel(), chosen, patches, strict=True):
         ax.imshow(patch)
         ax.set(xticks=[], yticks=[])
-        ax.set_title(f"{values[spot]:.3g}", fontsize=9, pad=2)
+        ax.set_title(f"{values[spot]:.3g}{'*' if synthetic[spot] else ''}", fontsize=9, pad=2)
     for ax, name in zip(axes[:, 0], ("highest", "lowest"), strict=True):
         ax.set_ylabel(name, fontsize=10)
     if isinstance(color, str):
         figure.suptitle(color, fontsize=11)
+    mark_synthetic(figure, adata)
     if save is not None:
         figure.savefig(save, dpi=dpi)
     return figure

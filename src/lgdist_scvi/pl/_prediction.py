@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lgdist_scvi._anndata import get_coordinates, get_var
-from lgdist_scvi._checks import either
+from lgdist_scvi._checks import check_not_synthetic, either
 from lgdist_scvi._registered import registered, registered_setup
 from lgdist_scvi._units import log1p_cp10k
 from lgdist_scvi.pl._canvas import Canvas
+from lgdist_scvi.pl._figure import mark_synthetic
 from lgdist_scvi.pl._panels import STD_MAP, Scale, column, draw_panels, named_genes, named_slides
 from lgdist_scvi.pp._image_slides import PatchSize, open_slides
 
@@ -46,6 +47,7 @@ def prediction(
     figsize: tuple[float, float] | None = None,
     save: str | PathLike[str] | None = None,
     dpi: float = 150,
+    allow_synthetic: bool = False,
 ) -> Figure:
     """Show the tissue, and genes on it: measured, predicted from the image, and the standard deviation of the prediction.
 
@@ -87,6 +89,8 @@ def prediction(
         File to write the figure to.
     dpi
         Dots per inch of that file.
+    allow_synthetic
+        Draw spots that :meth:`C2LST.synthetic_pairs` made, too; the figure says how many there are.
 
     Returns
     -------
@@ -97,13 +101,14 @@ def prediction(
     KeyError
         If a gene, a layer, a column of `obs`, a slide, the image named or the coordinates are absent.
     ValueError
-        If values are not counts, coordinates not finite, no gene is named and none has a skill, an image cannot be read, or one
-        argument is given under two names.
+        If spots are synthetic, values are not counts, coordinates not finite, no gene is named and none has a skill, an image cannot
+        be read, or one argument is given under two names.
 
     Examples
     --------
     >>> pl.prediction(adata, "ERBB2", "slide.tif")  # doctest: +SKIP
     """
+    check_not_synthetic(adata, allow_synthetic)
     genes = either(genes=genes, color=color)
     chosen = {
         "size_factor_key": size_factor_key,
@@ -153,6 +158,7 @@ def prediction(
         panel_size=panel_size,
         figsize=figsize,
     )
+    mark_synthetic(figure, adata)
     if save is not None:
         figure.savefig(save, dpi=dpi, bbox_inches="tight")
     return figure

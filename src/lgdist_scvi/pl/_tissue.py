@@ -10,10 +10,11 @@ import numpy as np
 from anndata import AnnData
 
 from lgdist_scvi._anndata import get_coordinates, get_samples
-from lgdist_scvi._checks import either
+from lgdist_scvi._checks import check_not_synthetic, either
 from lgdist_scvi._registered import registered
 from lgdist_scvi._units import log1p_cp10k
 from lgdist_scvi.pl._canvas import Canvas
+from lgdist_scvi.pl._figure import mark_synthetic
 from lgdist_scvi.pl._genes import telling_genes
 from lgdist_scvi.pl._panels import STD_MAP, Scale, column, draw_panels, named_genes, named_slides
 
@@ -47,6 +48,7 @@ def completion(
     figsize: tuple[float, float] | None = None,
     save: str | PathLike[str] | None = None,
     dpi: float = 150,
+    allow_synthetic: bool = False,
 ) -> Figure:
     """Show genes on the tissue: observed, completed and, where it was stored, the standard deviation.
 
@@ -90,6 +92,8 @@ def completion(
         File to write the figure to.
     dpi
         Dots per inch of that file.
+    allow_synthetic
+        Draw spots that :meth:`C2LST.synthetic_pairs` made, too; the figure says how many there are.
 
     Returns
     -------
@@ -100,14 +104,15 @@ def completion(
     KeyError
         If a gene, a layer, a column of `obs`, a slide, the image named or the coordinates are absent.
     ValueError
-        If values are not counts, coordinates not finite, no gene is left to show, one argument is given under two names, or `ax`
-        is given for more than one panel.
+        If spots are synthetic, values are not counts, coordinates not finite, no gene is left to show, one argument is given under
+        two names, or `ax` is given for more than one panel.
 
     Examples
     --------
     >>> pl.completion(adata)  # doctest: +SKIP
     >>> pl.completion(adata, "ERBB2", sample="A1", save="erbb2.png", dpi=300)  # doctest: +SKIP
     """
+    check_not_synthetic(adata, allow_synthetic)
     genes = either(genes=genes, color=color)
     given = registered(
         adata,
@@ -148,6 +153,7 @@ def completion(
         for slide, spots in slides.items()
     }
     figure = draw_panels(rows, canvases, scales, img_alpha=img_alpha, ax=ax, panel_size=panel_size, figsize=figsize)
+    mark_synthetic(figure, adata)
     if save is not None:
         figure.savefig(save, dpi=dpi, bbox_inches="tight")
     return figure

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lgdist_scvi._checks import check_choice, needs
+from lgdist_scvi._patches import resize_patches
 from lgdist_scvi.pp._stain import stain_features
 
 if TYPE_CHECKING:
@@ -91,6 +92,14 @@ class Encoder:
                 "weights and what it expects (normalize=...)"
             )
         return features
+
+
+def encode_patches(reader: Encoder, patches: Any, batch_size: int, silent: bool = True) -> np.ndarray:
+    """Encode patches that are cut already, uint8 (n, edge, edge, 3) of any edge, an array or a store, in batches."""
+    from tqdm.auto import tqdm
+
+    starts = tqdm(range(0, patches.shape[0], batch_size), desc="encoding patches", disable=silent, leave=False)
+    return np.concatenate([reader(resize_patches(patches[at : at + batch_size], reader.size)) for at in starts])
 
 
 def dihedral(patches: np.ndarray) -> list[np.ndarray]:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lgdist_scvi._checks import check_new_key, check_positive_int, either
+from lgdist_scvi._checks import check_has_spots, check_new_key, check_positive_int, either, require_key
+from lgdist_scvi._patches import check_patches
 from lgdist_scvi._version import __version__
-from lgdist_scvi.pp._encoders import get_encoder
+from lgdist_scvi.pp._encoders import encode_patches, get_encoder
 from lgdist_scvi.pp._image_slides import PatchSize, Slide, open_slides
+from lgdist_scvi.pp._patch_store import PatchStore
 from lgdist_scvi.pp._tissue import Tissue, check_spots
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def image_features(
     *,
     library_key: str | None = None,
     spatial_key: str = "spatial",
+    patch_key: str | None = None,
     size: int | None = None,
     augment: Literal["mean", "stack"] | None = None,
     normalize: tuple[Sequence[float], Sequence[float]] | None = None,
@@ -92,6 +93,9 @@ def image_features(
         squidpy's word for `sample_key`.
     spatial_key
         Key of `adata.obsm` with the coordinates and of `adata.uns` with images.
+    patch_key
+        Key of `adata.obsm` with patches to encode, uint8 (n_obs, edge, edge, 3), instead of an image: those of :func:`image_patches`, or
+        generated ones. Compare features of patches of one size alone: large ones show more.
     size
         Edge in pixels to which patches are resized for the encoder; ``None``: the encoder's own, or 224.
     augment
@@ -111,7 +115,7 @@ def image_features(
 
     - `obsm[key_added]`: float32, (n_obs, d), NaN for spots without an image;
     - `uns[key_added]`: encoder (name, size, features of each part, first ones of a probe patch), edge of patches, sources, share
-      of spots on tissue and of patches that reach beyond the image.
+      of spots on tissue and of patches that reach beyond the image; of `patch_key` edge and source alone.
 
     Raises
     ------
@@ -140,6 +144,18 @@ def image_features(
         either(sample_key=sample_key, library_key=library_key),
         PatchSize(patch_um, patch_px, microns_per_pixel),
     )
+    if patch_key is not None:
+        if image is not None or size_of_patch != PatchSize(None, None, None):
+            raise ValueError("patch_key names patches that are cut already; leave out image and size of a patch")
+        require_key(adata.obsm, patch_key, "adata.obsm", "pp.image_patches(adata, key_added=...) writes patches")
+        check_has_spots(adata)
+        patches, where = adata.obsm[patch_key], f"adata.obsm[{patch_key!r}]"
+        check_patches(patches, where)
+        reader = get_encoder(encoder, size, augment, normalize)
+        adata.obsm[key_added] = encode_patches(reader, patches, batch_size, silent)
+        made_of = {"source": np.array([where], dtype=object), "patch_size": patches.shape[1], "version": __version__}
+        adata.uns[key_added] = reader.record() | made_of
+        return
     with ExitStack() as stack:
         slides = open_slides(adata, image, size_of_patch, image_res_key, sample_key, spatial_key, stack)
         reader = get_encoder(encoder, size, augment, normalize)
@@ -243,7 +259,7 @@ def image_patches(
         elif indices is not None:
             slides = _chosen(slides, np.asarray(indices), adata.n_obs)
         n = sum(len(slide.spots) for slide in slides)
-        with _Store(store, (n, size, size, 3)) as out:
+        with PatchStore(store, (n, size, size, 3)) as out:
             for rows, patches in _batches(slides, size, 256, "cutting patches", silent):
                 out.write(rows, patches)
     if key_added is not None:
@@ -348,38 +364,3 @@ def _tiles(slides: list[Slide], overlap: float, min_tissue: float) -> list[Slide
     if not n:
         raise ValueError(f"no tile holds {min_tissue:.0%} of tissue; lower min_tissue or patch_px, or check the image")
     return tiles
-
-
-class _Store:
-    """Patches in memory or in a zarr array that appears when it is whole."""
-
-    def __init__(self, path: str | PathLike[str] | None, shape: tuple[int, ...]):
-        self._path = None if path is None else Path(path)
-        if self._path is None:
-            self.array = np.empty(shape, dtype=np.uint8)
-            return
-        import zarr
-
-        if self._path.exists():
-            raise FileExistsError(f"{str(path)!r} exists; remove it or name another store")
-        self._part = self._path.with_name(f".{self._path.name}.part")
-        shutil.rmtree(self._part, ignore_errors=True)
-        self.array = zarr.create_array(self._part, shape=shape, dtype=np.uint8, chunks=(min(64, shape[0]), *shape[1:]))
-
-    def write(self, rows: np.ndarray, patches: np.ndarray) -> None:
-        """Write patches to rows."""
-        if self._path is None:
-            self.array[rows] = patches
-        else:
-            self.array.oindex[rows] = patches
-
-    def __enter__(self) -> _Store:
-        return self
-
-    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
-        if self._path is None:
-            return
-        if failed is not None:
-            shutil.rmtree(self._part, ignore_errors=True)
-        else:
-            self._part.rename(self._path)

@@ -7,6 +7,7 @@ from torch import nn
 
 from lgdist_scvi._units import to_log1p
 
+_MOST_SHALLOW = 4.0  # what is left of a rate in a spot of little depth is enlarged this many times, at most
 _LEAST_NOISE = 1e-3  # variance of log1p(CP10K) that is left to every gene
 
 
@@ -25,6 +26,7 @@ class ExpressionScores(nn.Module):
         super().__init__()
         self.register_buffer("gene_rate", torch.full((n_genes,), 1.0 / n_genes))
         self.register_buffer("prior", torch.ones(n_genes))
+        self.register_buffer("typical_library", torch.ones(()))
         self.register_buffer("centre", torch.zeros(n_genes))
         self.register_buffer("axes", torch.zeros(n_genes, n_scores))
         self.register_buffer("noise", torch.ones(()))
@@ -37,6 +39,7 @@ class ExpressionScores(nn.Module):
     def fit_rates(self, counts: torch.Tensor, library: torch.Tensor) -> None:
         """Learn mean rate and spread of each gene from counts, (n, n_genes), of spots with library sizes (n,)."""
         library = library[:, None].clamp_min(1.0)
+        self.typical_library.copy_(library.median())
         mean = (counts.sum(0) / library.sum()).clamp_min(0.1 / float(library.sum()))
         # the variance of a rate beyond that of the counts' sampling, by moments
         variance = ((counts / library - mean) ** 2).mean(0) - mean * (1.0 / library).mean()
@@ -44,9 +47,17 @@ class ExpressionScores(nn.Module):
         self.prior.copy_(mean / variance.clamp_min(0.01 * mean**2))
 
     def expected(self, counts: torch.Tensor, library: torch.Tensor) -> torch.Tensor:
-        """log1p(CP10K) of expected rates under a gamma prior about the genes' means, (n, n_genes): the depth is apart."""
-        rate = (counts + self.prior * self.gene_rate) / (library[:, None] + self.prior)
-        return to_log1p(rate, torch.ones_like(library[:, None]))
+        """log1p(CP10K) of rates expected at the typical depth of the training, (n, n_genes).
+
+        Under a gamma prior about the genes' means a shallow spot is drawn to them more than a deep one. What is left of its distance from them
+        is enlarged to that of a spot of the typical depth, so that the depth is apart.
+        """
+        library, one = library[:, None].clamp_min(1.0), torch.ones_like(library[:, None])
+        mean = to_log1p(self.gene_rate.expand_as(counts), one)
+        own = to_log1p((counts + self.prior * self.gene_rate) / (library + self.prior), one)
+        typical = self.typical_library
+        left = (typical * (library + self.prior)) / (library * (typical + self.prior))
+        return (mean + (own - mean) * left.clamp_max(_MOST_SHALLOW)).clamp_min(0.0)
 
     def fit(self, values: torch.Tensor) -> None:
         """Learn axes from log1p(CP10K) of expected rates, (n, n_genes)."""

@@ -17,17 +17,17 @@ from lgdist_scvi.module.experts import ExpertAverage, HeldOutBatch, best_weights
 from lgdist_scvi.module.likelihood import LIKELIHOODS, HoldOut, Likelihood
 from lgdist_scvi.module.nn._image_components import ImageComponents
 from lgdist_scvi.module.stem._basis import LogRates
+from lgdist_scvi.module.stem._choice import certain_choice
 from lgdist_scvi.module.stem._config import StemConfig
 from lgdist_scvi.module.stem._kernel import ImageKernel
 from lgdist_scvi.module.stem._network import PatchNetwork
-from lgdist_scvi.module.stem._patches import PatchInputs, TrainingPatches
+from lgdist_scvi.module.stem._patches import PatchInputs, TrainingPatches, on_device
 
 Batch = dict[str, torch.Tensor]
 
 _PULLS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _N_SAMPLES, _N_STEPS, _N_ROUNDS = 4, 10, 3
 _TRUSTS = (0.25, 0.5, 0.75, 1.0)
-_CERTAIN = 2.0  # standard errors that a gain must exceed: chance gains nothing
 _N_DISPERSION_SPOTS, _N_DISPERSION_STEPS = 2048, 60
 
 
@@ -77,6 +77,8 @@ class StemModule(BaseModuleClass):
         self._build(n_genes)
         # of the way from the genes' mean rates to what the image says
         self.register_buffer("trust", torch.tensor(1.0))
+        # of the patches generated for a spot, in relation to its own
+        self.register_buffer("synthetic_weight", torch.tensor(0.0))
         # of the way from the networks' mean to the diffusion's, and what brings samples to the level of the mean
         self.register_buffer("pull", torch.tensor(1.0))
         self.register_buffer("sample_shift", torch.zeros(self.diffusion.n_data))
@@ -238,11 +240,11 @@ class StemModule(BaseModuleClass):
     @torch.no_grad()
     def fit_experts(self, batches: Iterable[Batch], generator: torch.Generator) -> None:
         """Fit the experts, choose their weights, and measure the spread of the latent."""
-        batches = [{key: value.to(self.spread.device) for key, value in batch.items()} for batch in batches]
+        batches = list(on_device(batches, self.spread.device))
         self.experts.in_use.fill_(False)
         self.trust.fill_(1.0)
         self.sample_shift.zero_()  # of an earlier diffusion
-        data = TrainingPatches.of(batches)
+        data = TrainingPatches.of(batches, float(self.synthetic_weight))
         for expert in self.experts.experts:
             expert.fit(data, self.likelihood, generator)
         means = torch.cat([self._mean(PatchInputs.of(batch)) for batch in batches])
@@ -264,11 +266,7 @@ class StemModule(BaseModuleClass):
             rates = [torch.lerp(gene_rate, decoded, trust) for trust in (0.0, *_TRUSTS)]
             losses = [(self.likelihood.error(rate, batch[keys.COUNTS], exposure) * observed).sum(1) for rate in rates]
             parts.append(torch.stack(losses))  # (1 + n_trusts, batch)
-        losses = torch.cat(parts, dim=1).double()
-        gain = losses[:1] - losses[1:]
-        certain = gain.mean(1) > _CERTAIN * gain.std(1) / gain.shape[1] ** 0.5
-        best = torch.where(certain, gain.mean(1), 0.0)
-        self.trust.fill_(_TRUSTS[int(best.argmax())] if certain.any() else 0.0)
+        self.trust.fill_(certain_choice(torch.cat(parts, dim=1).double(), _TRUSTS)[0])
 
     def _fit_dispersion(self, batches: Iterable[Batch]) -> None:
         """Fit the dispersion of each gene by maximum likelihood around what is predicted of slides that were not seen.
@@ -362,8 +360,7 @@ class StemModule(BaseModuleClass):
         self.pull.fill_(1.0)
         self.sample_shift.zero_()
         errors, parts = torch.zeros(len(_PULLS), dtype=torch.float64), []
-        for batch in batches:
-            batch = {key: value.to(self.spread.device) for key, value in batch.items()}
+        for batch in on_device(batches, self.spread.device):
             condition, exposure = self.condition(batch), self.exposure(batch)
             mean = self.latent_mean(condition)
             unseen = batch[keys.MASK] * (batch[keys.FOLD] == 0)  # by the denoiser neither

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
@@ -87,6 +88,11 @@ class TrainingPatches:
         1 where an entry is observed, (n, n_genes).
     rate, latent
         Rates to learn, (n, n_genes), and their latents, (n, n_latent).
+    synthetic
+        Components of patches that were generated for the spots, (n, n_patches, n_components), NaN where there is none; ``None``
+        without any.
+    synthetic_weight
+        Weight of all generated patches of a spot together, in relation to its own patch.
     """
 
     spots: Patches
@@ -94,17 +100,40 @@ class TrainingPatches:
     observed: torch.Tensor
     rate: torch.Tensor
     latent: torch.Tensor
+    synthetic: torch.Tensor | None = None
+    synthetic_weight: float = 0.0
 
     @classmethod
-    def of(cls, batches: Iterable[dict[str, torch.Tensor]]) -> TrainingPatches:
+    def of(cls, batches: Iterable[dict[str, torch.Tensor]], synthetic_weight: float = 0.0) -> Self:
         """Join batches of spots."""
         parts = []
         for batch in batches:
             inputs = PatchInputs.of(batch)
             around = mean_of_neighbors(inputs.neighbors.image, inputs.index, inputs.valid)
             latent = batch[keys.TARGET_LATENT].mean(1)
-            parts.append((inputs.centre, around, batch[keys.MASK], batch[keys.TARGET_RATE], latent))
-        centres, around, observed, rate, latent = zip(*parts, strict=True)
+            parts.append(
+                (inputs.centre, around, batch[keys.MASK], batch[keys.TARGET_RATE], latent, batch.get(keys.SYNTHETIC))
+            )
+        centres, around, observed, rate, latent, synthetic = zip(*parts, strict=True)
         names = ("counts", "visible", "library", "image", "present", "fold")
         joined = replace(centres[0], **{name: torch.cat([getattr(one, name) for one in centres]) for name in names})
-        return cls(joined, torch.cat(around), torch.cat(observed), torch.cat(rate), torch.cat(latent))
+        generated = None if synthetic[0] is None else torch.cat(synthetic)
+        parts = map(torch.cat, (around, observed, rate, latent))
+        return cls(joined, *parts, synthetic=generated, synthetic_weight=synthetic_weight)
+
+
+def with_synthetic(batch: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """The batch with a generated patch, drawn at random, in the place of each spot's own, and the share of spots that have one.
+
+    Of spots that have none nothing is scored.
+    """
+    there = torch.isfinite(batch[keys.SYNTHETIC]).all(2)  # (batch, n_patches)
+    has = there.any(1, keepdim=True)
+    drawn = torch.multinomial(torch.where(has, there, True).float(), 1)[:, 0]
+    image = batch[keys.SYNTHETIC][torch.arange(len(drawn), device=drawn.device), drawn]
+    return batch | {keys.IMAGE: image, keys.MASK: batch[keys.MASK] * has}, has.float().mean()
+
+
+def on_device(batches: Iterable[dict[str, torch.Tensor]], device: torch.device) -> Iterator[dict[str, torch.Tensor]]:
+    """The batches, one after the other, where a module is."""
+    return ({key: value.to(device) for key, value in batch.items()} for batch in batches)
