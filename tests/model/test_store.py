@@ -265,6 +265,14 @@ def test_a_full_disk_leaves_what_is_finished(trained, stored, tmp_path):
     assert_same(layers_of(ad.read_zarr(path)), layers_of(ad.read_zarr(stored)))
 
 
+def test_no_skilled_gene(trained, tmp_path, monkeypatch):
+    table = trained.skill_table()
+    monkeypatch.setattr(trained, "skill_table", lambda *args, **kwargs: table.assign(skill=-1.0))
+    with pytest.raises(ValueError, match="no gene shows clear skill.*name the genes"):
+        trained.complete(store=tmp_path / "out.zarr", genes="skilled", **ASKED)
+    assert not os.listdir(tmp_path)
+
+
 def test_what_others_wrote_is_not_deleted(trained, tmp_path):
     work = tmp_path / "out.zarr.unfinished"
     work.mkdir()

@@ -154,17 +154,17 @@ class CompletionMixin:
             "batch_size": batch_size, "dtype": dtype,
         }  # fmt: skip
         columns = {f"{layer_added}_{name}": skill[name] for name in ("skill", "skilled")}
+        # a store holds the completed genes alone, in the order of the data
+        query.choose(chosen if store is None else target.var_names[target.var_names.isin(chosen)])
+        question = Question(query, level, observed, fill, dtype, with_std)
         if store is not None:
-            # in the order of the data
-            query.choose(target.var_names[target.var_names.isin(chosen)])
-            question, record = (
-                Question(query, level, observed, fill, dtype, with_std),
-                completion_record(self, query, arguments),
-            )
+            if not len(chosen):
+                raise ValueError(
+                    "no gene shows clear skill, so that the store would be empty; name the genes to complete"
+                )
+            record = completion_record(self, query, arguments)
             filled = complete_into(store, question, layer_added, record, columns, arguments, block_size, client, silent)
         else:
-            query.choose(chosen)
-            question = Question(query, level, observed, fill, dtype, with_std)
             size = sum(kind.itemsize for kind in question.dtypes.values())
             check_fits(target.shape, size * int(np.prod(target.shape)), "pp.select_genes chooses genes")
             with tqdm(total=len(query.rows), desc="Spots", unit=" spots", disable=silent, leave=False) as progress:
