@@ -221,7 +221,8 @@ def ridge(data: _sections.Sections, extra: Extra | None, seed: int) -> tuple[np.
         mean, library = _image_peers._gene_mean(data, rows), data.library[~rows, None]
         for i, weight in enumerate(weights):
             for j, (rates, _) in enumerate(fitted(rows, weight, penalties)):
-                rate = rates[~rows] * _image_peers._to_means(data, rates, rows)
+                factor, highest = _image_peers._to_means(data, rates, rows), _image_peers._highest(data, rows)
+                rate = np.minimum(rates[~rows] * factor, highest)
                 for k, blend in enumerate(blends):
                     expected = library * np.maximum((1 - blend) * rate + blend * mean, 1e-12)
                     losses[i, j, k, ~rows] = (expected - data.counts[~rows] * np.log(expected)).sum(axis=1)
@@ -231,7 +232,8 @@ def ridge(data: _sections.Sections, extra: Extra | None, seed: int) -> tuple[np.
     j, k = np.unravel_index(best[weights.index(weight)], losses.shape[1:3])
     everything = np.ones(len(x), dtype=bool)
     ((rates, answer),) = fitted(everything, weight, [penalties[j]])
-    rate = answer * _image_peers._to_means(data, rates, everything)
+    factor, highest = _image_peers._to_means(data, rates, everything), _image_peers._highest(data, everything)
+    rate = np.minimum(answer * factor, highest)
     return (1 - blends[k]) * rate + blends[k] * _image_peers._gene_mean(data, everything), weight
 
 
