@@ -40,6 +40,19 @@ class AugmentationBudget:
     n_adapter_steps: int = 200
 
 
+@dataclass(frozen=True)
+class Cell:
+    """A held-out section, a draw of real pairs of the others (all: ``None``), and how much is trained and generated."""
+
+    path: Path
+    section: str
+    cache: Path
+    seed: int
+    n_pairs: int | None
+    budget: Budget
+    augmentation: AugmentationBudget
+
+
 @dataclass
 class Extra:
     """Further patches for the training spots.
@@ -61,17 +74,9 @@ class Extra:
         return 1.0 / np.bincount(self.spot)[self.spot]
 
 
-def measure(
-    path: Path,
-    section: str,
-    cache: Path,
-    seed: int,
-    n_pairs: int | None,
-    budget: Budget,
-    augmentation: AugmentationBudget,
-) -> list[dict]:
+def measure(cell: Cell) -> list[dict]:
     """Rows of a held-out section and a number of real pairs, one for each predictor and each kind of further patches."""
-    data, extras, cost = prepared(path, section, cache, seed, n_pairs, budget, augmentation)
+    data, extras, cost = prepared(cell)
     rows = []
     for predict in (ridge, stem):
         found: dict[str, tuple[np.ndarray, float]] = {}
@@ -79,23 +84,16 @@ def measure(
             start = time.perf_counter()
             unused = next((answer for answer in found.values() if answer[1] == 0), None)
             # without a weight, further patches leave no trace
-            found[kind] = unused if kind == "real" and unused else predict(data, extras.get(kind), seed)
+            found[kind] = unused if kind == "real" and unused else predict(data, extras.get(kind), cell.seed)
             row = {"method": f"{predict.__name__}_{kind}", "n_spots": data.training.n_obs, "weight": found[kind][1]}
             row |= {"seconds": round(time.perf_counter() - start, 2), "memory_mib": peak_memory(), **cost}
             rows.append(row | data.score(found[kind][0]))
     return rows
 
 
-def prepared(
-    path: Path,
-    section: str,
-    cache: Path,
-    seed: int,
-    n_pairs: int | None,
-    budget: Budget,
-    augmentation: AugmentationBudget,
-) -> tuple[_sections.Sections, dict[str, Extra], dict[str, float]]:
+def prepared(cell: Cell) -> tuple[_sections.Sections, dict[str, Extra], dict[str, float]]:
     """Chosen spots with expected rates and features, further patches for them, and what these cost."""
+    path, section, cache, seed, n_pairs = cell.path, cell.section, cell.cache, cell.seed, cell.n_pairs
     adata = _generation.data_of(path, section, cache)
     features = _features(path, cache, adata)
     samples = adata.obs["sample"].to_numpy(dtype=str)
@@ -114,7 +112,7 @@ def prepared(
     else:
         training.layers["completed"] = _sections._complete(training.copy(), seed)
     cost = {"seconds_completion": time.perf_counter() - start}
-    pairs, of_pairs = _pairs(training, path, section, cache, seed, budget, augmentation)
+    pairs, of_pairs = _pairs(training, cell)
     spot = training.obs_names.get_indexer(pairs.obs["source"])
     made = {
         "synthetic": pairs.obsm["patches"],
@@ -150,31 +148,24 @@ def _features(path: Path, cache: Path, adata: ad.AnnData) -> dict[str, np.ndarra
         return {key: file[key][place].astype(np.float32) for key in _sections.ENCODERS}
 
 
-def _pairs(
-    training: ad.AnnData,
-    path: Path,
-    section: str,
-    cache: Path,
-    seed: int,
-    budget: Budget,
-    augmentation: AugmentationBudget,
-) -> tuple[ad.AnnData, dict[str, float]]:
+def _pairs(training: ad.AnnData, cell: Cell) -> tuple[ad.AnnData, dict[str, float]]:
     """Synthetic pairs of an adapter that saw the training spots alone."""
     import scvi
 
-    central = _generation.folder_of(section, cache, _CENTRAL_SEED, budget) / "central"
+    seed, budget = cell.seed, cell.budget
+    central = _generation.folder_of(cell.section, cell.cache, _CENTRAL_SEED, budget) / "central"
     if not central.exists():
-        _generation.train(path, section, cache, _CENTRAL_SEED, budget)
+        _generation.train(cell.path, cell.section, cell.cache, _CENTRAL_SEED, budget)
     start = time.perf_counter()
     scvi.settings.seed = seed
     keys = {"size_factor_key": "total_counts", "sample_key": "sample", "expression_layer": "completed"}
     C2LST.setup_anndata(training, "patches", **keys)
     model = C2LST(training, central=central)
-    n_epochs = -(-augmentation.n_adapter_steps * _generation.BATCH // training.n_obs)
+    n_epochs = -(-cell.augmentation.n_adapter_steps * _generation.BATCH // training.n_obs)
     model.train(n_epochs, batch_size=_generation.BATCH, accelerator="cpu", enable_progress_bar=False)
     trained = time.perf_counter()
     how = {"guidance_scale": budget.guidance_scale, "n_steps": budget.n_sampling_steps}
-    pairs = model.synthetic_pairs(augmentation.n_synthetic, seed=seed, **how)
+    pairs = model.synthetic_pairs(cell.augmentation.n_synthetic, seed=seed, **how)
     return pairs, {"seconds_adapter": trained - start, "seconds_generation": time.perf_counter() - trained}
 
 
@@ -221,7 +212,8 @@ def ridge(data: _sections.Sections, extra: Extra | None, seed: int) -> tuple[np.
         mean, library = _image_peers._gene_mean(data, rows), data.library[~rows, None]
         for i, weight in enumerate(weights):
             for j, (rates, _) in enumerate(fitted(rows, weight, penalties)):
-                rate = rates[~rows] * _image_peers._to_means(data, rates, rows)
+                factor, highest = _image_peers._to_means(data, rates, rows), _image_peers._highest(data, rows)
+                rate = np.minimum(rates[~rows] * factor, highest)
                 for k, blend in enumerate(blends):
                     expected = library * np.maximum((1 - blend) * rate + blend * mean, 1e-12)
                     losses[i, j, k, ~rows] = (expected - data.counts[~rows] * np.log(expected)).sum(axis=1)
@@ -231,7 +223,8 @@ def ridge(data: _sections.Sections, extra: Extra | None, seed: int) -> tuple[np.
     j, k = np.unravel_index(best[weights.index(weight)], losses.shape[1:3])
     everything = np.ones(len(x), dtype=bool)
     ((rates, answer),) = fitted(everything, weight, [penalties[j]])
-    rate = answer * _image_peers._to_means(data, rates, everything)
+    factor, highest = _image_peers._to_means(data, rates, everything), _image_peers._highest(data, everything)
+    rate = np.minimum(answer * factor, highest)
     return (1 - blends[k]) * rate + blends[k] * _image_peers._gene_mean(data, everything), weight
 
 

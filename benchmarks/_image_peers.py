@@ -70,7 +70,8 @@ def tuned(data: Sections, predictor: Predictor, settings: Sequence, to_means: bo
         fitted = data.section != name
         mean = _gene_mean(data, fitted)
         for i, (rates, _) in enumerate(predictor(fitted, settings)):
-            rate = rates[~fitted] * (_to_means(data, rates, fitted) if to_means else 1)
+            factor = _to_means(data, rates, fitted) if to_means else 1
+            rate = np.minimum(rates[~fitted] * factor, _highest(data, fitted))
             for j, blend in enumerate(_BLENDS):
                 expected = data.library[~fitted, None] * ((1 - blend) * rate + blend * mean)
                 expected = np.maximum(expected, 1e-12 * data.library[~fitted, None])
@@ -78,13 +79,19 @@ def tuned(data: Sections, predictor: Predictor, settings: Sequence, to_means: bo
     best, j = np.unravel_index(likelihood.argmax(), likelihood.shape)
     everything = np.full(len(data.section), True)
     ((rates, held_out),) = predictor(everything, [settings[best]])
-    rate = held_out * (_to_means(data, rates, everything) if to_means else 1)
+    factor = _to_means(data, rates, everything) if to_means else 1
+    rate = np.minimum(held_out * factor, _highest(data, everything))
     return (1 - _BLENDS[j]) * rate + _BLENDS[j] * _gene_mean(data, everything)
 
 
 def _gene_mean(data: Sections, fitted: np.ndarray) -> np.ndarray:
     molecules = data.library[fitted].sum()
     return np.maximum(data.counts[fitted].sum(axis=0), _UNSEEN) / molecules
+
+
+def _highest(data: Sections, fitted: np.ndarray) -> np.ndarray:
+    """Highest share of each gene among the spots fitted on, (n_scored,): few spots extrapolate to any value."""
+    return np.maximum((data.counts[fitted] / data.library[fitted, None]).max(axis=0), _gene_mean(data, fitted))
 
 
 def _to_means(data: Sections, rates: np.ndarray, fitted: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from benchmarks import _augmentation, _generation, _sections
-from benchmarks._augmentation import EXTRA, METHODS, N_PAIRS, AugmentationBudget
+from benchmarks._augmentation import EXTRA, METHODS, N_PAIRS, AugmentationBudget, Cell
 from benchmarks._generation import KINDS, Budget
 from benchmarks._results import RESULTS, Results, code_digest, machine, read
 from benchmarks._shared import add_data, quiet
@@ -184,7 +184,7 @@ def _generation_rows(path: Path, section: str, cache: Path, seed: int, budget: B
 def _augmentation_rows(n_pairs: int | None, augmentation: AugmentationBudget, *arguments: object) -> list[dict]:
     """Train predictors on some pairs of the other sections, with and without further patches."""
     path, section, cache, seed, budget = arguments
-    return _augmentation.measure(path, section, cache, seed, n_pairs, budget, augmentation)
+    return _augmentation.measure(Cell(path, section, cache, seed, n_pairs, budget, augmentation))
 
 
 def markdown(rows: pd.DataFrame) -> str:

@@ -241,8 +241,10 @@ def write(rows: pd.DataFrame, folder: Path) -> None:
     (folder / "section_page.md").write_text(
         f"---\norphan: true\n---\n\n# Sections that were never sequenced: all tables\n\n{markdown(rows)}\n"
     )
-    done = _done(rows[rows["protocol"] == "section"])
+    done = _done(rows)
+    done, few = (done[done["protocol"] == name] for name in PROTOCOLS)
     (folder / "section_scores.md").write_text(_section_tables(done)[0] + "\n")
+    (folder / "section_pairs.md").write_text(_pairs(few, done) + "\n")
     claim = [_claim(done).split("\n\n", 1)[-1]]
     if (figure := claim_figure(rows)) is not None:
         figure.savefig(folder / "section_claim.png", dpi=110, bbox_inches="tight")

@@ -107,7 +107,8 @@ def test_what_synthetic_pairs_are_worth(folder, monkeypatch):
     seen = []
     complete = _sections._complete
     monkeypatch.setattr(_sections, "_complete", lambda adata, seed: seen.append(adata) or complete(adata, seed))
-    rows = _augmentation.measure(path, "S2", cache, 0, 30, TINY, _augmentation.AugmentationBudget(40, 3))
+    cell = _augmentation.Cell(path, "S2", cache, 0, 30, TINY, _augmentation.AugmentationBudget(40, 3))
+    rows = _augmentation.measure(cell)
     by_method = {row["method"]: row for row in rows}
     assert set(by_method) == set(_augmentation.METHODS)
     assert [one.n_obs for one in seen] == [30] and "S2" not in set(seen[0].obs["sample"])

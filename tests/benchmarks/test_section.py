@@ -164,6 +164,19 @@ def test_genes_are_brought_to_their_means(held_out):
     np.testing.assert_allclose(data.library @ scaled, data.counts.sum(axis=0))
 
 
+def test_no_share_is_predicted_above_those_seen(held_out):
+    """Extrapolated from few spots, an exponential has no bound."""
+    data = held_out(None, 25, 0)
+
+    def predictor(fitted, settings):
+        rates = np.broadcast_to(data.counts[fitted].sum(axis=0) / data.library[fitted].sum(), data.counts.shape)
+        for _ in settings:
+            yield rates, np.full((data.held_out.n_obs, 30), 1e9)
+
+    shares = data.counts / data.library[:, None]
+    assert (_image_peers.tuned(data, predictor, [None]) <= shares.max(axis=0) + 1e-12).all()
+
+
 def test_controls_move_patches_within_their_section(held_out):
     data = held_out(None, None, 0, False)
     for control in ("shuffled", "shifted"):

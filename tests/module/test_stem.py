@@ -237,3 +237,8 @@ def test_in_gene_space_the_denoiser_learns_nothing_of_the_first_part_which_valid
     }
     assert torch.equal(*losses["random"]) and not torch.isclose(*losses["set_aside"]).any()
     assert module.n_judged == 1
+
+
+def test_the_weight_of_generated_patches_is_of_a_training_and_not_saved(module):
+    """Models that were saved before there was one can be loaded."""
+    assert "synthetic_weight" not in module.state_dict() and module.synthetic_weight == 0

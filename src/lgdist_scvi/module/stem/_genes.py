@@ -13,7 +13,7 @@ from lgdist_scvi.module.diffusion import GeneDiT
 from lgdist_scvi.module.experts import ExpertAverage
 from lgdist_scvi.module.stem._basis import GeneLogRates
 from lgdist_scvi.module.stem._module import _N_ROUNDS, Batch, StemModule
-from lgdist_scvi.module.stem._patches import PatchInputs
+from lgdist_scvi.module.stem._patches import PatchInputs, on_device
 
 
 class GeneStemModule(StemModule):
@@ -44,7 +44,7 @@ class GeneStemModule(StemModule):
         The mean of a logarithm is less than the logarithm of the mean.
         """
         self.sample_shift.zero_()
-        batches = [{key: value.to(self.spread.device) for key, value in batch.items()} for batch in batches]
+        batches = list(on_device(batches, self.spread.device))
         conditions = [self.condition(batch) for batch in batches]
         means = [self.latent_mean(condition) for condition in conditions]
         # a deep spot tells more, and shallow ones may differ

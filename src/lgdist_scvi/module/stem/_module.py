@@ -77,14 +77,13 @@ class StemModule(BaseModuleClass):
         self._build(n_genes)
         # of the way from the genes' mean rates to what the image says
         self.register_buffer("trust", torch.tensor(1.0))
-        # of the patches generated for a spot, in relation to its own
-        self.register_buffer("synthetic_weight", torch.tensor(0.0))
+        # of the patches generated for a spot, in relation to its own; of a training, not of the model
+        self.register_buffer("synthetic_weight", torch.tensor(0.0), persistent=False)
         # of the way from the networks' mean to the diffusion's, and what brings samples to the level of the mean
         self.register_buffer("pull", torch.tensor(1.0))
         self.register_buffer("sample_shift", torch.zeros(self.diffusion.n_data))
-        self.register_buffer(
-            "spread", torch.ones(self.diffusion.n_data)
-        )  # of the latent around its mean, on slides not seen
+        # of the latent around its mean, on slides not seen
+        self.register_buffer("spread", torch.ones(self.diffusion.n_data))
         # no region effects: they are told by counts
         self.register_buffer("region_shrinkage", torch.full((2,), torch.inf))
         self.register_buffer("set_aside_patterns", torch.zeros(1, n_genes, dtype=torch.bool))  # slides are held out
