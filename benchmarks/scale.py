@@ -1,9 +1,10 @@
-"""Time and memory of completing simulated Visium HD slides on disk, and how they grow with the number of bins."""
+"""Time, memory and bytes of completing simulated Visium HD slides on disk, and how they grow with the number of bins."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from datetime import date
@@ -67,14 +68,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--spots", nargs="+", type=int, default=[10_000, 100_000, 600_000], help="default: %(default)s")
     parser.add_argument("--genes", type=int, default=1024, help="default: %(default)s")
     parser.add_argument("--molecules", type=float, default=80, help="of a bin, on average; default: %(default)s")
-    parser.add_argument("--memory", action="store_true", help="slides of Visium, read into memory")
+    parser.add_argument("--memory", action="store_true", help="slides of Visium in memory, and layers as well")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), help="default: all")
     parser.add_argument("--complete-genes", type=int, help="number of genes that are completed; default: all")
     parser.add_argument("--epochs", type=int, help="of each stage; default: the model's own")
     parser.add_argument("--seed", type=int, default=0, help="of the model; default: %(default)s")
     parser.add_argument("--threads", type=int, default=cores, help="default: %(default)s")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results; default: %(default)s")
-    parser.add_argument("--cache", type=Path, help="folder of slides and models; default: cache in output")
+    parser.add_argument("--cache", type=Path, help="folder of slides, models and layers; default: cache in output")
     parser.add_argument("--again", action="store_true", help="run what is stored and current as well")
     parser.add_argument("--report", action="store_true", help="print the tables of the stored results, and run nothing")
 
@@ -130,7 +131,7 @@ def measure(
 
     torch.set_num_threads(threads)
     scvi.settings.seed = seed
-    row = {"libraries_mib": round(peak_memory(), 1)}
+    row, layers = {"libraries_mib": round(peak_memory(), 1)}, folder.with_name(f"{folder.name}_{step}.zarr")
     with threadpool_limits(threads):
         if step == "setup":
             row |= timed(partial(_register, slide))
@@ -143,10 +144,18 @@ def measure(
                 raise FileNotFoundError("there is no trained model of this slide and code; run the step train first")
             adata = slide.open()
             model = LGDiST.load(folder, adata=adata)
-            question = {"level": None if step == "mean" else 0.9, "silent": True}
+            question = {"level": None, "n_samples": 0} if step == "mean" else {"level": 0.9}
+            question["silent"] = True
             if n_completed is not None:
                 question["genes"] = list(adata.var_names[:n_completed])
-            row |= timed(partial(model.complete, adata, **question))
+            _remove(layers)  # of a step that was stopped, which would go on
+            if slide.store is not None:
+                question["store"] = layers
+            try:
+                row |= timed(partial(model.complete, adata, **question))
+                row["written_mib"] = round(_bytes(layers) / 2**20, 3)
+            finally:
+                _remove(layers)
         row["memory_mib"] = round(peak_memory(), 1)
     return row
 
@@ -183,6 +192,15 @@ def timed(run: Any) -> dict[str, float]:
     }
 
 
+def _remove(store: Path) -> None:
+    for path in store.parent.glob(f"{store.name}*"):
+        shutil.rmtree(path)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def measured(rows: pd.DataFrame) -> pd.DataFrame:
     """A row for each size and step, with what the table shows."""
     rows = rows[(rows["protocol"] == PROTOCOL) & rows["failed"].isna()].copy()
@@ -191,6 +209,9 @@ def measured(rows: pd.DataFrame) -> pd.DataFrame:
     rows["gib"] = (rows["memory_mib"] - rows["libraries_mib"]) / 1024
     rows["bytes_a_spot"] = (rows["memory_mib"] - rows["libraries_mib"]) * 2**20 / rows["n_spots"]
     rows["spots_a_second"] = rows["n_spots"] / rows["seconds"]
+    if "written_mib" not in rows:
+        rows["written_mib"] = np.nan
+    rows["written_gib"] = rows["written_mib"] / 1024
     rows["method"] = pd.Categorical(rows["method"], categories=list(STEPS), ordered=True)
     return rows.sort_values(["n_genes", "n_spots", "file", "method", "seed"], kind="stable")
 
@@ -223,6 +244,7 @@ def markdown(rows: pd.DataFrame) -> str:
                 "spots a second": shown["spots_a_second"].round().astype(int),
                 "peak memory above the libraries, GiB": shown["gib"],
                 "bytes a spot": shown["bytes_a_spot"].round().astype(int),
+                "written, GiB": shown["written_gib"],
             }
         ).set_axis([f"{file}: {STEPS[step]}" for file, step in zip(shown["file"], shown["method"], strict=True)])
         parts.append(markdown_table(table, "slide and step", digits=2))

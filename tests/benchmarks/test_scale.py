@@ -69,6 +69,8 @@ def test_steps_of_a_slide_on_disk(tmp_path, capsys, _here):
     done = rows[rows["failed"].isna()]
     assert set(done["method"]) == set(scale.STEPS) and (done["n_spots"] == 120).all()
     assert (done["memory_mib"] >= done["libraries_mib"]).all() and (done["cpu_seconds"] > 0).all()
+    written = done.set_index("method")["written_mib"]
+    assert 0 < written["mean"] < written["intervals"] and not list((tmp_path / "cache").glob("*_mean.zarr*"))
     text = capsys.readouterr().out
     assert "| bins 120x30, 80 molecules: training |" in text
     # what is stored and current is not run again
@@ -80,13 +82,14 @@ def test_steps_of_slides_in_memory(tmp_path, capsys, _here):
     main([*SMALL, "--memory", "--output", str(tmp_path)])
     rows = _results.read(tmp_path).set_index("method")
     assert rows["failed"].isna().all() and set(rows.index) == set(scale.STEPS)
+    assert (rows.loc[["mean", "intervals"], "written_mib"] == 0).all()
     assert "spots 120x30, in memory: posterior mean" in capsys.readouterr().out
 
 
 def stored(seconds: float, spots: int, **more) -> list[dict]:
     row = {
         "file": f"bins {spots}x9, 80 molecules", "protocol": "scale", "seed": 0, "n_spots": spots, "n_genes": 9, "seconds": float(seconds),
-        "cpu_seconds": 2.0 * seconds, "memory_mib": 1024 + spots / 10, "libraries_mib": 1024, "failed": None,
+        "cpu_seconds": 2.0 * seconds, "memory_mib": 1024 + spots / 10, "libraries_mib": 1024, "written_mib": 512.0, "failed": None,
         "date": "2026-01-01", "machine": "one", "threads": 2, "workers": 1, "versions": "v", **more,
     }  # fmt: skip
     return [{**row, "method": step} for step in scale.STEPS]
@@ -100,7 +103,7 @@ def test_tables_and_curves(tmp_path):
     scale.write(rows, tmp_path)
     page = (tmp_path / "scale.md").read_text()
     assert (tmp_path / "scale.png").exists() and "(/generated/scale.png)" in page
-    assert "| bins 16000x9, 80 molecules: posterior mean | 40.00 | 80.00 | 400 | 1.56 | 104858 |" in page
+    assert "| bins 16000x9, 80 molecules: posterior mean | 40.00 | 80.00 | 400 | 1.56 | 104858 | .50 |" in page
     axes = scale.figure(rows).axes
     np.testing.assert_allclose(axes[0].lines[0].get_ydata(), [10, 20, 40])
     np.testing.assert_allclose(axes[1].lines[0].get_xdata(), [1000, 4000, 16000])
