@@ -30,12 +30,18 @@ def inputs() -> tuple[torch.Tensor, ...]:
     return x, timestep, tokens, torch.ones(3, 2, dtype=torch.bool)
 
 
+def predicted(
+    network: GeneDiT, x: torch.Tensor, timestep: torch.Tensor, tokens: torch.Tensor, valid: torch.Tensor
+) -> torch.Tensor:
+    return network(x, timestep, network.given(tokens, valid))
+
+
 def test_every_gene_sees_the_value_of_every_other(network, inputs):
     """And of nothing else but its own draw."""
     x, *given = inputs
     x = x.requires_grad_()
     for gene in range(N_GENES):
-        (gradient,) = torch.autograd.grad(network(x, *given)[1, 2, gene], x)
+        (gradient,) = torch.autograd.grad(predicted(network, x, *given)[1, 2, gene], x)
         assert (gradient[1, 2] != 0).all()
         assert (gradient != 0).sum() == N_GENES
 
@@ -43,42 +49,42 @@ def test_every_gene_sees_the_value_of_every_other(network, inputs):
 def test_genes_differ_by_their_embeddings_alone(network, inputs):
     """Permuted together with their embeddings they give the same; of one embedding for all, equal values give the same."""
     x, *given = inputs
-    out, order = network(x, *given), torch.randperm(N_GENES, generator=torch.Generator().manual_seed(2))
+    out, order = predicted(network, x, *given), torch.randperm(N_GENES, generator=torch.Generator().manual_seed(2))
     network.genes.data = network.genes.data[order]
-    torch.testing.assert_close(network(x[..., order], *given), out[..., order])
+    torch.testing.assert_close(predicted(network, x[..., order], *given), out[..., order])
     equal = torch.ones_like(x)
-    assert (network(equal, *given).std(-1) > 1e-3).all()
+    assert (predicted(network, equal, *given).std(-1) > 1e-3).all()
     network.genes.data = network.genes.data[:1].expand(N_GENES, -1).clone()
-    assert (network(equal, *given).std(-1) < 1e-5).all()
+    assert (predicted(network, equal, *given).std(-1) < 1e-5).all()
 
 
 def test_timestep_and_own_patch_matter_and_no_other_token(network, inputs):
     x, timestep, tokens, valid = inputs
-    out = network(x, timestep, tokens, valid)
-    assert not torch.allclose(network(x, timestep + 20, tokens, valid), out, atol=1e-3)
+    out = predicted(network, x, timestep, tokens, valid)
+    assert not torch.allclose(predicted(network, x, timestep + 20, tokens, valid), out, atol=1e-3)
     for token, matters in ((0, True), (1, False)):
         changed = tokens.clone()
         changed[:, token] = torch.randn(3, N_CONDITION, generator=torch.Generator().manual_seed(3))
-        assert torch.allclose(network(x, timestep, changed, valid), out, atol=1e-5) != matters
-    shared = network(x, timestep[:, :1], tokens, valid)  # one timestep for all draws
-    torch.testing.assert_close(shared, network(x, timestep[:, :1].expand(3, 4), tokens, valid))
+        assert torch.allclose(predicted(network, x, timestep, changed, valid), out, atol=1e-5) != matters
+    shared = predicted(network, x, timestep[:, :1], tokens, valid)  # one timestep for all draws
+    torch.testing.assert_close(shared, predicted(network, x, timestep[:, :1].expand(3, 4), tokens, valid))
 
 
 def test_a_new_network_predicts_nothing(inputs):
     network = GeneDiT(N_GENES, N_CONDITION, 16, 2, 2)
-    assert torch.equal(network(*inputs), torch.zeros(3, 4, N_GENES))
+    assert torch.equal(predicted(network, *inputs), torch.zeros(3, 4, N_GENES))
     before = inputs[0].flatten(0, 1)[..., None].expand(-1, -1, 16)
     given = torch.randn(12, 16)
     assert torch.equal(network.blocks[0](before, given), before)  # every block is the identity
 
 
 def test_many_samples_are_predicted_a_few_at_a_time(network, inputs, monkeypatch):
-    whole = network(*inputs)
+    whole = predicted(network, *inputs)
     monkeypatch.setattr(_gene_dit, "_N_TOKENS", 2 * N_GENES)
     seen = []
     network.blocks[0].register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
     with torch.no_grad():
-        torch.testing.assert_close(network(*inputs), whole)
+        torch.testing.assert_close(predicted(network, *inputs), whole)
     assert seen == [2] * 6
 
 

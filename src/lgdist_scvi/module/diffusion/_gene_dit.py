@@ -59,7 +59,11 @@ class GeneDiT(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, timestep: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
+    def given(self, tokens: Tensor, valid: Tensor) -> Tensor:
+        """What a condition is to :meth:`forward`, (batch, 1, n_hidden); arguments as in :meth:`VectorDiT.given`."""
+        return self.condition(tokens[:, :1])
+
+    def forward(self, x: Tensor, timestep: Tensor, given: Tensor) -> Tensor:
         """Predict, (batch, n_draws, n_data); arguments as in :meth:`VectorDiT.forward`."""
         from diffusers.models.embeddings import get_timestep_embedding
 
@@ -67,7 +71,7 @@ class GeneDiT(nn.Module):
         features = get_timestep_embedding(
             timestep.flatten(), n_hidden, flip_sin_to_cos=True, downscale_freq_shift=0
         ).view(*timestep.shape, -1)
-        given = self.time(features) + self.condition(tokens[:, :1])  # (batch, n_draws or 1, n_hidden)
+        given = self.time(features) + given  # (batch, n_draws or 1, n_hidden)
         given = given.expand(*x.shape[:2], -1).flatten(0, 1)  # (batch * n_draws, n_hidden)
         size = len(given) if torch.is_grad_enabled() else max(1, _N_TOKENS // x.shape[-1])
         parts = zip(x.flatten(0, 1).split(size), given.split(size), strict=True)

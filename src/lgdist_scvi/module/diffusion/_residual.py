@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -97,7 +99,7 @@ class ResidualDiffusion(nn.Module):
         :class:`VectorDiT`.
         """
         noisy, velocity, timestep = noised
-        predicted = self.denoiser(noisy, timestep, tokens, valid)  # (batch, n_draws, n_data)
+        predicted = self.denoiser(noisy, timestep, self.denoiser.given(tokens, valid))  # (batch, n_draws, n_data)
         error = ((predicted - velocity) ** 2).mean()
         # the first draw sits at the noisiest step, where the prediction is minus the posterior mean
         return error, mean - self.scale * spread * predicted[:, 0]
@@ -114,10 +116,11 @@ class ResidualDiffusion(nn.Module):
         """Posterior mean of the vector, (batch, n_data): one evaluation of the denoiser; arguments as in :meth:`loss`."""
         if not self.trained:
             return mean
-        residual = self.process.posterior_mean(
-            lambda x, t: self.denoiser(x[:, None], t[:, None], tokens, valid)[:, 0], torch.zeros_like(mean)
-        )
-        return mean + self.scale * spread * residual
+        return mean + self.scale * spread * self._residual_mean(self.denoiser.given(tokens, valid), mean[:, None])[:, 0]
+
+    def _residual_mean(self, given: Any, like: Tensor) -> Tensor:
+        """Posterior mean of the scaled residual under a condition, (batch, 1, n_data), as of `like`."""
+        return self.process.posterior_mean(lambda x, t: self.denoiser(x, t[:, None], given), torch.zeros_like(like))
 
     def sample(
         self,
@@ -131,5 +134,9 @@ class ResidualDiffusion(nn.Module):
         """Samples of the vector from noise, both (batch, n_samples, n_data); other arguments as in :meth:`loss`."""
         if not self.trained:
             return mean[:, None] + spread[:, None] * noise
-        residual = self.process.sample(lambda x, t: self.denoiser(x, t[:, None], tokens, valid), noise, n_steps)
+        given = self.denoiser.given(tokens, valid)
+        # samples share the first evaluation: what is noisiest holds nothing of the vector
+        residual = self.process.sample(
+            lambda x, t: self.denoiser(x, t[:, None], given), noise, n_steps, self._residual_mean(given, mean[:, None])
+        )
         return mean[:, None] + (self.scale * spread)[:, None] * residual

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
 from lgdist_scvi.module.nn._layers import FeedForward, TokenAttention
@@ -24,11 +26,20 @@ class DiTBlock(nn.Module):
         nn.init.zeros_(self.modulation[-1].weight)
         nn.init.zeros_(self.modulation[-1].bias)
 
-    def forward(self, x: Tensor, time: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, keys_values: tuple[Tensor, Tensor], valid: Tensor) -> Tensor:
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.modulation(time).chunk(6, dim=-1)
         modulated = self.norm_attention(x) * (1 + scale_a) + shift_a
-        x = x + gate_a * self.attention(modulated, tokens, valid)
+        x = x + gate_a * self.attention.attend(modulated, *keys_values, valid)
         return x + gate_f * self.feed_forward(self.norm_feed_forward(x) * (1 + scale_f) + shift_f)
+
+
+@dataclass
+class Given:
+    """A condition: its summary, (batch, 1, n_hidden), keys and values of its tokens for each block, and which are no padding."""
+
+    summary: Tensor
+    keys_values: list[tuple[Tensor, Tensor]]
+    valid: Tensor
 
 
 class VectorDiT(nn.Module):
@@ -58,7 +69,19 @@ class VectorDiT(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, timestep: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
+    def given(self, tokens: Tensor, valid: Tensor) -> Given:
+        """What a condition is to :meth:`forward`, computed once for any number of draws and timesteps.
+
+        Parameters
+        ----------
+        tokens, valid
+            Condition, (batch, n_tokens, n_condition), of which the first token sums the others up, and False where one
+            is padding.
+        """
+        tokens = self.norm_condition(tokens)
+        return Given(self.summary(tokens[:, :1]), [block.attention.keys_values(tokens) for block in self.blocks], valid)
+
+    def forward(self, x: Tensor, timestep: Tensor, given: Given) -> Tensor:
         """Predict, (batch, n_draws, n_data).
 
         Parameters
@@ -67,19 +90,17 @@ class VectorDiT(nn.Module):
             Noisy vectors, (batch, n_draws, n_data): several draws share one condition.
         timestep
             Integer timesteps of the training schedule, (batch, n_draws), or (batch, 1) if the draws share them.
-        tokens, valid
-            Condition, (batch, n_tokens, n_condition), of which the first token sums the others up, and False where one
-            is padding.
+        given
+            Condition, from :meth:`given`.
         """
         from diffusers.models.embeddings import get_timestep_embedding
 
-        tokens = self.norm_condition(tokens)
         hidden = self.embed(x)  # (batch, n_draws, n_hidden)
         features = get_timestep_embedding(
             timestep.flatten(), hidden.shape[-1], flip_sin_to_cos=True, downscale_freq_shift=0
         ).view(*timestep.shape, -1)
-        time = self.time(features) + self.summary(tokens[:, :1])  # (batch, n_draws or 1, n_hidden)
-        for block in self.blocks:
-            hidden = block(hidden, time, tokens, valid)
+        time = self.time(features) + given.summary  # (batch, n_draws or 1, n_hidden)
+        for block, keys_values in zip(self.blocks, given.keys_values, strict=True):
+            hidden = block(hidden, time, keys_values, given.valid)
         shift, scale = self.final_modulation(time).chunk(2, dim=-1)
         return self.final(self.norm(hidden) * (1 + scale) + shift)

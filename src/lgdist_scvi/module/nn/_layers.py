@@ -47,11 +47,18 @@ class TokenAttention(nn.Module):
         Tokens are (batch, n_tokens, n_tokens_hidden); `valid` is False where a token is padding, and True at least once
         in a row.
         """
-        batch, n_tokens, _ = tokens.shape
-        # q: (batch, n_heads, n_queries, n_head); k, v: (batch, n_heads, n_tokens, n_head)
-        q = self.query(query).view(batch, -1, self.n_heads, query.shape[-1] // self.n_heads).transpose(1, 2)
-        key_value = self.key_value(tokens).view(batch, n_tokens, 2, self.n_heads, -1)
+        return self.attend(query, *self.keys_values(tokens), valid)
+
+    def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of tokens, (batch, n_heads, n_tokens, n_head) each."""
+        key_value = self.key_value(tokens).view(*tokens.shape[:2], 2, self.n_heads, -1)
         k, v = key_value.permute(2, 0, 3, 1, 4)
+        return k, v
+
+    def attend(self, query: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> Tensor:
+        """As :meth:`forward`, from the tokens' :meth:`keys_values`."""
+        # (batch, n_heads, n_queries, n_head)
+        q = self.query(query).view(len(k), -1, self.n_heads, query.shape[-1] // self.n_heads).transpose(1, 2)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=valid[:, None, None, :])
         return self.out(attended.transpose(1, 2).reshape(query.shape))
 
