@@ -189,16 +189,20 @@ def _augmentation_rows(n_pairs: int | None, augmentation: AugmentationBudget, *a
 
 def markdown(rows: pd.DataFrame) -> str:
     """All tables of the stored results."""
-    parts = [provenance(rows)]
-    for file, its_rows in rows[rows["protocol"] == PROTOCOL].groupby("file"):
+    parts = [provenance(rows), *generation_tables(rows[rows["protocol"] == PROTOCOL])]
+    return "\n\n".join(parts + augmentation_tables(rows[rows["protocol"] == AUGMENTATION]))
+
+
+def generation_tables(rows: pd.DataFrame) -> list[str]:
+    """What generated patches are like, and what they cost, for each held-out section."""
+    parts, costs = [], {}
+    for file, its_rows in rows.groupby("file"):
         by_kind = its_rows.groupby("method").mean(numeric_only=True).reindex(KINDS).dropna(how="all")
         for title, columns in _TABLES.items():
             there = by_kind[[name for name in columns if name in by_kind]].dropna(how="all")
             parts.append(markdown_table(there, f"{file}. {title}"))
-        cost = by_kind[[name for name in _COST if name in by_kind]].iloc[:1]
-        parts.append(markdown_table(cost.set_axis(["all"]), f"{file}. Cost"))
-    parts += augmentation_tables(rows[rows["protocol"] == AUGMENTATION])
-    return "\n\n".join(parts)
+        costs[file] = by_kind[[name for name in _COST if name in by_kind]].iloc[0]
+    return [*parts, markdown_table(pd.DataFrame(costs).T, "Cost")] if costs else []
 
 
 def _by_number(rows: pd.DataFrame, score: str) -> pd.DataFrame:
@@ -273,12 +277,13 @@ def augmentation_figure(rows: pd.DataFrame) -> Figure | None:
 
 
 def write(rows: pd.DataFrame, folder: Path) -> None:
-    """Write a part of a page into a folder: what synthetic pairs are worth, or that it was not measured."""
+    """Write parts of a page into a folder: what generated patches are like, what pairs are worth, or that it was not measured."""
     rows = _done(rows)
-    rows = rows[rows["protocol"] == AUGMENTATION]
     folder.mkdir(parents=True, exist_ok=True)
-    parts = ["No results are stored."] if rows.empty else [provenance(rows), *augmentation_tables(rows)]
-    if (figure := augmentation_figure(rows)) is not None:
-        figure.savefig(folder / "augmentation.png", dpi=110, bbox_inches="tight")
-        parts.insert(1, f"![{CURVE_CAPTION}](/generated/augmentation.png)")
-    (folder / "augmentation.md").write_text("\n\n".join(parts) + "\n")
+    for protocol, tables in ((PROTOCOL, generation_tables), (AUGMENTATION, augmentation_tables)):
+        its_rows = rows[rows["protocol"] == protocol]
+        parts = ["No results are stored."] if its_rows.empty else [provenance(its_rows), *tables(its_rows)]
+        if protocol == AUGMENTATION and (figure := augmentation_figure(its_rows)) is not None:
+            figure.savefig(folder / "augmentation.png", dpi=110, bbox_inches="tight")
+            parts.insert(1, f"![{CURVE_CAPTION}](/generated/augmentation.png)")
+        (folder / f"{protocol}.md").write_text("\n\n".join(parts) + "\n")

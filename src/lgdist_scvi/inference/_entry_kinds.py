@@ -20,6 +20,7 @@ from lgdist_scvi.module.likelihood import HoldOut, counts_in_library
 
 N_NOISE_SAMPLES = 8
 _N_SPOTS, _N_WHOLE_SPOTS, _N_NOISE_SPOTS = 4096, 512, 512  # that calibrate, chosen at random
+_N_VISIBLE_SPOTS = 1024  # whose visible counts do: of these one factor alone is asked
 _N_SPLITS = 2  # of the molecules of visible counts, each drawn anew
 
 Batch = dict[str, Tensor]
@@ -68,8 +69,9 @@ class HeldOutSpots:
         Of the training data, with region effects that do not know what is held out.
     region_effects
         What these are estimated from; ``None`` without region effects.
-    for_noise, partly, wholly
-        Rows of spots that the noise is estimated from, that are held out in part, and that are held out whole.
+    for_noise, for_visible, partly, wholly
+        Rows of spots that the noise is estimated from, whose visible counts calibrate, that are held out in part, and that are
+        held out whole.
     in_holes
         The last, in the order in which the spots around them are hidden.
     """
@@ -77,6 +79,7 @@ class HeldOutSpots:
     predictor: Predictor
     region_effects: RegionEffects | None
     for_noise: np.ndarray
+    for_visible: np.ndarray
     partly: np.ndarray
     wholly: np.ndarray
     in_holes: np.ndarray
@@ -92,6 +95,7 @@ class HeldOutSpots:
             predictor,
             region_effects,
             for_noise=np.sort(order[:_N_NOISE_SPOTS]),
+            for_visible=np.sort(order[:_N_VISIBLE_SPOTS]),
             partly=np.sort(order[:_N_SPOTS]),
             wholly=wholly,
             in_holes=rng.permutation(wholly),
@@ -142,7 +146,7 @@ class VisibleEntries(EntryKind):
 
     def cases(self, spots: HeldOutSpots) -> Iterator[Sequence[CalibrationCase]]:
         module, generator = spots.predictor.module, torch.Generator().manual_seed(0)
-        for place, batch in spots.predictor.batches(spots.partly):
+        for place, batch in spots.predictor.batches(spots.for_visible):
             cases = []
             for _ in range(_N_SPLITS):
                 inputs = module.inputs(batch, "split", generator)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from lgdist_scvi.train._arguments import REMEDIES, refuse_unknown
 
-_N_VALIDATION_SPOTS = 1024
+_N_VALIDATION_SPOTS = 512
 _PER_EPOCH = 16_384  # spots; of more, each epoch draws so many
 _RUN = 1024  # rows that follow each other, drawn together: rows of a patch know each other's neighbours
 _OF_THE_LOADER = {"dataset", "batch_size", "shuffle", "sampler", "batch_sampler", "collate_fn"}  # it sets these itself
