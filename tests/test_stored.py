@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import numpy as np
@@ -133,3 +135,23 @@ def test_a_change_in_memory_shows(value):
     else:
         changed.flat[1] = 5
     assert look(value) == look(value.copy()) != look(changed)
+
+
+def test_threads_share_rows(monkeypatch):
+    """As the tasks of a worker do: blocks come and go, and every thread gets its own rows."""
+    counts = sparse.random(9000, 6, 0.3, "csr", random_state=0)
+    rows = StoredRows(counts, "adata.X")
+    rows._step = 100
+
+    def read(seed: int) -> bool:
+        asked = np.random.default_rng(seed).integers(0, 9000, 50)
+        return (rows[asked] != counts[asked]).nnz == 0
+
+    monkeypatch.setattr(_stored, "_KEPT", 4000)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            assert all(threads.map(read, range(200)))
+    finally:
+        sys.setswitchinterval(interval)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -22,10 +24,23 @@ def in_memory(x: Any) -> Any:
     if hasattr(x, "to_memory"):  # anndata's backed sparse matrices, and rows of stored ones
         return x.to_memory()
     if hasattr(x, "compute"):  # dask
-        return x.compute()
+        # a task on a cluster that waited for further tasks might wait for ever
+        return x.compute(scheduler="threads") if _is_task() else x.compute()
     if sparse.issparse(x):
         return x
     return np.asarray(x)
+
+
+def _is_task() -> bool:
+    """Whether a worker of a Dask cluster runs this."""
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return False
+    try:
+        distributed.get_worker()
+    except ValueError:
+        return False
+    return True
 
 
 def as_csr(x: sparse.spmatrix | sparse.sparray) -> sparse.csr_matrix:
@@ -69,10 +84,18 @@ class StoredRows:
             not by_genes and not hasattr(matrix, "to_memory") and not sparse.issparse(getattr(matrix, "_meta", None))
         )
         self._step = min(_ROWS, max(1, _ENTRIES // max(1, self._n_columns))) if dense else _ROWS
+        self._forget()
+
+    def _forget(self) -> None:
         self._kept: OrderedDict[int, Any] = OrderedDict()  # blocks by their numbers; those used last are the last
+        self._lock = Lock()  # a worker's threads share the data
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_kept": OrderedDict()}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_kept", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._forget()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -85,7 +108,7 @@ class StoredRows:
     def with_columns(self, columns: np.ndarray) -> StoredRows:
         """The same rows of some columns, given by their positions."""
         other = object.__new__(StoredRows)
-        other.__dict__ |= self.__getstate__()
+        other.__setstate__(self.__getstate__())
         other._columns = columns if self._columns is None else self._columns[columns]
         return other
 
@@ -107,14 +130,15 @@ class StoredRows:
 
     def _block(self, number: int) -> sparse.csr_matrix | np.ndarray:
         """A block of rows; those that were asked for last are kept, since neighbours lie in few of them."""
-        if number in self._kept:
-            self._kept.move_to_end(number)
-            return self._kept[number]
-        block = self.read(number * self._step, min((number + 1) * self._step, self._n_rows))
-        self._kept[number] = block
-        while len(self._kept) > 1 and sum(map(_size, self._kept.values())) > _KEPT:
-            self._kept.popitem(last=False)
-        return block
+        with self._lock:
+            if number in self._kept:
+                self._kept.move_to_end(number)
+                return self._kept[number]
+            block = self.read(number * self._step, min((number + 1) * self._step, self._n_rows))
+            self._kept[number] = block
+            while len(self._kept) > 1 and sum(map(_size, self._kept.values())) > _KEPT:
+                self._kept.popitem(last=False)
+            return block
 
     def read(self, start: int, stop: int) -> sparse.csr_matrix | np.ndarray:
         """Rows that follow each other, from where they are stored."""

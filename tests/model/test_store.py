@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from lgdist_scvi import LGDiST
+from lgdist_scvi.model.base._store import LayerStore
 
 pytest.importorskip("zarr")
 
@@ -143,6 +144,7 @@ warnings.simplefilter("ignore")
 import anndata, torch
 torch.set_num_threads(1)
 from lgdist_scvi import LGDiST
+from lgdist_scvi.model.base._store import LayerStore
 folder, store = sys.argv[1:]
 model = LGDiST.load(folder, adata=anndata.read_h5ad(folder + "/data.h5ad"), accelerator="cpu")
 for _ in sys.stdin:
@@ -226,7 +228,7 @@ def test_killed_at_any_moment_it_goes_on_and_gives_the_same_bits(saved, trained,
 def test_other_weights_and_another_format_are_refused(saved, tmp_path):
     loaded = LGDiST.load(saved, adata=ad.read_h5ad(saved / "data.h5ad"), accelerator="cpu")
     path, work = tmp_path / "out.zarr", tmp_path / "out.zarr.unfinished"
-    with limited_files(1), pytest.raises(OSError, match="0 of 22 blocks are finished"):
+    with limited_files(1, at_once=True), pytest.raises(OSError, match="0 of 22 blocks are finished"):
         loaded.complete(store=path, block_size=10, **ASKED)
     loaded.complete(store=path, block_size=10, **ASKED)
     path.rename(tmp_path / "finished.zarr")
@@ -239,16 +241,23 @@ def test_other_weights_and_another_format_are_refused(saved, tmp_path):
 
 
 class limited_files:
-    """Files may not grow beyond some bytes, as on a disk that is full."""
+    """Files may not grow beyond some bytes, as on a disk that is full, from when a store is begun."""
 
-    def __init__(self, size: int):
-        self.size = size
+    def __init__(self, size: int, at_once: bool = False):
+        self.size, self.at_once = size, at_once
 
     def __enter__(self):
-        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        self.before, self.begin = resource.getrlimit(resource.RLIMIT_FSIZE), LayerStore.begin
+        if self.at_once:
+            self.limit()
+        else:
+            LayerStore.begin = lambda *args: (self.begin(*args), self.limit())
+
+    def limit(self):
         resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.before[1]))
 
     def __exit__(self, *_):
+        LayerStore.begin = self.begin
         resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
 
 
@@ -313,3 +322,33 @@ def test_a_folder_that_cannot_be_written(trained, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot be written .*make room or give access"):
         trained.complete(store=tmp_path / "file" / "out.zarr", **ASKED)
+
+
+def test_nothing_of_a_users_store_is_written_over(trained, done, tmp_path):
+    for part, key in (("uns", "completed"), ("var", "completed_skill")):
+        mine = ad.AnnData(obs=trained.adata.obs.copy(), var=trained.adata.var.copy(), shape=trained.adata.shape)
+        getattr(mine, part)[key] = {"mine": 1} if part == "uns" else np.arange(mine.n_vars)
+        path = tmp_path / f"{part}.zarr"
+        mine.write_zarr(path)
+        with pytest.raises(ValueError, match=f"holds {part}/{key} already, which would be written over"):
+            trained.complete(store=path, **ASKED)
+        trained.complete(store=path, layer_added="other", **ASKED)
+        store = ad.read_zarr(path)
+        assert list(store.var_names) == list(mine.var_names) and "other_skill" in store.var
+        assert_same(layers_of(store, "other"), layers_of(done))
+
+
+def test_another_name_does_not_go_on_from_layers_in_the_making(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(LayerStore, "finish", lambda *_: None)  # as if killed before
+    trained.complete(store=tmp_path / "out.zarr", layer_added="first", **ASKED)
+    with pytest.raises(ValueError, match=r"was begun with other layer_added \(first, now second\)"):
+        trained.complete(store=tmp_path / "out.zarr", layer_added="second", **ASKED)
+
+
+def test_what_zarr_cannot_hold_is_told_before_anything_is_completed(trained, tmp_path):
+    adata = trained.adata.copy()
+    adata.uns["odd"] = {1, 2}
+    with pytest.raises(ValueError, match="adata.uns holds what zarr cannot"):
+        trained.complete(adata, store=tmp_path / "out.zarr", **ASKED)
+    del adata.uns["odd"]
+    trained.complete(adata, store=tmp_path / "out.zarr", **ASKED)

@@ -175,6 +175,7 @@ class NeighborhoodDataset(AnnTorchDataset):
     def with_fields(self, **fields: np.ndarray | None) -> NeighborhoodDataset:
         """The same data with further fields, (n_obs, ...) each; ``None`` is left out."""
         other = copy.copy(self)
+        other.__dict__.pop("for_training", None)
         other.fields = self.fields | {name: values for name, values in fields.items() if values is not None}
         return other
 

@@ -20,10 +20,6 @@ from lgdist_scvi.module.likelihood import Effect
 
 _SHRINKAGES = (np.inf, *(4.0**power for power in range(8)))  # that are chosen among
 _SPOTS_AT_A_TIME = 512
-_N_SPOTS, _PART = (
-    16384,
-    4096,
-)  # that shrinkage is chosen on where there are very many, and of each of their compact parts
 
 
 @dataclass
@@ -69,6 +65,10 @@ class RegionEffects:
     def of_slides(self) -> Sums:
         """Sums over the spots of each slide, (n_slides, n_genes) each."""
         return self.evidence.of_slides(self.samples, self.left_out)
+
+    def forget_sums(self) -> None:
+        """Forget :attr:`of_slides`, which is computed anew when it is asked for."""
+        self.__dict__.pop("of_slides", None)
 
     def over_slides(self, spots: np.ndarray) -> Sums:
         """Sums over all other spots of the slides of some spots, (n_spots, n_genes) each."""

@@ -94,7 +94,4 @@ def _received(file: Path, _written: int) -> Any:
 
 
 def _run(task: Callable[..., Any], sent: tuple[Path, int], *given: Any) -> Any:
-    import dask
-
-    with dask.config.set(scheduler="synchronous"):  # a task that reads lazy data must not wait for other tasks
-        return task(_received(*sent), *given)
+    return task(_received(*sent), *given)

@@ -93,6 +93,8 @@ class EstimateMixin(CompletionMixin, ExpressionMixin):
         )
         asked = Question(query, level if spread else None, "keep", "zeros", dtype, with_std)
         n_obs, n_genes = query.shape
+        if completes and not store:
+            n_genes = query.adata.n_vars  # genes that are not asked for keep what was measured
         size = sum(kind.itemsize for kind in asked.dtypes.values()) if completes else 8 if spread else 4
         seconds = _seconds(asked)
         if not (completes and store):
@@ -125,5 +127,6 @@ def _seconds(asked: Question) -> float:
     finally:
         if lacks_sums:
             evidence.sums = None
+            query.predictor.region_effects.effects.forget_sums()
         if evidence is not None:
             evidence.forget()

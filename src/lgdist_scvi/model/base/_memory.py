@@ -13,7 +13,8 @@ def free_memory() -> float:
     limit, used = ("/sys/fs/cgroup/memory." + what for what in ("max", "current"))  # of a container
     for most, now in zip(_lines(limit), _lines(used), strict=False):
         if most.isdigit():
-            free.append(_number(most) - _number(now))
+            files = [_number(line) for line in _lines("/sys/fs/cgroup/memory.stat") if line.startswith("inactive_file")]
+            free.append(_number(most) - _number(now) + sum(files))  # what was read of files gives way
     return min(free, default=float("inf"))
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ class LayerStore:
         What is completed, and how: values that can be written down.
     spots, genes
         Names.
+    beside
+        What else is written of a completion, ``"uns/completed"``: an AnnData to which layers are added may not hold it.
     block_size
         Spots in a block.
 
@@ -59,13 +61,14 @@ class LayerStore:
         identity: Mapping[str, Any],
         spots: np.ndarray,
         genes: np.ndarray,
+        beside: Sequence[str],
         block_size: int,
     ):
         self.path = Path(path)
         self.work = self.path.with_name(f"{self.path.name}.unfinished")
         self.root, self.journal = self.work / "store.zarr", self.work / "journal.jsonl"
         self.layers, self.block_size = dict(layers), block_size
-        self.spots, self.genes = np.asarray(spots), np.asarray(genes)
+        self.spots, self.genes, self.beside = np.asarray(spots), np.asarray(genes), beside
         names = {"spots": _hash(self.spots), "genes": _hash(self.genes)}
         self.identity = json.loads(to_json({"store": _FORMAT, **identity, **names, "block_size": block_size}))
         self.is_finished = False  # whether all layers are where they are read
@@ -111,15 +114,22 @@ class LayerStore:
                 f"{self.path} exists, with other spots or genes than those to complete ({len(obs):,} x {len(var):,}, not "
                 f"{len(self.spots):,} x {len(self.genes):,}); name another store"
             )
+        if not taken and not self.journal.exists() and (known := [name for name in self.beside if name in group]):
+            raise ValueError(
+                f"{self.path} holds {', '.join(known)} already, which would be written over; choose another layer_added, or delete it"
+            )
         # else it may have been killed before it said what the layers are
         self.is_finished = len(taken) == len(self.layers) and not self.journal.exists()
         return group.metadata.zarr_format
 
-    def begin(self) -> None:
-        """Make room for the layers, or go on where an earlier call stopped."""
+    def begin(self, adata: AnnData, columns: Mapping[str, pd.Series], record: tuple[str, Mapping[str, Any]]) -> None:
+        """Make room for the layers, with what of `adata` belongs to them, or go on where an earlier call stopped.
+
+        `columns` of `var` are told by the names of genes; `record` is the key and the value of what is written to `uns`.
+        """
         with self.told():
             if not self.journal.exists():
-                self._create()
+                self._create(adata, columns, record)
             lines = self.journal.read_bytes().split(b"\n")
             if lines[-1]:  # a line that was being written
                 with open(self.journal, "r+b") as file:
@@ -131,7 +141,7 @@ class LayerStore:
             )
         self.filled = {line["block"]: line["filled"] for line in finished}
 
-    def _create(self) -> None:
+    def _create(self, adata: AnnData, columns: Mapping[str, pd.Series], record: tuple[str, Mapping[str, Any]]) -> None:
         zarr = import_zarr()
         left = [] if not self.work.is_dir() else [part for part in self.work.iterdir() if part.name not in _BEGUN]
         if left:
@@ -148,6 +158,8 @@ class LayerStore:
                 dtype=dtype,
                 attributes={**_ARRAY, _IDENTITY: self.identity},
             )
+        if self.adds_to is None:
+            self._annotate(adata, columns, record)
         begun = self.journal.with_suffix(".new")
         _write_synced(begun, _line(self.identity), "wb")
         begun.rename(self.journal)
@@ -173,17 +185,12 @@ class LayerStore:
 
     # ---- the end
 
-    def finish(self, adata: AnnData, columns: Mapping[str, pd.Series], record: tuple[str, Mapping[str, Any]]) -> None:
-        """Write what belongs to the layers, and move them to where they are read.
-
-        `columns` of `var` are told by the names of genes; `record` is the key and the value of what is written to `uns`.
-        """
-        columns = {name: values.reindex(self.genes) for name, values in columns.items()}
+    def finish(self, columns: Mapping[str, pd.Series], record: tuple[str, Mapping[str, Any]]) -> None:
+        """Move the layers to where they are read; an AnnData that was there gets `columns` and `record`, as in :meth:`begin`."""
         with self.told():
             for part in self.root.rglob("*.partial"):  # of writers that were killed
                 part.unlink()
             if self.adds_to is None:
-                self._annotate(adata, columns, record)
                 self.root.rename(self.path)
             else:
                 self._add(columns, record)
@@ -197,7 +204,7 @@ class LayerStore:
         root = zarr.open_group(self.root, mode="r+")
         elements = {
             "obs": get_obs(adata),
-            "var": get_var(adata).loc[self.genes].assign(**columns),
+            "var": get_var(adata).loc[self.genes].assign(**_of_genes(columns, self.genes)),
             "obsm": {key: in_memory(value) for key, value in adata.obsm.items()},
             "obsp": {key: in_memory(value) for key, value in adata.obsp.items()},
             "varm": {},
@@ -210,20 +217,25 @@ class LayerStore:
         _consolidate(zarr, root)
 
     def _add(self, columns: Mapping[str, pd.Series], record: tuple[str, Mapping[str, Any]]) -> None:
-        """Add the layers to a store, and only then what is said of them."""
-        from anndata.io import read_elem
-
+        """Add what is said of the layers to a store, each part on its own so that the rest is never in doubt, and then the layers."""
         zarr = import_zarr()
         root = zarr.open_group(self.path, mode="r+", use_consolidated=False)
         if "layers" not in root:
             root.create_group("layers", attributes=_MAPPING)
+        var = root["var"]
+        for name, values in _of_genes(columns, self.genes).items():
+            _write(var, name, values.to_numpy())
+        var.attrs["column-order"] = list(dict.fromkeys([*var.attrs["column-order"], *columns]))
+        _write(root, f"uns/{record[0]}", record[1])
         for name in self.layers:
             source, place = self.root / "layers" / name, self.path / "layers" / name
             if source.exists():  # else it was moved before
                 source.rename(place)
-        _write(root, "var", read_elem(root["var"]).assign(**columns))
-        _write(root, f"uns/{record[0]}", record[1])
         _consolidate(zarr, root)
+
+
+def _of_genes(columns: Mapping[str, pd.Series], genes: np.ndarray) -> dict[str, pd.Series]:
+    return {name: values.reindex(genes) for name, values in columns.items()}
 
 
 def write_block(root: Path, rows: np.ndarray, layers: Mapping[str, np.ndarray]) -> None:
@@ -249,11 +261,17 @@ def import_zarr() -> Any:
 
 
 def _write(group: Any, name: str, element: Any) -> None:
+    from anndata._io.specs.registry import IORegistryError  # noqa: PLC2701  it has no public name
     from anndata.io import write_elem
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of how zarr will write text one day
-        write_elem(group, name, element)
+        try:
+            write_elem(group, name, element)
+        except (IORegistryError, TypeError) as error:
+            raise ValueError(
+                f"adata.{name} holds what zarr cannot ({str(error).splitlines()[0]}); delete it"
+            ) from error
 
 
 def _consolidate(zarr: Any, group: Any) -> None:

@@ -41,20 +41,22 @@ def complete_into(
         path,
         {layer_added + suffix: dtype for suffix, dtype in question.dtypes.items()},
         {
+            "layer_added": layer_added,
             **arguments,
             **{name: record[name] for name in ("version", "torch_version", "data", "weights", "std_factors")},
         },
         query.adata.obs_names,
         query.genes,
+        [f"uns/{layer_added}", *(f"var/{name}" for name in columns)],
         block_size or spots_at_a_time(query.predictor.n_genes),
     )
     if store.is_finished:
         shutil.rmtree(store.work, ignore_errors=True)
         return True
-    store.begin()
+    store.begin(query.adata, columns, (layer_added, record))
     if store.left:
         _complete(store, question, layer_added, client, silent)
-    store.finish(query.adata, columns, (layer_added, record))
+    store.finish(columns, (layer_added, record))
     return any(store.filled.values())
 
 
@@ -79,10 +81,10 @@ def _complete(store: LayerStore, question: Question, layer_added: str, client: A
                     store.finish_block(number, n_filled(layers))
         else:
             blocks = {number: store.rows(number) for number in store.left}
-            with store.told():
-                for number, filled in cluster.each(_on_worker, blocks, store.root.absolute(), layer_added):
+            for number, filled in cluster.each(_on_worker, blocks, store.root.absolute(), layer_added):
+                with store.told():
                     store.finish_block(number, filled)
-                    progress.update(len(blocks[number]))
+                progress.update(len(blocks[number]))
     if evidence is not None:
         evidence.forget()
 

@@ -84,7 +84,7 @@ class GaussianDiffusion:
         if not 1 <= n_steps <= self.n_timesteps:
             raise ValueError(f"n_steps must be between 1 and {self.n_timesteps}, got {n_steps}")
         if mean is None:
-            mean = self.posterior_mean(predict, noise)
+            mean = self.posterior_mean(predict, torch.zeros_like(noise))
         timesteps = [self.n_timesteps - 1 - i * self.n_timesteps // n_steps for i in range(n_steps)]
         angles = [*self._angles[timesteps].tolist(), 0.0]
         x = noise + math.cos(angles[1]) * mean  # the first step: v is -mean
