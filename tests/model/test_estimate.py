@@ -6,9 +6,8 @@ import anndata as ad
 import numpy as np
 import pytest
 
-from lgdist_scvi.inference import EstimatedEffects
+from lgdist_scvi.inference import EstimatedEffects, _region_evidence
 from lgdist_scvi.inference import _compact as compact
-from lgdist_scvi.inference import _region_evidence
 from lgdist_scvi.model.base import _memory as memory
 
 pytestmark = pytest.mark.filterwarnings("ignore")

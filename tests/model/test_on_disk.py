@@ -18,6 +18,7 @@ from scipy import sparse
 from lgdist_scvi import LGDiST, _stored, datasets, pp
 from lgdist_scvi._stored import StoredRows
 from lgdist_scvi.data import NeighborhoodDataset, _dataset, _graph
+from lgdist_scvi.data._graph import drawn_patches
 
 N_SPOTS, N_GENES = 150, 30
 
@@ -211,6 +212,15 @@ def test_patches(slide, small_slides_are_large):
         assert ours == whole or not whole
         kept += len(whole)
     assert kept > 0.6 * (dataset.neighbors[seen.spots] >= 0).sum()  # they are compact
+
+
+def test_patches_of_many_slides():
+    """All of them are trained on, and calibrate."""
+    samples = np.repeat(np.arange(30), 200)
+    coordinates = np.random.default_rng(0).random((len(samples), 2))
+    drawn = drawn_patches(coordinates, samples, 3000, 900)
+    assert len(drawn) == len(set(drawn)) == 3000
+    assert set(samples[drawn[:900]]) == set(range(30))
 
 
 def test_training_of_large_data_takes_no_more_steps(slide, fit, small_slides_are_large, monkeypatch):

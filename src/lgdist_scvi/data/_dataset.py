@@ -207,7 +207,7 @@ class NeighborhoodDataset(AnnTorchDataset):
         if len(self) <= _N_CALIBRATION:
             return self
         n = _N_TRAINING if self.mask is None else min(_N_TRAINING, _MASK_ENTRIES // len(self.genes))
-        return self.part(drawn_patches(self.coordinates, self.samples, n))
+        return self.part(drawn_patches(self.coordinates, self.samples, n, _N_CALIBRATION))
 
     @property
     def for_calibration(self) -> NeighborhoodDataset:

@@ -119,22 +119,22 @@ def nearest(
     return pd.concat(found)
 
 
-def drawn_patches(coordinates: np.ndarray, samples: np.ndarray, n: int) -> np.ndarray:
+def drawn_patches(coordinates: np.ndarray, samples: np.ndarray, n: int, n_first: int) -> np.ndarray:
     """Rows of about `n` spots in compact patches drawn at random, always the same; patch after patch, one of each slide first.
 
-    A slide is cut into strips of as many spots each, and every strip into patches, of about 1,024 spots.
+    A slide is cut into strips of as many spots each, and every strip into patches, of about 1,024 spots, or fewer of many slides:
+    one of each is among the first `n_first` spots.
     """
-    rng, patches = np.random.default_rng(0), []
-    for sample in np.unique(samples):
+    rng, patches, slides = np.random.default_rng(0), [], np.unique(samples)
+    size = max(1, min(_PATCH, n_first // len(slides)))
+    for sample in slides:
         spots = np.flatnonzero(samples == sample)
-        n_patches = max(1, round(len(spots) / _PATCH))
+        n_patches = -(-len(spots) // size)
         n_strips = max(1, round(np.sqrt(n_patches)))
         across, along = np.argsort(np.ptp(coordinates[spots], axis=0), kind="stable")[::-1][:2]
         for strip in np.array_split(spots[np.argsort(coordinates[spots, across], kind="stable")], n_strips):
             order = strip[np.argsort(coordinates[strip, along], kind="stable")]
-            patches += [
-                (sample, np.sort(patch)) for patch in np.array_split(order, max(1, round(n_patches / n_strips)))
-            ]
+            patches += [(sample, np.sort(patch)) for patch in np.array_split(order, -(-n_patches // n_strips))]
     drawn = [patches[place] for place in rng.permutation(len(patches))]
     first = {sample: place for place, (sample, _) in reversed(list(enumerate(drawn)))}
     order = [*first.values(), *sorted(set(range(len(drawn))) - set(first.values()))]
