@@ -221,8 +221,8 @@ def augmentation_tables(rows: pd.DataFrame) -> list[str]:
     d2, weight = _by_number(rows, "d2"), _by_number(rows, "weight")
     means, gains = {}, {}
     for name in d2.index:
-        predictor, kind = name.split("_")
-        label = f"{predictor}, {_LABELS[kind]}"
+        predictor, kind, *always = name.split("_")
+        label = f"{predictor}, {_LABELS[kind]}" + ", of the same weight" * len(always)
         means[label] = d2.loc[name].groupby(level=0, sort=False).mean()
         if kind != "real" and f"{predictor}_real" in d2.index:
             gain = (d2.loc[name] - d2.loc[f"{predictor}_real"]).dropna()

@@ -114,6 +114,7 @@ def test_what_synthetic_pairs_are_worth(folder, monkeypatch):
     assert [one.n_obs for one in seen] == [30] and "S2" not in set(seen[0].obs["sample"])
     for name, row in by_method.items():
         assert row["n_spots"] == 30 and np.isfinite(row["d2"]) and row["seconds_adapter"] > 0
+        assert row["weight"] == 1 or "always" not in name
         alone = by_method[f"{name.split('_')[0]}_real"]
         assert alone["weight"] == 0 and (row["weight"] > 0 or row["d2"] == pytest.approx(alone["d2"], abs=1e-6))
 
@@ -121,7 +122,7 @@ def test_what_synthetic_pairs_are_worth(folder, monkeypatch):
     table = table.assign(failed=None, date="2026-01-01", seed=0, machine="m", workers=1, threads=1, versions="v")
     table["protocol"] = generate.AUGMENTATION
     text = generate.markdown(table)
-    assert "| 30 | all |" in text and "ridge, real and synthetic pairs" in text
+    assert "| 30 | all |" in text and "ridge, real and synthetic pairs, of the same weight" in text
     figure = generate.augmentation_figure(table)
     assert [ax.get_title() for ax in figure.axes] == ["ridge, own patch", "Stem"]
     curve = next(line for line in figure.axes[0].lines if line.get_label() == "real pairs")
