@@ -223,7 +223,7 @@ def growth(rows: pd.DataFrame) -> pd.DataFrame:
     for (step, n_genes), part in rows.groupby(["method", "n_genes"], observed=True):
         if part["n_spots"].nunique() > 1:
             spots = np.log(part["n_spots"].to_numpy(float))
-            records[f"{STEPS[step]}, {n_genes:,} genes"] = {
+            records[f"{STEPS[step]}, {n_genes:,.0f} genes"] = {
                 title: np.polyfit(spots, np.log(part[name].clip(lower=1e-3).to_numpy(float)), 1)[0]
                 for name, title in (("seconds", "seconds"), ("cpu_seconds", "processor"), ("gib", "memory"))
             }
