@@ -48,6 +48,7 @@ _COST = ("n_tiles", "n_steps", "seconds_central", "seconds_adapter", "seconds_pe
 
 _LABELS = {"real": "real pairs", "copies": "real pairs and copies", "synthetic": "real and synthetic pairs"}
 _COLORS = {"real": "#64748b", "copies": "#0e7490", "synthetic": "#c2410c"}
+_STYLES = {"real": "-", "copies": (0, (5, 5)), "synthetic": (0, (1, 2))}  # curves may be the same
 CURVE_CAPTION = "D2 of held-out sections by the number of real pairs: thin lines for each section and draw of pairs, thick ones for their mean."
 
 
@@ -265,7 +266,8 @@ def augmentation_figure(rows: pd.DataFrame) -> Figure | None:
             curves = d2.loc[f"{predictor}_{kind}"].unstack([1, 2]).reindex(numbers)  # number x (section, seed)
             ax.plot(range(len(numbers)), curves.to_numpy(), color=_COLORS[kind], linewidth=0.7, alpha=0.4)
             mean = curves.mean(axis=1)
-            ax.plot(range(len(numbers)), mean, color=_COLORS[kind], linewidth=2, marker="o", label=_LABELS[kind])
+            style = {"color": _COLORS[kind], "linestyle": _STYLES[kind], "linewidth": 2.5, "marker": "o"}
+            ax.plot(range(len(numbers)), mean, label=_LABELS[kind], **style)
         ax.set_xticks(range(len(numbers)), [str(n or "all") for n in numbers])
         ax.set_title({"ridge": "ridge, own patch", "stem": "Stem"}[predictor], fontsize=9)
         ax.set_xlabel("real pairs", fontsize=9)

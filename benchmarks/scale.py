@@ -268,7 +268,9 @@ def figure(rows: pd.DataFrame) -> Figure | None:
             ax.plot(part["n_spots"], part[name], marker="o", markersize=4, label=STEPS[step])
         ax.set(xscale="log", yscale="log", xlabel="bins", ylabel=title)
         ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(fontsize=7, frameon=False)
+    drawn.legend(
+        *ax.get_legend_handles_labels(), loc="outside lower center", ncols=len(STEPS), fontsize=8, frameon=False
+    )
     return drawn
 
 
