@@ -15,7 +15,7 @@ from lgdist_scvi.module.likelihood import Likelihood
 _LOADING_SHAPE = 1.0
 _PROFILE_SHAPE = 0.3
 _FROM_NEIGHBORS = 0.9  # share of the neighbours in the prior mean of a spot's loadings
-_FIT_STEPS = 140  # 200 predict hidden counts no better
+_FIT_STEPS = 200
 _STEPS = 5
 # With given profiles a step goes further than expectation-maximisation would, and keeps some of its direction (heavy ball): it
 # ends in the same place, sooner, as long as the stride is below twice (1 + momentum).
