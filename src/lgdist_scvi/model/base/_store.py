@@ -20,7 +20,7 @@ from lgdist_scvi._anndata import get_obs, get_var, in_memory
 from lgdist_scvi.model.base._record import to_json
 
 _FORMAT = 1  # of the store and its journal
-_BEGUN = ("store.zarr", "journal.new")  # of a call that was killed before its first line
+_BEGUN = ("store.zarr", "beside.zarr", "journal.new")  # of a call that was killed before its first line
 _IDENTITY = "completion"  # attribute of a layer: what it is a completion of
 _ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}
 _MAPPING = {"encoding-type": "dict", "encoding-version": "0.1.0"}
@@ -191,6 +191,7 @@ class LayerStore:
             for part in self.root.rglob("*.partial"):  # of writers that were killed
                 part.unlink()
             if self.adds_to is None:
+                self._complete()
                 self.root.rename(self.path)
             else:
                 self._add(columns, record)
@@ -199,9 +200,8 @@ class LayerStore:
     def _annotate(
         self, adata: AnnData, columns: Mapping[str, pd.Series], record: tuple[str, Mapping[str, Any]]
     ) -> None:
-        """Make an AnnData of the layers, without `X`."""
-        zarr = import_zarr()
-        root = zarr.open_group(self.root, mode="r+")
+        """Write what makes an AnnData of the layers, but `X`, apart from them: until they are whole nothing reads them as one."""
+        beside = import_zarr().open_group(self.work / "beside.zarr", mode="w", zarr_format=3)
         elements = {
             "obs": get_obs(adata),
             "var": get_var(adata).loc[self.genes].assign(**_of_genes(columns, self.genes)),
@@ -212,7 +212,14 @@ class LayerStore:
             "uns": {**adata.uns, record[0]: record[1]},
         }
         for name, element in elements.items():
-            _write(root, name, element)
+            _write(beside, name, element)
+
+    def _complete(self) -> None:
+        """Make an AnnData of the finished layers and what was written apart from them."""
+        for part in [path for path in (self.work / "beside.zarr").iterdir() if path.is_dir()]:
+            part.rename(self.root / part.name)
+        zarr = import_zarr()
+        root = zarr.open_group(self.root, mode="r+")
         root.attrs.update(_ROOT)
         _consolidate(zarr, root)
 
