@@ -66,10 +66,6 @@ class RegionEffects:
         """Sums over the spots of each slide, (n_slides, n_genes) each."""
         return self.evidence.of_slides(self.samples, self.left_out)
 
-    def forget_sums(self) -> None:
-        """Forget :attr:`of_slides`, which is computed anew when it is asked for."""
-        self.__dict__.pop("of_slides", None)
-
     def over_slides(self, spots: np.ndarray) -> Sums:
         """Sums over all other spots of the slides of some spots, (n_spots, n_genes) each."""
         samples = self.samples[spots]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Literal
 
@@ -107,26 +108,22 @@ class EstimateMixin(CompletionMixin, ExpressionMixin):
 
 def _seconds(asked: Question) -> float:
     """Time that a question takes, from spots in the middle of the data."""
-    query, evidence = asked.query, streamed_evidence(asked.query)
-    n_obs, seconds, lacks_sums = len(query.rows), 0.0, evidence is not None and evidence.needs_sums
-    first = max(0, (n_obs - _N_TIMES * _N_SPOTS) // 2)
-    runs = [query.rows[at : at + _N_SPOTS] for at in range(first, min(n_obs, first + _N_TIMES * _N_SPOTS), _N_SPOTS)]
-    try:
-        if lacks_sums:
+    query, evidence, seconds = asked.query, streamed_evidence(asked.query), 0.0
+    n_obs = len(query.rows)
+    if evidence is not None:
+        estimated, evidence = query.predictor.region_effects, copy(evidence)  # other questions learn nothing of it
+        effects = replace(estimated.effects, evidence=evidence)
+        query.predictor = query.predictor.with_region_effects(replace(estimated, effects=effects))
+        if evidence.needs_sums:
             begun = perf_counter()
             rows = evidence.parts[len(evidence.parts) // 2]
             evidence.sums = evidence.summed(rows)  # of some spots in the place of all: it is timed, not told
             seconds += (perf_counter() - begun) / len(rows) * len(query.dataset)
-        times = []
-        for rows in runs:
-            begun = perf_counter()
-            completed_block(asked, rows)
-            times.append((perf_counter() - begun) / len(rows))
-        # the first ones compute what those after them share
-        return seconds + float(np.min(times)) * n_obs
-    finally:
-        if lacks_sums:
-            evidence.sums = None
-            query.predictor.region_effects.effects.forget_sums()
-        if evidence is not None:
-            evidence.forget()
+    first = max(0, (n_obs - _N_TIMES * _N_SPOTS) // 2)
+    times = []
+    for start in range(first, min(n_obs, first + _N_TIMES * _N_SPOTS), _N_SPOTS):
+        begun, rows = perf_counter(), query.rows[start : start + _N_SPOTS]
+        completed_block(asked, rows)
+        times.append((perf_counter() - begun) / len(rows))
+    # the first ones compute what those after them share
+    return seconds + float(np.min(times)) * n_obs
