@@ -62,7 +62,7 @@ class GaussianDiffusion:
 
         In the angle phi of the schedule, where x = cos(phi) data + sin(phi) noise, the flow is dx / dphi = v, and v of data
         N(mean, 1) is -sin(phi) mean. That part is integrated exactly, and what differs from it by the second-order method of
-        Adams and Bashforth: data near a standard Gaussian need few steps, and none keeps less of the variance.
+        Adams and Bashforth: data near a standard Gaussian need few steps.
 
         Parameters
         ----------
