@@ -93,14 +93,14 @@ class Predictor:
         return None if shared is None else torch.from_numpy(shared).to(self.module.device)
 
     @torch.inference_mode()
-    def completed(self, hide: Hide = "nothing") -> np.ndarray:
-        """Posterior mean of everything, log1p(CP10K), float16, (n_obs, n_genes): a prefill for a second round.
+    def completed(self, rows: np.ndarray, hide: Hide = "nothing") -> np.ndarray:
+        """Posterior mean of everything of some spots, log1p(CP10K), float16, (n_spots, n_genes): a prefill for a second round.
 
         With ``hide="set_aside"`` nothing that training holds out is looked at.
         """
         likelihood = self.module.likelihood
-        filled = np.empty((len(self.dataset), len(likelihood.gene_rate)), dtype=np.float16)
-        for place, batch in self.batches():
+        filled = np.empty((len(rows), self.n_genes), dtype=np.float16)
+        for place, batch in self.batches(rows):
             condition = self.module.condition(batch, hide)
             decoded = self.module.decode(self.module.latent_mean(condition), condition)
             filled[place] = likelihood.in_log1p(decoded).cpu().numpy()
