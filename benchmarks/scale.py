@@ -104,6 +104,8 @@ def _run(arguments: argparse.Namespace) -> None:
         store = None if arguments.memory else cache / f"bins_{n_spots}x{size[1]}_{size[2]:g}.zarr"
         slide = Slide(*size, store)
         file = slide.name
+        if arguments.epochs is not None:
+            file += f", epochs {arguments.epochs}"
         if arguments.complete_genes is not None:
             file += f", {arguments.complete_genes} genes completed"
         if arguments.block_size is not None:

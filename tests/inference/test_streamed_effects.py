@@ -9,7 +9,14 @@ import pytest
 import torch
 from scipy.spatial.distance import pdist
 
-from lgdist_scvi.inference import EstimatedEffects, Prediction, Predictor, estimate_region_effects, fit_region_effects
+from lgdist_scvi.inference import (
+    EstimatedEffects,
+    Prediction,
+    Predictor,
+    _predictor,
+    estimate_region_effects,
+    fit_region_effects,
+)
 from lgdist_scvi.inference import _compact as compact
 from lgdist_scvi.inference import _parts as parts
 from lgdist_scvi.inference import _region_effects as regions
@@ -36,9 +43,8 @@ def streamed(monkeypatch, entries_at_a_time: int = 2560, cache: int = 2**20) -> 
     if cache < 2**20:  # too little to go through all spots without computing parts again
         monkeypatch.setattr(regions, "_keep_enough", lambda effects: None)
     monkeypatch.setattr(evidence, "_CACHE", cache)
-    for name, value in (("BATCH_SIZE", 16), ("spots_at_a_time", lambda n: entries_at_a_time // n)):
-        monkeypatch.setattr(parts, name, value)
-    monkeypatch.setattr(evidence, "BATCH_SIZE", 16)
+    monkeypatch.setattr(parts, "spots_at_a_time", lambda n: entries_at_a_time // n)
+    monkeypatch.setattr(_predictor, "BATCH_SIZE", 16)
 
 
 @pytest.mark.usefixtures("shrinkage")
@@ -117,7 +123,7 @@ def test_scattered_spots_are_told_how_to_be_ordered(trained, monkeypatch):
     effects = estimate_region_effects(predictor).effects
     # no more than there are
     of_part = effects.evidence.part_bytes
-    assert 8 * 16 * predictor.n_genes < of_part <= 12 * 16 * predictor.n_genes
+    assert 8 * 12 * predictor.n_genes < of_part <= 12 * 16 * predictor.n_genes
     assert 3 < effects.evidence.n_kept <= len(effects.evidence.parts) < 2**20 // of_part
     monkeypatch.setattr(evidence, "_CACHE", of_part * 5)
     with pytest.raises(

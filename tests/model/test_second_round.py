@@ -10,7 +10,7 @@ import torch
 
 from lgdist_scvi import LGDiST
 from lgdist_scvi import _keys as keys
-from lgdist_scvi.inference import CompletedRows
+from lgdist_scvi.inference import CompletedRows, _predictor
 from lgdist_scvi.inference import _compact as compact
 from lgdist_scvi.inference import _parts as parts
 from lgdist_scvi.model.base._predictor import with_prefill
@@ -109,7 +109,8 @@ def test_of_large_data_it_is_computed_for_some_spots_at_a_time(model, monkeypatc
     whole = with_prefill(model, dataset).fields[keys.PREFILL]
     expected = model.get_completed_expression(return_numpy=True)
     monkeypatch.setattr(compact, "MAX_ENTRIES", 1)
-    for name, value in (("BATCH_SIZE", 16), ("spots_at_a_time", lambda n: 64), ("_CACHE_COMPLETED", 2 * 16 * 60 * 3)):
+    monkeypatch.setattr(_predictor, "_BATCH_ENTRIES", 16 * dataset.counts.shape[1])
+    for name, value in (("spots_at_a_time", lambda n: 64), ("_CACHE_COMPLETED", 2 * 16 * 60 * 3)):
         monkeypatch.setattr(parts, name, value)
     prefill = with_prefill(model, dataset).fields[keys.PREFILL]
     assert isinstance(prefill, CompletedRows)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lgdist_scvi.inference._compact import runs, spots_at_a_time
-from lgdist_scvi.inference._predictor import BATCH_SIZE, Predictor
+from lgdist_scvi.inference._predictor import Predictor
 
 _CACHE_COMPLETED = 2**28  # bytes
 
@@ -36,11 +36,11 @@ class ComputedParts(ABC):
         self.part, self.place = np.empty((2, n_obs), dtype=np.int32)
         self.parts: list[np.ndarray] = []
         for rows in runs(n_obs, self.size):
-            for place in predictor.places(rows, BATCH_SIZE):
+            for place in predictor.places(rows, predictor.batch_size):
                 self.part[rows[place]], self.place[rows[place]] = len(self.parts), np.arange(len(place))
                 self.parts.append(rows[place])
         self._kept: OrderedDict[int, Any] = OrderedDict()
-        self.part_bytes = int(of_entry * min(BATCH_SIZE, self.size) * predictor.n_genes)
+        self.part_bytes = max(1, int(of_entry * n_obs / len(self.parts) * predictor.n_genes))  # on average
         self.n_kept = max(1, n_bytes // self.part_bytes)
         self._lock = Lock()
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lgdist_scvi.inference._region_effects import EstimatedEffects
 
 BATCH_SIZE = 512
+_BATCH_ENTRIES = 2**21  # of whole transcriptomes fewer spots: their neighbours may be ten times as many
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Predictor:
     def n_genes(self) -> int:
         """Number of registered genes."""
         return len(self.module.likelihood.gene_rate)
+
+    @property
+    def batch_size(self) -> int:
+        """Number of spots in a batch."""
+        return min(BATCH_SIZE, max(1, _BATCH_ENTRIES // self.n_genes))
 
     def with_region_effects(self, region_effects: EstimatedEffects | np.ndarray | None) -> Predictor:
         """The same with other region effects."""
@@ -60,7 +66,7 @@ class Predictor:
     ) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
         """Batches of neighbouring spots: positions in `rows` (``None``: all spots), and tensors."""
         # no data loader: it would draw from torch's global generator
-        rows, size = np.arange(len(self.dataset)) if rows is None else rows, batch_size or BATCH_SIZE
+        rows, size = np.arange(len(self.dataset)) if rows is None else rows, batch_size or self.batch_size
         device = self.module.device  # looks at every parameter
         with tqdm(total=len(rows), desc="Spots", unit=" spots", disable=silent, leave=False) as progress:
             for place in self.places(rows, size):

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi.inference._parts import ComputedParts
-from lgdist_scvi.inference._predictor import BATCH_SIZE, Predictor
+from lgdist_scvi.inference._predictor import Predictor
 from lgdist_scvi.module._spots import Condition, Inputs
 from lgdist_scvi.module.lgdist import Hide
 
@@ -111,7 +111,7 @@ class StreamedEvidence(ComputedParts):
 
     @torch.inference_mode()
     def compute(self, rows: np.ndarray) -> _Part:
-        ((place, batch),) = self.predictor.batches(rows, BATCH_SIZE)
+        ((place, batch),) = self.predictor.batches(rows)
         sums, _, shared = evidence_of(self.predictor, batch, self.hide)
         return self._in_order(rows[place], *sums, shared.cpu().numpy())
 
