@@ -12,6 +12,7 @@ from lgdist_scvi.inference._conformal import (
 )
 from lgdist_scvi.inference._entry_kinds import ENTRY_KINDS, CalibrationCase, EntryKind, HeldOutSpots, hidden_cases
 from lgdist_scvi.inference._holes import holes
+from lgdist_scvi.inference._parts import CompletedRows
 from lgdist_scvi.inference._prediction import (
     FILLED_MISSING,
     FILLED_ZERO,
@@ -50,6 +51,7 @@ __all__ = [
     "REPORTED_LEVELS",
     "Calibration",
     "CalibrationCase",
+    "CompletedRows",
     "EntryKind",
     "EstimatedEffects",
     "HeldOutEntries",
