@@ -19,6 +19,7 @@ from lgdist_scvi.model.base._calibration import calibrate
 from lgdist_scvi.model.base._predictor import DataMixin, predictor_of
 from lgdist_scvi.model.base._record import remember_training, training_call
 from lgdist_scvi.train import (
+    PARALLEL,
     EntrySplitter,
     StagePlan,
     check_trainer_arguments,
@@ -26,6 +27,7 @@ from lgdist_scvi.train import (
     listed,
     refuse_unknown,
     run_stage,
+    share,
 )
 
 _EPOCHS = (4, 300)
@@ -112,7 +114,9 @@ class TrainingMixin(DataMixin):
         names = [name for name in self._stages if stage in ("all", name)] * n_rounds
         stages = [name if place < len(self._stages) else f"{name}_round2" for place, name in enumerate(names)]
         arguments = {**trainer_kwargs, "early_stopping": early_stopping, "devices": devices}
-        check_trainer_arguments(arguments, stages, inspect.signature(self.train).parameters)
+        n_processes = check_trainer_arguments(
+            arguments, stages, inspect.signature(self.train).parameters, parallel=True
+        )
         refuse_unknown(plan_kwargs or {}, ("lr", "weight_decay"), "plan_kwargs")
         data = self.adata_manager.create_torch_dataset()
         seen = data.for_training
@@ -124,6 +128,7 @@ class TrainingMixin(DataMixin):
             n_obs=len(data),
             seed=settings.seed or 0,
             batch_size=batch_size,
+            n_processes=n_processes,
             datasplitter_kwargs=datasplitter_kwargs,
         )
         plans = [
@@ -149,7 +154,7 @@ class TrainingMixin(DataMixin):
                     self,
                     plan,
                     splitter,
-                    max_epochs=max_epochs or _default_epochs(plan, splitter.n_per_epoch, batch_size),
+                    max_epochs=max_epochs or _default_epochs(plan, splitter.n_per_epoch, batch_size * n_processes),
                     ema_decay=ema_decay,
                     callbacks=copies,
                     stages=stages,
@@ -164,9 +169,13 @@ class TrainingMixin(DataMixin):
                 call["interrupted"] = False
         if self.is_trained_:
             # Ctrl-C may come here as well: what is missing then is calibrated when first asked for
-            self.calibration_ = self.calibration_ or calibrate(
+            calibration = self.calibration_ or calibrate(
                 self, data, show=trainer_kwargs.get("enable_progress_bar", True)
             )
+            if trainer_kwargs.get("strategy") in PARALLEL:
+                share(self.module, self.trainer.strategy)
+                calibration = self.trainer.strategy.broadcast(calibration)
+            self.calibration_ = calibration
             if seen is data:
                 predictor_of(self, data)  # the first question finds region effects at hand
 
