@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
 from scvi.train import SaveCheckpoint
 
 from lgdist_scvi import LGDiST
@@ -62,11 +63,26 @@ REFUSED = [
     ({"limit_train_batches": 0}, ValueError, "nothing to train on"),
     ({"limit_val_batches": 0}, ValueError, "no loss to stop by; pass early_stopping=False"),
     ({"overfit_batches": 1}, ValueError, "overfit_batches=1 would replace the sampler.*leave it out"),
-    ({"strategy": "ddp"}, ValueError, "strategy='ddp' would replace the sampler.*one device"),
-    ({"num_nodes": 2}, ValueError, "num_nodes=2 .*one device"),
-    ({"devices": 2}, ValueError, r"on one device, got devices=2; pass one, such as devices=\[0\]"),
-    ({"devices": [0, 1]}, ValueError, "on one device"),
-    ({"devices": "2"}, ValueError, "on one device"),
+    ({"strategy": "ddp"}, ValueError, "strategy='ddp' needs the number of devices, such as devices=2"),
+    (
+        {"strategy": "ddp_spawn", "devices": 2},
+        ValueError,
+        'ddp_spawn.* put the training into a script and pass strategy="ddp"',
+    ),
+    ({"strategy": "ddp_notebook", "devices": 2}, ValueError, "put the training into a script"),
+    ({"strategy": "fsdp", "devices": 2}, ValueError, "put the training into a script"),
+    ({"strategy": DDPStrategy(), "devices": 2}, ValueError, 'pass strategy="ddp"'),
+    ({"strategy": "ddp", "devices": 2, "num_nodes": 0}, ValueError, "num_nodes must be a whole number"),
+    ({"strategy": "ddp", "devices": 2, "use_distributed_sampler": True}, TypeError, "split between processes"),
+    ({"num_nodes": 2}, ValueError, 'several processes need strategy="ddp" as well'),
+    (
+        {"devices": 2},
+        ValueError,
+        r"need strategy=\"ddp\" as well, got devices=2; or pass one device, such as devices=\[0\]",
+    ),
+    ({"devices": [0, 1]}, ValueError, 'need strategy="ddp"'),
+    ({"devices": "2"}, ValueError, 'need strategy="ddp"'),
+    ({"devices": "0,1"}, ValueError, 'need strategy="ddp"'),
     ({"batch_size": 0}, ValueError, "batch_size must be a whole number"),
     ({"ema_decay": 2}, ValueError, "ema_decay must lie between 0 and 1"),
     ({"datasplitter_kwargs": {"train_size": 0.9}}, TypeError, "no 'train_size'.*external_indexing"),
