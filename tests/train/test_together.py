@@ -44,7 +44,7 @@ def lgdist(tmp_path_factory) -> list[dict[str, Any]]:
     """What both processes end with; the first one starts the other."""
     folder = tmp_path_factory.mktemp("together")
     call = [sys.executable, str(SCRIPT), "lgdist", str(folder)]
-    done = subprocess.run(call, env=environment(), cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(call, env=environment(), cwd=folder, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in folder.iterdir()) == ["0.json", "1.json"]  # no logs of anybody's
     return endings(folder)
@@ -52,10 +52,11 @@ def lgdist(tmp_path_factory) -> list[dict[str, Any]]:
 
 def test_both_processes_end_with_the_same_model(lgdist):
     """Weights, region effects in predictions, calibration in intervals, skill: bit by bit, after two rounds."""
-    first, second = (ending["stopped"] for ending in lgdist)
-    for name in BITS:
-        assert first[name] == second[name], name
-    assert first["validation"] == second["validation"] and len(first["validation"]) == 4
+    for training, n_stages in (("stopped", 4), ("drawn", 2)):
+        first, second = (ending[training] for ending in lgdist)
+        for name in BITS:
+            assert first[name] == second[name], (training, name)
+        assert first["validation"] == second["validation"] and len(first["validation"]) == n_stages
 
 
 def test_both_stop_at_the_same_time(lgdist):
@@ -86,6 +87,16 @@ def test_each_trains_on_a_part_of_both_slides(lgdist):
     assert len(ours) == len(theirs) and not ours & theirs
 
 
+def test_drawn_parts_of_a_large_slide(lgdist):
+    """Both processes draw the same runs of spots, and share them out."""
+    first, second = (ending["drawn"]["trained"] for ending in lgdist)
+    for stage in first:
+        assert len(first[stage]) == len(second[stage]) == 3 * 3
+        for epoch in range(3):
+            ours, theirs = (sum(one[stage][3 * epoch : 3 * epoch + 3], []) for one in (first, second))
+            assert len(ours) == len(theirs) == 48 and len({*ours, *theirs}) == 96
+
+
 def test_rates_are_recovered_as_well_as_by_one(lgdist):
     model = together.lgdist(together.two_slides(), mask=False)
     model.train(max_epochs=30, batch_size=64, accelerator="cpu", enable_progress_bar=False)
@@ -114,7 +125,7 @@ def test_stem_in_processes_that_slurm_started(tmp_path):
         for rank in (0, 1)
     ]
     for process in processes:
-        said, _ = process.communicate()
+        said, _ = process.communicate(timeout=900)
         assert process.returncode == 0, said
     first, second = (ending["stem"] for ending in endings(tmp_path))
     for name in BITS:

@@ -100,7 +100,7 @@ def run_stage(
     if parallel:
         ours.insert(0, Together(getattr(model.adata_manager, "fingerprint", None)))
         # losses are in the curves; scvi-tools' own logger would write into the working directory
-        trainer_kwargs = {"logger": False, **trainer_kwargs, "use_distributed_sampler": False}
+        trainer_kwargs |= {"logger": trainer_kwargs.get("logger") or False, "use_distributed_sampler": False}
     if ema_decay is not None:
         ours.append(EMAWeightAveraging(use_buffers=False, decay=ema_decay))
     if trainer_kwargs.get("check_val_every_n_epoch") is None:

@@ -82,9 +82,10 @@ class TrainingMixin(DataMixin):
             2 is the paper's protocol: train, complete the missing entries, and train on with the completed values standing in
             for what neighbours lack. Needs a mask.
         accelerator, devices
-            As in scvi-tools.
+            As in scvi-tools. ``devices=2, strategy="ddp"`` trains with two processes, from a script: every process runs the whole of it,
+            and all end with the same model. Stopping it (Ctrl-C) then ends all.
         batch_size
-            Spots per step.
+            Spots per step; with several processes, of each.
         early_stopping
             Whether to stop when the validation loss no longer falls.
         validation_samples
@@ -99,13 +100,14 @@ class TrainingMixin(DataMixin):
             For the data loaders (`num_workers`), and `external_indexing`: a list of the rows that train and the rows that validate;
             others do neither, nor do those outside of the patches that training sees. Rows that validate are still seen as neighbours of others: `pp.hold_out` hides them there too.
         **trainer_kwargs
-            For :class:`scvi.train.Trainer` (`callbacks`, `logger`, `check_val_every_n_epoch`, `enable_progress_bar`).
+            For :class:`scvi.train.Trainer` (`callbacks`, `logger`, `check_val_every_n_epoch`, `enable_progress_bar`, `strategy`).
 
         Raises
         ------
         ValueError
             If the diffusion is asked for before the VAE, a second round without missing entries, a slide is unknown, the model was
-            loaded without data, rows are named that cannot be, or checkpoints are asked for (the best weights are kept anyway).
+            loaded without data, rows are named that cannot be, checkpoints are asked for (the best weights are kept anyway), or several
+            processes that are not started from a script, or were given different data.
         TypeError
             If a keyword is unknown, or a callback cannot be copied.
         """
