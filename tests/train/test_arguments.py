@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 
@@ -13,6 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from scvi.train import SaveCheckpoint
 
 from lgdist_scvi import LGDiST
+from lgdist_scvi.train import check_trainer_arguments
 
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False, "max_epochs": 1}
 
@@ -115,6 +117,33 @@ def test_refused_before_training(untrained):
         assert not model.is_trained_ and model.history_ is None, kwargs
     for key, value in model.module.state_dict().items():
         assert torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize(
+    "given, n",
+    [
+        ({}, 1),
+        ({"devices": "auto", "strategy": "auto"}, 1),
+        ({"devices": [0]}, 1),
+        ({"devices": 2, "strategy": "ddp"}, 2),
+        ({"devices": [1, 3, 4], "strategy": "ddp_find_unused_parameters_true"}, 3),
+        ({"devices": "0,1", "strategy": "ddp"}, 2),
+        ({"devices": "2", "strategy": "ddp_find_unused_parameters_false", "num_nodes": 3}, 6),
+    ],
+)
+def test_number_of_processes(given, n):
+    assert check_trainer_arguments(given, ["vae"], parallel=True) == n
+
+
+def test_several_processes_where_one_must_do():
+    with pytest.raises(ValueError, match="this training is in one process, got strategy='ddp'; leave it out"):
+        check_trainer_arguments({"devices": 2, "strategy": "ddp"}, ["adapter"])
+
+
+def test_several_processes_in_a_notebook(monkeypatch):
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    with pytest.raises(ValueError, match="runs the script once for each process.* put the training into a file"):
+        check_trainer_arguments({"devices": 2, "strategy": "ddp"}, ["vae"], parallel=True)
 
 
 def test_the_checkpoint_of_scvi_tools_cannot_switch_off_experts(untrained):

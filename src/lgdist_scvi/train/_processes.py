@@ -44,7 +44,7 @@ def n_processes(arguments: Mapping[str, Any]) -> int:
             f"strategy={strategy!r} runs the script once for each process, and there is none here: put the training into a file, and run "
             "it with python"
         )
-    n_nodes = arguments.get("num_nodes") or 1
+    n_nodes = 1 if arguments.get("num_nodes") is None else arguments["num_nodes"]
     if not isinstance(n_nodes, int) or n_nodes < 1:
         raise ValueError(f"num_nodes must be a whole number of at least 1, got {n_nodes!r}")
     return n * n_nodes
