@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import distributed
 
 from lgdist_scvi.train._plan import StagePlan
@@ -59,6 +59,19 @@ def _n_devices(devices: Any) -> int:
     if devices in (-1, "-1"):
         return max(1, torch.cuda.device_count())
     return int(devices) if str(devices).isdecimal() else 1
+
+
+def for_several(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a trainer for several processes, from those that `train` was given."""
+    unused = arguments["strategy"].endswith("_true")
+    return {
+        **arguments,
+        # buffers are the same from the start, and no step changes them
+        "strategy": DDPStrategy(find_unused_parameters=unused, broadcast_buffers=False),
+        "use_distributed_sampler": False,
+        # losses are in the curves; scvi-tools' own logger would write into the working directory
+        "logger": arguments.get("logger") or False,
+    }
 
 
 def is_first() -> bool:

@@ -20,7 +20,7 @@ from scvi.train import LoudEarlyStopping, TrainRunner
 from lgdist_scvi.train._arguments import listed, loss_names
 from lgdist_scvi.train._callbacks import Curves, KeepBest
 from lgdist_scvi.train._plan import StagePlan
-from lgdist_scvi.train._processes import PARALLEL, Together, share
+from lgdist_scvi.train._processes import PARALLEL, Together, for_several, share
 from lgdist_scvi.train._quiet import quietly
 from lgdist_scvi.train._steps import named_step
 
@@ -99,8 +99,7 @@ def run_stage(
     ours, last = [best, curves], []
     if parallel:
         ours.insert(0, Together(getattr(model.adata_manager, "fingerprint", None)))
-        # losses are in the curves; scvi-tools' own logger would write into the working directory
-        trainer_kwargs |= {"logger": trainer_kwargs.get("logger") or False, "use_distributed_sampler": False}
+        trainer_kwargs = for_several(trainer_kwargs)
     if ema_decay is not None:
         ours.append(EMAWeightAveraging(use_buffers=False, decay=ema_decay))
     if trainer_kwargs.get("check_val_every_n_epoch") is None:
