@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks._results import RESULTS, Results, code_digest, machine
+from benchmarks._results import REPOSITORY, RESULTS, Results, code_digest, machine
 from benchmarks._shared import add_data, quiet, slides
 
 PROTOCOL = "processes"
@@ -75,7 +75,7 @@ def run(path: Path, method: str, seed: int, epochs: int | None) -> dict:
             str(answer),
         ]
         environment = {**os.environ, **_LOOPBACK}
-        done = subprocess.run(call, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(call, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False)
         if done.returncode or not answer.exists():
             return {"failed": " ".join(done.stderr.split())[-400:] or f"ended with {done.returncode}"}
         return json.loads(answer.read_text())
