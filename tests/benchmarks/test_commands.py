@@ -114,3 +114,14 @@ def test_processes(folder, tmp_path, capsys):
     assert list(rows["method"]) == ["one", "two"] and "failed" not in rows
     assert rows["hidden"].nunique() == 1 and rows["d2"].between(-1, 1).all() and (rows["workers"] == [1, 2]).all()
     assert "seconds" in capsys.readouterr().out
+
+
+def test_genes(folder, tmp_path, capsys):
+    """The same genes are predicted, whatever is registered beside them."""
+    main(["genes", "--data", str(folder), "--files", "small", "--seeds", "0", "--genes", "20", "all", "--epochs", "2", "--output", str(tmp_path)])  # fmt: skip
+    rows = pd.read_csv(tmp_path / "genes_seed0.csv")
+    assert list(rows["method"]) == ["20", "all"] and "failed" not in rows
+    assert rows["n_genes"][0] == 20 and rows["n_genes"][1] == 60
+    assert rows["d2"].between(-1, 1).all() and rows["d2"].nunique() == 2
+    assert (rows["memory_mib"] > rows["libraries_mib"]).all()
+    assert "cpu_seconds" in capsys.readouterr().out
