@@ -302,12 +302,13 @@ def _locked(file: Path) -> IO[str]:
                 f"{file} cannot be locked ({error}): begin no other completion into the same store",
                 stacklevel=settings.warnings_stacklevel,
             )
-        if file.exists() and os.path.samestat(os.fstat(lock.fileno()), os.stat(file)):
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {platform.node()}")
-            lock.flush()
-            return lock
-        lock.close()  # of a call that has just ended, and removed it
+        with suppress(FileNotFoundError):  # of a call that has just ended, and removed it
+            if os.path.samestat(os.fstat(lock.fileno()), os.stat(file)):
+                lock.truncate(0)
+                lock.write(f"process {os.getpid()} on {platform.node()}")
+                lock.flush()
+                return lock
+        lock.close()
 
 
 def import_zarr() -> Any:
