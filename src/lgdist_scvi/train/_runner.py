@@ -11,11 +11,12 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from scvi import settings
 from scvi.dataloaders import DataSplitter
 from scvi.model.base import BaseModelClass
 from scvi.train import LoudEarlyStopping, TrainRunner
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lgdist_scvi.train._arguments import listed, loss_names
 from lgdist_scvi.train._callbacks import Curves, KeepBest
@@ -101,7 +102,8 @@ def run_stage(
         ours.insert(0, Together(getattr(model.adata_manager, "fingerprint", None)))
         trainer_kwargs = for_several(trainer_kwargs)
     if ema_decay is not None:
-        ours.append(EMAWeightAveraging(use_buffers=False, decay=ema_decay))
+        # all parameters at once: one by one takes longer
+        ours.append(WeightAveraging(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)))
     if trainer_kwargs.get("check_val_every_n_epoch") is None:
         trainer_kwargs["check_val_every_n_epoch"] = max(1, max_epochs // _N_VALIDATIONS)
     monitor = trainer_kwargs.get("early_stopping_monitor") or "validation_loss"
