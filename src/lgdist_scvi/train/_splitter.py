@@ -106,8 +106,8 @@ class EntrySplitter(DataSplitter):
             self.part, self.n_parts = self.trainer.global_rank, self.trainer.world_size
 
     def teardown(self, stage: str | None = None) -> None:
-        """Give this process all batches: what follows the networks looks at all of them."""
-        self.part, self.n_parts = 0, 1
+        """Give this process all batches: what goes before a stage and follows it looks at all of them."""
+        self.trainer, self.part, self.n_parts = None, 0, 1
 
     @property
     def n_per_epoch(self) -> int:
@@ -118,7 +118,7 @@ class EntrySplitter(DataSplitter):
         """Batches of all spots, or of as many as an epoch has at most, in random order; of several processes, a part of each."""
         loader = super().train_dataloader()
         if self.n_parts > 1:
-            # all processes draw the same, and none gathers more than its part: any spot can be a neighbour
+            # all processes draw the same, and take a part each; every one holds all data, and so the neighbours of its spots
             generator = torch.Generator().manual_seed(self.seed)
             loader.sampler.sampler = _SomeRuns(self.n_train, self.n_per_epoch, self.part, self.n_parts, generator)
         elif self.n_train > _PER_EPOCH:
