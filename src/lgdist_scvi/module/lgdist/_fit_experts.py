@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lgdist_scvi.module.lgdist._module import LGDiSTModule
 
 _N_PROFILE_SPOTS = 4096  # that profiles are learnt from, fewer of whole transcriptomes
-_N_PROFILE_ENTRIES = 8_000_000
+_N_PROFILE_ENTRIES = 16_000_000
 _N_SPOTS = 2048  # that choose weights
 _MASKS = (keys.MASK, keys.NEIGHBOR_MASK)
 
