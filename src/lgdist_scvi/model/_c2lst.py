@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import cached_property
 from os import PathLike
 from typing import Any, Self
 
@@ -12,14 +13,17 @@ import torch
 from anndata import AnnData
 from scvi.data import AnnDataManager
 from scvi.model.base import BaseModelClass
+from scvi.utils import track
 
+from lgdist_scvi import _keys as keys
 from lgdist_scvi._anndata import in_memory
 from lgdist_scvi._checks import check_positive_int, require_key
 from lgdist_scvi._patches import resize_patches
 from lgdist_scvi.data import CountsField, LibraryField, PatchField, PatchPairs, SampleField
-from lgdist_scvi.model._c2lst_central import N_STEPS, CentralModel, seed_of
-from lgdist_scvi.model._c2lst_generation import GUIDANCE, GenerationMixin
+from lgdist_scvi.model._c2lst_central import N_STEPS, CentralModel, noise_of, seed_of
+from lgdist_scvi.model._c2lst_expression import conditions, expected_values, profiles, read_counts
 from lgdist_scvi.model._c2lst_pairs import drawn_rows, flagged_pairs
+from lgdist_scvi.model._c2lst_posterior import PosteriorMixin
 from lgdist_scvi.model._c2lst_pretraining import pretrain_central
 from lgdist_scvi.model._c2lst_stage import AdapterStage, pair_splitter
 from lgdist_scvi.model._setup import check_anndata, check_keywords, same_key
@@ -27,8 +31,10 @@ from lgdist_scvi.model.base._record import Recorded, random_state, training_call
 from lgdist_scvi.module.c2lst import C2LSTModule
 from lgdist_scvi.train import check_trainer_arguments, copies_for_stages, listed, refuse_unknown, run_stage
 
+GUIDANCE = 2.0
 
-class C2LST(Recorded, GenerationMixin, BaseModelClass):
+
+class C2LST(Recorded, PosteriorMixin, BaseModelClass):
     """Tissue patches that go with given expression, from a central model of tissue and few pairs (after Fang et al. 2025, "C2L-ST").
 
     A central diffusion model learns what tissue looks like from patches without expression (:meth:`pretrain`). It is then frozen, and
@@ -202,9 +208,7 @@ class C2LST(Recorded, GenerationMixin, BaseModelClass):
         """
         call = training_call(locals())
         if self.adata is None:
-            raise ValueError(
-                "the model was loaded without data; load it with the data to train on: load(..., adata=adata)"
-            )
+            raise ValueError("the model was loaded without data to train on; load it with them: load(..., adata=adata)")
         check_positive_int(batch_size, "batch_size")
         if max_epochs is not None:
             check_positive_int(max_epochs, "max_epochs")
@@ -231,6 +235,58 @@ class C2LST(Recorded, GenerationMixin, BaseModelClass):
             **trainer_kwargs,
         )
         self.training_ = [*self.training_, {**call, "interrupted": not completed}]
+
+    def generate(
+        self,
+        expression: AnnData | Any = None,
+        n_per_spot: int = 1,
+        guidance_scale: float = GUIDANCE,
+        n_steps: int = N_STEPS,
+        seed: int | None = None,
+        batch_size: int = 32,
+        silent: bool = True,
+    ) -> np.ndarray:
+        """Generate patches of tissue for expression.
+
+        Parameters
+        ----------
+        expression
+            ``None``: the training spots. An AnnData with counts (or `expression_layer`) as in the training, such as
+            ``adata[rows]``; patches are not needed, and genes that it lacks are unknown. Or log1p(CP10K) of expected rates: a DataFrame
+            with genes as columns, NaN where a value is unknown, or an array of all registered genes, (n, n_genes).
+        n_per_spot
+            Patches for each profile.
+        guidance_scale
+            How much more than in training the expression counts: 0 ignores it, 1 takes it as it was learnt, more exaggerates it.
+        n_steps
+            Steps of the sampler; more than 25 gain little.
+        seed
+            Of the noise; ``None``: that of scvi-tools, or 0. The same seed gives the same patches (in other batches, but for rounding).
+        batch_size
+            Patches at a time.
+        silent
+            Whether to show no progress.
+
+        Returns
+        -------
+        uint8, (n * n_per_spot, size, size, 3), those of one profile one after the other, in pixels of the central model.
+
+        Raises
+        ------
+        ValueError, KeyError, TypeError
+            If the model is not trained, an argument is out of range, or expression is of an unknown kind or of other genes.
+        """
+        if not self.is_trained_:
+            raise ValueError("the model is not trained; call train() first")
+        check_positive_int(n_per_spot, "n_per_spot")
+        if not 0 <= guidance_scale < float("inf"):
+            raise ValueError(f"guidance_scale must be a number of at least 0, got {guidance_scale!r}")
+        condition = conditions(self.module.scores, *self._profiles(expression)).repeat_interleave(n_per_spot, dim=0)
+        noise = noise_of(len(condition), self.central.noise_shape, seed).to(condition.device)
+        self.module.eval()
+        parts = list(zip(condition.split(batch_size), noise.split(batch_size), strict=True))
+        parts = track(parts, description="generating patches", disable=silent)
+        return np.concatenate([self.module.generate(*part, guidance_scale, n_steps).cpu().numpy() for part in parts])
 
     def synthetic_pairs(
         self,
@@ -309,6 +365,34 @@ class C2LST(Recorded, GenerationMixin, BaseModelClass):
         model.central = CentralModel.find(central, model.central_)
         model.module.unet.load_state_dict(model.central.unet.state_dict())
         return model
+
+    def _profiles(self, expression: Any) -> tuple[np.ndarray, np.ndarray]:
+        if expression is not None:
+            return profiles(expression, self._genes, self.registry_["setup_args"], self.module.scores)
+        if self.adata is None:
+            raise ValueError("the model was loaded without data; pass expression, or load(..., adata=adata)")
+        return self._values, np.ones_like(self._values, dtype=bool)
+
+    @property
+    def _genes(self) -> np.ndarray:
+        return np.asarray(self.get_state_registry(keys.COUNTS)["column_names"])
+
+    @cached_property
+    def _counts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return read_counts(self.adata, self._genes, self.registry_["setup_args"])
+
+    @cached_property
+    def _values(self) -> np.ndarray:
+        """log1p(CP10K) of expected rates of the training spots, float32 (n_obs, n_genes)."""
+        setup = self.registry_["setup_args"]
+        if setup["expression_layer"] is None:
+            return expected_values(self.module.scores, *self._counts[:2])
+        values, known = profiles(self.adata, self._genes, setup, self.module.scores)
+        if n_missing := int((~known).sum()):
+            raise ValueError(
+                f"{n_missing:,} values of adata.layers[{setup['expression_layer']!r}] are NaN; the training needs all"
+            )
+        return values
 
     @property
     def _pairs(self) -> PatchPairs:

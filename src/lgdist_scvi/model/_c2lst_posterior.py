@@ -6,10 +6,18 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from scipy.special import softmax
+from scvi.utils import track
 
-from lgdist_scvi._checks import as_floats
+from lgdist_scvi._checks import as_floats, check_positive_int
+from lgdist_scvi._patches import check_patches, resize_patches
+from lgdist_scvi.model._c2lst_central import CentralModel, noise_of, seed_of
+from lgdist_scvi.model._c2lst_expression import conditions
+from lgdist_scvi.model._c2lst_pairs import drawn_rows
+
+TEMPERATURE = 3.0
 
 
 class ExpressionPosterior(NamedTuple):
@@ -78,7 +86,101 @@ class ExpressionPosterior(NamedTuple):
         return cls(pd.DataFrame(probability, columns=names), pd.DataFrame(expression, columns=genes))
 
 
-def checked_prior(prior: Any, n: int) -> np.ndarray:
+class PosteriorMixin:
+    """Which expression patches go with."""
+
+    central: CentralModel
+    _genes: np.ndarray
+
+    def _profiles(self, expression: Any) -> tuple[np.ndarray, np.ndarray]:
+        """log1p(CP10K) of expected rates, float32 (n, n_genes), and which of them are known; ``None``: of the training spots."""
+        raise NotImplementedError
+
+    def get_expression_posterior(
+        self,
+        patches: Any,
+        expression: AnnData | Any = None,
+        prior: np.ndarray | None = None,
+        n_candidates: int = 64,
+        temperature: float = TEMPERATURE,
+        n_levels: int = 8,
+        seed: int | None = None,
+        batch_size: int = 32,
+        silent: bool = True,
+    ) -> ExpressionPosterior:
+        """Infer which expression patches go with, to check generated ones.
+
+        Bayes' rule over candidate profiles, with the model as the likelihood (Li et al. 2023, "Your diffusion model is secretly a
+        zero-shot classifier"): how well noise is taken from a patch under each candidate, by the same noise for all of them. The logarithm of
+        the likelihood is the variational bound over the noise levels whose share of the variance is from a tenth to nine tenths, evenly in the
+        logarithm of the signal-to-noise ratio.
+
+        Parameters
+        ----------
+        patches
+            Patches, generated or real, uint8 (n, edge, edge, 3); they are reduced to the size of the central model.
+        expression
+            Candidates, as in :meth:`generate`; ``None``: training spots, drawn at random.
+        prior
+            Weight of each candidate, (n_candidates,); ``None``: all alike.
+        n_candidates
+            Number of training spots, at most, where `expression` is ``None``.
+        temperature
+            By which the logarithm of the likelihood is divided: 1 is too sure of real patches, of which the default was right on spots
+            that choose when training stops. It does not change which candidates are more probable than others under equal weights.
+        n_levels
+            Noise levels. The cost is one evaluation of the network for each patch, candidate and level, as much as half a step of
+            :meth:`generate`: 512 for a patch with the defaults.
+        seed
+            Of the noise and of the draw of training spots; ``None``: that of scvi-tools, or 0. The same seed gives the same posterior
+            (with another `batch_size`, but for rounding), whatever other patches there are.
+        batch_size
+            Pairs of patch and candidate at a time; the memory depends on it, not on their number.
+        silent
+            Whether to show no progress.
+
+        Returns
+        -------
+        Probability of each candidate, and the expected rates of the registered genes; its ``rank(made_for)`` says whether patches go with
+        the profiles that they were made for.
+
+        Raises
+        ------
+        ValueError, KeyError, TypeError
+            If the model is not trained, patches are none, an argument is out of range, or expression is of an unknown kind or of other
+            genes.
+        """
+        if not self.is_trained_:
+            raise ValueError("the model is not trained; call train() first")
+        for name, value in (("n_candidates", n_candidates), ("n_levels", n_levels), ("batch_size", batch_size)):
+            check_positive_int(value, name)
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature must be a positive number, got {temperature!r}")
+        check_patches(patches, "patches")
+        if not patches.shape[0]:
+            raise ValueError("patches holds no patch")
+        values, known = self._profiles(expression)
+        names = _names(self.adata if expression is None else expression, len(values))
+        if expression is None:
+            drawn = np.sort(drawn_rows(len(values), len(values), np.random.default_rng(seed_of(seed)))[:n_candidates])
+            values, known, names = values[drawn], known[drawn], names[drawn]
+        if not len(values):
+            raise ValueError("expression holds no profile; pass at least one candidate")
+        weights = _checked_prior(prior, len(values))
+        images = torch.from_numpy(resize_patches(patches, self.central.size))
+        noise = noise_of(n_levels, self.central.noise_shape, seed)
+        condition = conditions(self.module.scores, values, known)
+        pairs = torch.arange(len(images) * len(condition)).split(batch_size)
+        self.module.eval()
+        parts = [
+            self.module.log_likelihood(images[part // len(condition)], condition[part % len(condition)], noise).cpu()
+            for part in track(pairs, description="comparing patches with profiles", disable=silent)
+        ]
+        likelihood = torch.cat(parts).reshape(len(images), len(condition)).numpy() / temperature
+        return ExpressionPosterior.of(likelihood, weights, np.where(known, values, np.nan), names, self._genes)
+
+
+def _checked_prior(prior: Any, n: int) -> np.ndarray:
     """Weights of n candidates that sum to 1.
 
     Raises
@@ -94,7 +196,7 @@ def checked_prior(prior: Any, n: int) -> np.ndarray:
     return weights / weights.sum()
 
 
-def profile_names(expression: Any, n: int) -> pd.Index:
+def _names(expression: Any, n: int) -> pd.Index:
     """Names of profiles: of spots, of rows, or numbers."""
     if isinstance(expression, AnnData):
         return expression.obs_names
