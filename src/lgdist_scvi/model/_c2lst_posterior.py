@@ -126,11 +126,11 @@ class PosteriorMixin:
         n_candidates
             Number of training spots, at most, where `expression` is ``None``.
         temperature
-            By which the logarithm of the likelihood is divided: 1 is too sure of real patches, of which the default was right on spots
-            that choose when training stops. It does not change which candidates are more probable than others under equal weights.
+            By which the logarithm of the likelihood is divided. With 1 the model is too sure; the default made the right profile of real
+            patches most probable, on spots of two trainings that had been set aside to validate. It does not change the order of candidates of equal weight.
         n_levels
-            Noise levels. The cost is one evaluation of the network for each patch, candidate and level, as much as half a step of
-            :meth:`generate`: 512 for a patch with the defaults.
+            Noise levels. The network is evaluated once for each patch, candidate and level: 512 times for a patch with the defaults, about as
+            long as :meth:`generate` takes for 13 patches.
         seed
             Of the noise and of the draw of training spots; ``None``: that of scvi-tools, or 0. The same seed gives the same posterior
             (with another `batch_size`, but for rounding), whatever other patches there are.

@@ -71,7 +71,7 @@ def _prediction_error(
 def levels_between(scheduler: Any, n_levels: int) -> tuple[torch.Tensor, float]:
     """Timesteps evenly in the logarithm of the signal-to-noise ratio, (n_levels,), and the length between two.
 
-    They lie where the noise has a tenth to nine tenths of the variance: with less of it grain decides, and with more chance.
+    They lie where the noise has a tenth to nine tenths of the variance: with less of it fine grain decides, with more of it chance.
     """
     length = 2.0 * math.log(_MOST_NOISE / (1.0 - _MOST_NOISE)) / n_levels
     centred = torch.arange(n_levels) - 0.5 * (n_levels - 1)
