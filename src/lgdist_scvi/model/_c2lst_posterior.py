@@ -127,7 +127,8 @@ class PosteriorMixin:
             Number of training spots, at most, where `expression` is ``None``.
         temperature
             By which the logarithm of the likelihood is divided. With 1 the model is too sure; the default made the right profile of real
-            patches most probable, on spots of two trainings that had been set aside to validate. It does not change the order of candidates of equal weight.
+            patches most probable, on spots of two trainings that had been set aside to validate. Candidates of equal weight keep their
+            order.
         n_levels
             Noise levels. The network is evaluated once for each patch, candidate and level: 512 times for a patch with the defaults, about as
             long as :meth:`generate` takes for 13 patches.
