@@ -142,8 +142,10 @@ class PosteriorMixin:
 
         Returns
         -------
-        Probability of each candidate, and the expected rates of the registered genes; its ``rank(made_for)`` says whether patches go with
-        the profiles that they were made for.
+        ``probability`` of each candidate, a data frame, (n_patches, n_candidates); ``expression``, log1p(CP10K) of the rates of the
+        registered genes expected over the candidates, a data frame, (n_patches, n_genes), NaN of a gene that is unknown of one of them; and
+        ``rank(made_for)``: the share of the other candidates that are less probable than the one (its number) that each patch was made for,
+        (n_patches,), 1 if it is the most probable and .5 on average by chance.
 
         Raises
         ------
