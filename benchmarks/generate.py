@@ -16,7 +16,7 @@ import pandas as pd
 
 from benchmarks import _augmentation, _generation, _sections
 from benchmarks._augmentation import EXTRA, METHODS, N_PAIRS, AugmentationBudget, Cell
-from benchmarks._generation import KINDS, N_CANDIDATES, N_JUDGED, POSTERIORS, Budget
+from benchmarks._generation import KINDS, N_ASKED, POSTERIORS, Budget
 from benchmarks._results import RESULTS, Results, code_digest, machine, read
 from benchmarks._shared import add_data, quiet
 from benchmarks.report import markdown_table, provenance
@@ -42,7 +42,7 @@ _TABLES = {
     "Copying: distance to the nearest training patch": (
         "copying_generated", "copying_real", "copying_ratio", "copying_share_close", "copying_p_value",
     ),
-    f"Expression that the model itself finds in patches of {N_JUDGED} spots, among {N_CANDIDATES} profiles": (
+    f"Expression that the model itself finds in patches of {N_ASKED} spots, among as many profiles": (
         "rank", "rank_se", "probability", "d2_posterior", "d2_prior",
     ),
 }  # fmt: skip

@@ -60,9 +60,8 @@ def test_all_figures_of_a_section(folder, monkeypatch):
     assert set(again) == {*made, "seconds_per_patch"}
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
-    # of all spots that are judged, and of each kind of patches
-    monkeypatch.setattr(_generation, "N_JUDGED", 9)
-    monkeypatch.setattr(_generation, "N_CANDIDATES", 5)
+    # which expression the model finds in each kind of patches
+    monkeypatch.setattr(_generation, "N_ASKED", 9)
     asked = {row["method"]: row for row in generate.measure(_generation.posterior, *arguments, 1)}
     assert list(asked) == list(_generation.POSTERIORS)
     for row in asked.values():
