@@ -25,12 +25,13 @@ from lgdist_scvi.module.stem._choice import certain_choice  # noqa: PLC2701  the
 from lgdist_scvi.pp._encoders import dihedral  # noqa: PLC2701
 
 N_PAIRS = (25, 100, None)  # None: all
+PREDICTORS = ("ridge", "stem")
 EXTRA = ("real", "copies", "synthetic")
 _ALWAYS = (
     "ridge_copies_always",
     "ridge_synthetic_always",
 )  # with the weight of real ones, whatever hold-outs say of it
-METHODS = (*(f"{predictor}_{extra}" for predictor in ("ridge", "stem") for extra in EXTRA), *_ALWAYS)
+METHODS = (*(f"{predictor}_{extra}" for predictor in PREDICTORS for extra in EXTRA), *_ALWAYS)
 STAIN_JITTER = 0.2  # of haematoxylin and eosin, each
 _WEIGHTS = (0.0, 0.25, 0.5, 1.0)
 _CENTRAL_SEED = 0  # one central model does for all draws of pairs
@@ -55,6 +56,7 @@ class Cell:
     n_pairs: int | None
     budget: Budget
     augmentation: AugmentationBudget
+    predictors: tuple[str, ...] = PREDICTORS
 
 
 @dataclass
@@ -82,7 +84,7 @@ def measure(cell: Cell) -> list[dict]:
     """Rows of a held-out section and a number of real pairs, one for each predictor and each kind of further patches."""
     data, extras, cost = prepared(cell)
     rows = []
-    for predict in (ridge, stem):
+    for predict in (one for one in (ridge, stem) if one.__name__ in cell.predictors):
         found: dict[str, tuple[np.ndarray, float]] = {}
         for kind in reversed(EXTRA):
             start = time.perf_counter()
@@ -92,7 +94,7 @@ def measure(cell: Cell) -> list[dict]:
             row = {"method": f"{predict.__name__}_{kind}", "n_spots": data.training.n_obs, "weight": found[kind][1]}
             row |= {"seconds": round(time.perf_counter() - start, 2), "memory_mib": peak_memory(), **cost}
             rows.append(row | data.score(found[kind][0]))
-    for name in _ALWAYS:
+    for name in _ALWAYS if "ridge" in cell.predictors else ():
         start = time.perf_counter()
         answer, weight = ridge(data, extras[name.split("_")[1]], cell.seed, (1.0,))
         row = {"method": name, "n_spots": data.training.n_obs, "weight": weight, "memory_mib": peak_memory()}
@@ -114,25 +116,13 @@ def prepared(cell: Cell) -> tuple[_sections.Sections, dict[str, Extra], dict[str
     if n_pairs is not None:
         chosen = np.random.default_rng(seed).choice(training.n_obs, min(n_pairs, training.n_obs), replace=False)
         training = training[np.sort(chosen)].copy()
-    start = time.perf_counter()
-    if n_pairs is None:
-        completed = ad.read_h5ad(_sections.prepare(path, section, cache, seed))[training.obs_names, training.var_names]
-        training.layers["completed"] = np.asarray(completed.layers["completed"])
-    else:
-        training.layers["completed"] = _sections._complete(training.copy(), seed)
-    cost = {"seconds_completion": time.perf_counter() - start}
-    pairs, of_pairs = _pairs(training, cell)
-    spot = training.obs_names.get_indexer(pairs.obs["source"])
-    made = {
-        "synthetic": pairs.obsm["patches"],
-        "copies": copies(training.obsm["patches"][spot], np.random.default_rng(seed)),
+    made = _made(training, cell)
+    training.layers["completed"] = made["completed"]
+    extras = {
+        kind: Extra(made["spot"], {key: made[f"{kind} {key}"] for key in _sections.ENCODERS})
+        for kind in ("synthetic", "copies")
     }
-    of_spot = training.obs["sample"].to_numpy(dtype=str)[spot]
-    extras = {}
-    for kind, patches in made.items():
-        encoded = _generation.encoded(patches)
-        standardized = {key: _sections._standardized(values, of_spot) for key, values in encoded.items()}
-        extras[kind] = Extra(spot, standardized)
+    cost = {name: float(value) for name, value in made.items() if name.startswith("seconds")}
     held_out = shown[out].copy()
     held_out.X = None
     data = _sections.Sections(
@@ -142,7 +132,43 @@ def prepared(cell: Cell) -> tuple[_sections.Sections, dict[str, Extra], dict[str
         adata[out].X[:, scored].astype(np.float64),
         adata.obs["total_counts"].to_numpy(float)[out],
     )
-    return data, extras, cost | of_pairs
+    return data, extras, cost
+
+
+def _made(training: ad.AnnData, cell: Cell) -> dict[str, np.ndarray]:
+    """Expected rates of training spots, spot and features of further patches, and what these cost; made once."""
+    path, section, cache, seed, n_pairs = cell.path, cell.section, cell.cache, cell.seed, cell.n_pairs
+    sizes = (
+        f"{cell.augmentation.n_synthetic}of{cell.augmentation.n_adapter_steps}steps_{cell.budget.n_sampling_steps}steps"
+    )
+    stored = _generation.folder_of(section, cache, _CENTRAL_SEED, cell.budget) / (
+        f"pairs_{n_pairs or 'all'}_seed{seed}_{sizes}_guidance{cell.budget.guidance_scale:g}.npz"
+    )
+    if not stored.exists():
+        start = time.perf_counter()
+        if n_pairs is None:
+            completed = ad.read_h5ad(_sections.prepare(path, section, cache, seed))[
+                training.obs_names, training.var_names
+            ]
+            training.layers["completed"] = np.asarray(completed.layers["completed"])
+        else:
+            training.layers["completed"] = _sections._complete(training.copy(), seed)
+        found = {"completed": training.layers["completed"], "seconds_completion": time.perf_counter() - start}
+        pairs, cost = _pairs(training, cell)
+        found["spot"] = spot = training.obs_names.get_indexer(pairs.obs["source"])
+        patches = {
+            "synthetic": pairs.obsm["patches"],
+            "copies": copies(training.obsm["patches"][spot], np.random.default_rng(seed)),
+        }
+        of_spot = training.obs["sample"].to_numpy(dtype=str)[spot]
+        for kind, those in patches.items():
+            for key, values in _generation.encoded(those).items():
+                found[f"{kind} {key}"] = _sections._standardized(values, of_spot)
+        unfinished = stored.with_suffix(".partial.npz")
+        np.savez(unfinished, **found, **cost)
+        unfinished.replace(stored)
+    with np.load(stored) as file:
+        return dict(file)
 
 
 def _features(path: Path, cache: Path, adata: ad.AnnData) -> dict[str, np.ndarray]:
@@ -191,17 +217,27 @@ def copies(patches: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def ridge(
     data: _sections.Sections, extra: Extra | None, seed: int, weights: Sequence[float] = _WEIGHTS
 ) -> tuple[np.ndarray, float]:
-    """Ridge on own patches; penalty, part of the gene means and weight of further patches are chosen on inner sections."""
-    held = data.held_out
-    if extra is not None:  # on the axes of the training patches
-        held = ad.AnnData(obsm={key: np.vstack([held.obsm[key], values]) for key, values in extra.features.items()})
-    x, others = _image_peers.design(replace(data, held_out=held), tuple(_sections.ENCODERS))
-    asked, further = others[: data.held_out.n_obs], others[data.held_out.n_obs :]
-    y = data.training.layers["completed"][:, data.scored].astype(np.float64)
-    weights, spots = (weights if extra is not None else (0.0,)), np.arange(len(x))
+    """Ridge on own patches; penalty, part of the gene means and weight of further patches are chosen on inner sections.
 
-    def fitted(rows: np.ndarray, weight: float, penalties: Sequence[float]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    Axes are those of the patches that are fitted on: of few spots those of all would tell an inner section from no other, and choose
+    a penalty that is far too small for a new one.
+    """
+    parts = [data.training, data.held_out] + ([] if extra is None else [ad.AnnData(obsm=extra.features)])
+    together = {key: np.vstack([part.obsm[key] for part in parts]) for key in _sections.ENCODERS}
+    n, n_asked = data.training.n_obs, data.held_out.n_obs
+    y = data.training.layers["completed"][:, data.scored].astype(np.float64)
+    weights, spots = (weights if extra is not None else (0.0,)), np.arange(n)
+
+    def design(rows: np.ndarray) -> list[np.ndarray]:
+        """Design of training spots, held-out spots and further patches."""
+        whole = replace(data, training=data.training[rows], held_out=ad.AnnData(obsm=together))
+        return np.split(_image_peers.design(whole, tuple(_sections.ENCODERS))[1], [n, n + n_asked])
+
+    def fitted(
+        rows: np.ndarray, designs: Sequence[np.ndarray], weight: float, penalties: Sequence[float]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Rates of all training spots and of the held-out ones, for each penalty."""
+        x, asked, further = designs
         images, of_spot, size = x[rows], spots[rows], np.ones(rows.sum())
         if weight > 0:
             seen = rows[extra.spot]
@@ -217,23 +253,23 @@ def ridge(
             yield tuple(_image_peers._rate((one - center) @ slopes + mean) for one in (x, asked))
 
     penalties, blends = _image_peers._PENALTIES, np.array(_image_peers._BLENDS)
-    losses = np.zeros((len(weights), len(penalties), len(blends), len(x)))
+    losses = np.zeros((len(weights), len(penalties), len(blends), n))
     for name in np.unique(data.section):
         rows = data.section != name
-        mean, library = _image_peers._gene_mean(data, rows), data.library[~rows, None]
+        mean, library, designs = _image_peers._gene_mean(data, rows), data.library[~rows, None], design(rows)
         for i, weight in enumerate(weights):
-            for j, (rates, _) in enumerate(fitted(rows, weight, penalties)):
+            for j, (rates, _) in enumerate(fitted(rows, designs, weight, penalties)):
                 factor, highest = _image_peers._to_means(data, rates, rows), _image_peers._highest(data, rows)
                 rate = np.minimum(rates[~rows] * factor, highest)
                 for k, blend in enumerate(blends):
                     expected = library * np.maximum((1 - blend) * rate + blend * mean, 1e-12)
                     losses[i, j, k, ~rows] = (expected - data.counts[~rows] * np.log(expected)).sum(axis=1)
     best = losses.sum(axis=3).reshape(len(weights), -1).argmin(axis=1)
-    of_weight = losses.reshape(len(weights), -1, len(x))[np.arange(len(weights)), best]
+    of_weight = losses.reshape(len(weights), -1, n)[np.arange(len(weights)), best]
     weight = certain_choice(torch.from_numpy(of_weight), weights[1:])[0] if len(weights) > 1 else weights[0]
     j, k = np.unravel_index(best[weights.index(weight)], losses.shape[1:3])
-    everything = np.ones(len(x), dtype=bool)
-    ((rates, answer),) = fitted(everything, weight, [penalties[j]])
+    everything = np.ones(n, dtype=bool)
+    ((rates, answer),) = fitted(everything, design(everything), weight, [penalties[j]])
     factor, highest = _image_peers._to_means(data, rates, everything), _image_peers._highest(data, everything)
     rate = np.minimum(answer * factor, highest)
     return (1 - blends[k]) * rate + blends[k] * _image_peers._gene_mean(data, everything), weight

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from benchmarks import _augmentation, _generation, _sections
-from benchmarks._augmentation import EXTRA, METHODS, N_PAIRS, AugmentationBudget, Cell
+from benchmarks._augmentation import EXTRA, METHODS, N_PAIRS, PREDICTORS, AugmentationBudget, Cell
 from benchmarks._generation import KINDS, N_ASKED, POSTERIORS, Budget
 from benchmarks._results import RESULTS, Results, code_digest, machine, read
 from benchmarks._shared import add_data, quiet
@@ -85,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pairs", nargs="+", type=int, help="numbers of real pairs of the augmentation, 0 for all; default: 25 100 0"
     )
+    parser.add_argument("--predictors", nargs="+", choices=PREDICTORS, default=PREDICTORS, help="default: both")
     parser.add_argument(
         "--synthetic", type=int, default=AugmentationBudget.n_synthetic, help="pairs; default: %(default)s"
     )
@@ -135,6 +136,8 @@ def _run(arguments: argparse.Namespace) -> None:
     began, codes = time.monotonic(), {part: digest(methods[0]) for part, methods in _ROWS.items()}
     for file, part, seed, section, n_pairs in _jobs(arguments):
         methods, protocol = _ROWS[part], AUGMENTATION if part == AUGMENTATION else PROTOCOL  # one table of patches
+        if part == AUGMENTATION:
+            methods = [name for name in methods if name.split("_")[0] in arguments.predictors]
         if all(results.has(file, protocol, seed, method) for method in methods):
             continue
         shared = {"file": file, "protocol": protocol, "seed": seed, "date": date.today().isoformat()}
@@ -142,7 +145,7 @@ def _run(arguments: argparse.Namespace) -> None:
         scored = _generation_rows if part == PROTOCOL else _generation.posterior
         if part == AUGMENTATION:
             shared |= asdict(augmentation)
-            scored = partial(_augmentation_rows, n_pairs, augmentation)
+            scored = partial(_augmentation_rows, n_pairs, augmentation, tuple(arguments.predictors))
         call = ("rows", measure, (scored, path, section, cache, seed, budget, arguments.threads))
         ((_, state, answer),) = in_processes([call])
         if state == "failed":
@@ -187,10 +190,12 @@ def _generation_rows(path: Path, section: str, cache: Path, seed: int, budget: B
     return [{**cost, **row} for row in _generation.score(path, section, cache, seed, budget)]
 
 
-def _augmentation_rows(n_pairs: int | None, augmentation: AugmentationBudget, *arguments: object) -> list[dict]:
+def _augmentation_rows(
+    n_pairs: int | None, augmentation: AugmentationBudget, predictors: tuple[str, ...], *arguments: object
+) -> list[dict]:
     """Train predictors on some pairs of the other sections, with and without further patches."""
     path, section, cache, seed, budget = arguments
-    return _augmentation.measure(Cell(path, section, cache, seed, n_pairs, budget, augmentation))
+    return _augmentation.measure(Cell(path, section, cache, seed, n_pairs, budget, augmentation, predictors))
 
 
 def markdown(rows: pd.DataFrame) -> str:
