@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 # each a module of this folder with `add_arguments(parser)` and `main(arguments)`
-COMMANDS = ("run", "report", "section", "image", "generate", "scale", "guards", "cost", "steps")
+COMMANDS = ("run", "report", "section", "image", "generate", "scale", "guards", "cost", "steps", "processes")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

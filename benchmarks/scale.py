@@ -6,6 +6,8 @@ import argparse
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -34,6 +36,7 @@ STEPS = {
     "mean": "posterior mean",
     "intervals": "with standard deviations and 90 % intervals",
 }
+_COMPLETE = ("mean", "intervals")
 CAPTION = "Seconds and peak memory of each step against the number of bins; both axes are logarithmic."
 _NOTHING = "No results are stored; `python -m benchmarks scale` obtains them."
 
@@ -71,6 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", action="store_true", help="slides of Visium in memory, and layers as well")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), help="default: all")
     parser.add_argument("--complete-genes", type=int, help="number of genes that are completed; default: all")
+    parser.add_argument("--workers", type=int, default=1, help="processes that complete a store; default: %(default)s")
+    parser.add_argument("--block-size", type=int, help="bins that are completed together; default: the model's own")
     parser.add_argument("--epochs", type=int, help="of each stage; default: the model's own")
     parser.add_argument("--seed", type=int, default=0, help="of the model; default: %(default)s")
     parser.add_argument("--threads", type=int, default=cores, help="default: %(default)s")
@@ -92,15 +97,21 @@ def _run(arguments: argparse.Namespace) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     results, here = Results(arguments.output, arguments.again, digest), machine()
     code, began = digest("train"), time.monotonic()
-    shared = {"protocol": PROTOCOL, "seed": arguments.seed, "code": code, "machine": here, "workers": 1}
+    shared = {"protocol": PROTOCOL, "seed": arguments.seed, "code": code, "machine": here}
     shared |= {"threads": arguments.threads, "n_genes": arguments.genes}
     for n_spots in arguments.spots:
         size = n_spots, arguments.genes, arguments.molecules
         store = None if arguments.memory else cache / f"bins_{n_spots}x{size[1]}_{size[2]:g}.zarr"
         slide = Slide(*size, store)
         file = slide.name
+        if arguments.epochs is not None:
+            file += f", epochs {arguments.epochs}"
         if arguments.complete_genes is not None:
             file += f", {arguments.complete_genes} genes completed"
+        if arguments.block_size is not None:
+            file += f", blocks of {arguments.block_size}"
+        if arguments.workers > 1:
+            file += f", {arguments.workers} workers"
         todo = [step for step in arguments.steps if not results.has(file, PROTOCOL, arguments.seed, step)]
         if todo and store is not None and not store.exists():
             ((_, state, answer),) = in_processes([(file, write_slide, (store, *size))])
@@ -108,9 +119,18 @@ def _run(arguments: argparse.Namespace) -> None:
                 arguments.error(f"{file}: the slide could not be written ({answer})")
         model = cache / f"{slide.name} {arguments.seed} {code}".replace(", ", "_").replace(" ", "_")
         for step in todo:
-            call = (slide, step, model, arguments.complete_genes, arguments.epochs, arguments.seed, arguments.threads)
+            workers = arguments.workers if step in _COMPLETE and store is not None else 1
+            completion = Completion(arguments.complete_genes, arguments.block_size, workers)
+            call = (slide, step, model, completion, arguments.epochs, arguments.seed, arguments.threads)
             ((_, state, answer),) = in_processes([(step, measure, call)])
-            row = {**shared, "file": file, "method": step, "n_spots": n_spots, "date": date.today().isoformat()}
+            row = {
+                **shared,
+                "workers": workers,
+                "file": file,
+                "method": step,
+                "n_spots": n_spots,
+                "date": date.today().isoformat(),
+            }
             results.add({**row, **(answer if state == "done" else {"failed": answer})})
             text = f"failed: {answer}"
             if state == "done":
@@ -119,7 +139,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def measure(
-    slide: Slide, step: str, folder: Path, n_completed: int | None, epochs: int | None, seed: int, threads: int
+    slide: Slide, step: str, folder: Path, completion: Completion, epochs: int | None, seed: int, threads: int
 ) -> dict:
     """One step from a slide as it is stored: what a row says. Only the step is timed; memory is that of the process."""
     quiet()
@@ -146,18 +166,50 @@ def measure(
             model = LGDiST.load(folder, adata=adata)
             question = {"level": None, "n_samples": 0} if step == "mean" else {"level": 0.9}
             question["silent"] = True
-            if n_completed is not None:
-                question["genes"] = list(adata.var_names[:n_completed])
+            if completion.n_genes is not None:
+                question["genes"] = list(adata.var_names[: completion.n_genes])
             _remove(layers)  # of a step that was stopped, which would go on
             if slide.store is not None:
-                question["store"] = layers
+                question |= {"store": layers, "block_size": completion.block_size}
             try:
-                row |= timed(partial(model.complete, adata, **question))
+                with completion.client(threads) as client:
+                    row |= timed(partial(model.complete, adata, client=client, **question))
+                    row["memory_mib"] = 0 if client is None else round(max(client.run(peak_memory).values()), 1)
                 row["written_mib"] = round(_bytes(layers) / 2**20, 3)
             finally:
                 _remove(layers)
-        row["memory_mib"] = round(peak_memory(), 1)
+        row["memory_mib"] = max(round(peak_memory(), 1), row.get("memory_mib", 0))
     return row
+
+
+@dataclass(frozen=True)
+class Completion:
+    """How a store is completed: number of genes, ``None`` for all, bins in a block, and processes."""
+
+    n_genes: int | None
+    block_size: int | None
+    n_workers: int
+
+    @contextmanager
+    def client(self, threads: int) -> Iterator[Any]:
+        """A client of as many workers, each in a process of its own that has imported the package; ``None`` of one."""
+        if self.n_workers == 1:
+            yield None
+            return
+        from distributed import Client, LocalCluster
+
+        kwargs = {"n_workers": self.n_workers, "threads_per_worker": 1, "dashboard_address": None, "host": "127.0.0.1"}
+        with LocalCluster(**kwargs) as cluster, Client(cluster) as client:
+            client.run(_prepare, threads)
+            yield client
+
+
+def _prepare(threads: int) -> None:
+    import torch
+
+    import lgdist_scvi  # noqa: F401
+
+    torch.set_num_threads(threads)
 
 
 class _Step:
@@ -216,10 +268,14 @@ def measured(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values(["n_genes", "n_spots", "file", "method", "seed"], kind="stable")
 
 
+def _whole(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of slides on disk that one process completes whole, in the model's own blocks."""
+    return rows[rows["file"].str.fullmatch("bins [^,]*, [^,]* molecules")]
+
+
 def growth(rows: pd.DataFrame) -> pd.DataFrame:
     """Exponents of growth with the number of bins, of each step: slopes of least squares between logarithms."""
-    rows = rows[rows["file"].str.startswith("bins")]
-    records = {}
+    rows, records = _whole(rows), {}
     for (step, n_genes), part in rows.groupby(["method", "n_genes"], observed=True):
         if part["n_spots"].nunique() > 1:
             spots = np.log(part["n_spots"].to_numpy(float))
@@ -257,8 +313,7 @@ def figure(rows: pd.DataFrame) -> Figure | None:
     """Seconds and memory of each step against the number of bins; ``None`` without two sizes."""
     from matplotlib.figure import Figure
 
-    shown = measured(rows)
-    shown = shown[shown["file"].str.startswith("bins")]
+    shown = _whole(measured(rows))
     if shown["n_spots"].nunique() < 2:
         return None
     shown = shown[shown["n_genes"] == shown["n_genes"].mode()[0]]

@@ -104,10 +104,10 @@ def test_stored_by_genes_and_large(counts, tmp_path, monkeypatch):
     stored = on_disk("h5 csc", counts, tmp_path)
     monkeypatch.setattr(_stored, "_BY_GENES", 100)
     with pytest.raises(ValueError, match=r"^adata.X is stored by genes \(csc\).*; store it by spots.*tocsr"):
-        StoredRows(stored, "adata.X")
+        StoredRows(stored, "adata.X")[0]
 
 
-@pytest.mark.parametrize("kind", ["zarr csr", "h5 dense", "dask dense"])
+@pytest.mark.parametrize("kind", ["zarr csr", "h5 csc", "h5 dense", "dask dense"])
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_another_matrix_looks_otherwise(kind, counts, tmp_path, monkeypatch):
     monkeypatch.setattr(_stored, "_SAMPLED_ROWS", 4)

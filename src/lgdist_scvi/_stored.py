@@ -68,21 +68,17 @@ class StoredRows:
     """A matrix on disk, (n_obs, n_vars), of which rows can be taken; sparse rows are csr_matrix as :func:`as_csr` gives it.
 
     A sparse matrix that is stored by genes (csc), of which no row can be read without all the rest, comes into memory
-    once if it takes at most 512 MiB there, and is refused else (ValueError).
+    with the first row, once, if it takes at most 512 MiB there, and is refused else (ValueError).
 
     `where` names the matrix for the message (``"adata.X"``).
     """
 
     def __init__(self, matrix: Any, where: str):
-        by_genes = (
-            getattr(getattr(matrix, "_meta", matrix), "format", None) == "csc"
-        )  # of Dask arrays, as of backed ones
-        self._matrix = _by_spots(matrix, where) if by_genes else matrix
+        self._matrix, self._where = matrix, where
+        self._by_genes = _is_by_genes(matrix)
         self._columns: np.ndarray | None = None
         self._n_rows, self._n_columns = map(int, matrix.shape)
-        dense = (
-            not by_genes and not hasattr(matrix, "to_memory") and not sparse.issparse(getattr(matrix, "_meta", None))
-        )
+        dense = not hasattr(matrix, "to_memory") and not sparse.issparse(getattr(matrix, "_meta", None))
         self._step = min(_ROWS, max(1, _ENTRIES // max(1, self._n_columns))) if dense else _ROWS
         self._forget()
 
@@ -142,6 +138,8 @@ class StoredRows:
 
     def read(self, start: int, stop: int) -> sparse.csr_matrix | np.ndarray:
         """Rows that follow each other, from where they are stored."""
+        if self._by_genes:
+            self._matrix, self._by_genes = _by_spots(self._matrix, self._where), False
         block = in_memory(self._matrix[start:stop])
         block = as_csr(block) if sparse.issparse(block) else np.asarray(block)
         return block if self._columns is None else block[:, self._columns]
@@ -169,6 +167,11 @@ def _size(block: sparse.csr_matrix | np.ndarray) -> int:
     return block.data.nbytes + block.indices.nbytes + block.indptr.nbytes if sparse.issparse(block) else block.nbytes
 
 
+def _is_by_genes(matrix: Any) -> bool:
+    """Whether a matrix on disk is stored by genes (csc)."""
+    return getattr(getattr(matrix, "_meta", matrix), "format", None) == "csc"  # of Dask arrays, as of backed ones
+
+
 def _by_spots(matrix: Any, where: str) -> sparse.csr_matrix:
     """A matrix stored by genes, turned in memory."""
     parts, size = [], 0
@@ -186,14 +189,16 @@ def _by_spots(matrix: Any, where: str) -> sparse.csr_matrix:
 def update_digest(digest: Any, value: Any) -> None:
     """Add to a hash what is cheap to know of a matrix or array, so that a change of it shows.
 
-    All of what is in memory; of a matrix on disk shape, dtype and 16 runs of 64 rows, spread evenly: the whole of a
-    small one, and of a large one enough to tell another file, order or set of spots, not a change of a few entries.
+    All of what is in memory; of a matrix on disk shape, dtype and 16 runs of 64 rows (of genes, if it is stored by genes), spread
+    evenly: the whole of a small one, and of a large one enough to tell another file, order or set of spots, not a change of a few entries.
     """
     if is_stored(value) and len(value.shape) == 2:
-        stored, n = StoredRows(value, ""), value.shape[0]
+        stored, by_genes = StoredRows(value, ""), _is_by_genes(value)
         digest.update(repr((stored.shape, str(stored.dtype))).encode())
+        n = stored.shape[by_genes]
         for start in np.unique(np.linspace(0, max(0, n - _SAMPLED_ROWS), _N_SAMPLED).astype(int)):
-            update_digest(digest, stored.read(int(start), int(min(start + _SAMPLED_ROWS, n))))
+            stop = int(min(start + _SAMPLED_ROWS, n))
+            update_digest(digest, in_memory(value[:, start:stop]) if by_genes else stored.read(int(start), stop))
         return
     if sparse.issparse(value):
         value = value if value.format in ("csr", "csc") else value.tocsr()

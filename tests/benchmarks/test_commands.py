@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from benchmarks.__main__ import COMMANDS, main
 
@@ -104,3 +105,12 @@ def test_what_is_missing_is_named(arguments, message, capsys):
     with pytest.raises(SystemExit):
         main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_processes(folder, tmp_path, capsys):
+    """One process and two are scored on the same hidden molecules."""
+    main(["processes", "--data", str(folder), "--files", "small", "--seeds", "0", "--methods", "one", "two", "--epochs", "1", "--output", str(tmp_path)])  # fmt: skip
+    rows = pd.read_csv(tmp_path / "processes_seed0.csv")
+    assert list(rows["method"]) == ["one", "two"] and "failed" not in rows
+    assert rows["hidden"].nunique() == 1 and rows["d2"].between(-1, 1).all() and (rows["workers"] == [1, 2]).all()
+    assert "seconds" in capsys.readouterr().out

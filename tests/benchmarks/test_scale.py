@@ -72,10 +72,25 @@ def test_steps_of_a_slide_on_disk(tmp_path, capsys, _here):
     written = done.set_index("method")["written_mib"]
     assert 0 < written["mean"] < written["intervals"] and not list((tmp_path / "cache").glob("*_mean.zarr*"))
     text = capsys.readouterr().out
-    assert "| bins 120x30, 80 molecules: training |" in text
+    assert "| bins 120x30, 80 molecules, epochs 1: training |" in text
     # what is stored and current is not run again
     main(arguments)
     assert "min]" not in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_two_workers(tmp_path, _here):
+    """Named apart, and left out of the curves."""
+    pytest.importorskip("distributed")
+    main([*SMALL, "--steps", "train", "mean", "--block-size", "40", "--workers", "2", "--output", str(tmp_path)])
+    rows = _results.read(tmp_path).set_index("method")
+    assert (
+        rows["failed"].isna().all()
+        and (rows["file"] == "bins 120x30, 80 molecules, epochs 1, blocks of 40, 2 workers").all()
+    )
+    assert rows.loc["train", "workers"] == 1 and rows.loc["mean", "workers"] == 2
+    assert rows.loc["mean", "written_mib"] > 0 and len(scale.growth(scale.measured(rows.reset_index()))) == 0
+    assert not len(scale._whole(rows))
 
 
 def test_steps_of_slides_in_memory(tmp_path, capsys, _here):
@@ -83,7 +98,7 @@ def test_steps_of_slides_in_memory(tmp_path, capsys, _here):
     rows = _results.read(tmp_path).set_index("method")
     assert rows["failed"].isna().all() and set(rows.index) == set(scale.STEPS)
     assert (rows.loc[["mean", "intervals"], "written_mib"] == 0).all()
-    assert "spots 120x30, in memory: posterior mean" in capsys.readouterr().out
+    assert "spots 120x30, in memory, epochs 1: posterior mean" in capsys.readouterr().out
 
 
 def stored(seconds: float, spots: int, **more) -> list[dict]:

@@ -9,8 +9,16 @@ import pytest
 import torch
 from scipy.spatial.distance import pdist
 
-from lgdist_scvi.inference import EstimatedEffects, Prediction, Predictor, estimate_region_effects, fit_region_effects
+from lgdist_scvi.inference import (
+    EstimatedEffects,
+    Prediction,
+    Predictor,
+    _predictor,
+    estimate_region_effects,
+    fit_region_effects,
+)
 from lgdist_scvi.inference import _compact as compact
+from lgdist_scvi.inference import _parts as parts
 from lgdist_scvi.inference import _region_effects as regions
 from lgdist_scvi.inference import _region_evidence as evidence
 
@@ -34,8 +42,9 @@ def streamed(monkeypatch, entries_at_a_time: int = 2560, cache: int = 2**20) -> 
     monkeypatch.setattr(compact, "MAX_ENTRIES", 1)
     if cache < 2**20:  # too little to go through all spots without computing parts again
         monkeypatch.setattr(regions, "_keep_enough", lambda effects: None)
-    for name, value in (("BATCH_SIZE", 16), ("_CACHE", cache), ("spots_at_a_time", lambda n: entries_at_a_time // n)):
-        monkeypatch.setattr(evidence, name, value)
+    monkeypatch.setattr(evidence, "_CACHE", cache)
+    monkeypatch.setattr(parts, "spots_at_a_time", lambda n: entries_at_a_time // n)
+    monkeypatch.setattr(_predictor, "BATCH_SIZE", 16)
 
 
 @pytest.mark.usefixtures("shrinkage")
@@ -44,28 +53,28 @@ def test_the_same_as_in_memory(predictor, monkeypatch, hide):
     rows, left_out = np.arange(len(predictor.dataset)), np.array([3, 90, 91])
     whole = estimate_region_effects(predictor, hide)
     streamed(monkeypatch)
-    parts = estimate_region_effects(predictor, hide)
-    assert isinstance(whole, np.ndarray) and isinstance(parts, EstimatedEffects)
+    ours = estimate_region_effects(predictor, hide)
+    assert isinstance(whole, np.ndarray) and isinstance(ours, EstimatedEffects)
     assert np.abs(whole - 1.0 * (predictor.module.likelihood.modelled == "rate")).max() > 0.01
-    np.testing.assert_allclose(parts[rows], whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(ours[rows], whole, rtol=1e-5, atol=1e-6)
     # those of some spots are bit by bit what they are among others, whatever was kept before
     some = np.array([200, 7, 8, 150])
-    np.testing.assert_array_equal(parts[some], parts[rows][some])
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(parts))[some], parts[rows][some])
+    np.testing.assert_array_equal(ours[some], ours[rows][some])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(ours))[some], ours[rows][some])
     streamed(monkeypatch, cache=1)
-    np.testing.assert_array_equal(estimate_region_effects(predictor, hide)[some], parts[rows][some])
+    np.testing.assert_array_equal(estimate_region_effects(predictor, hide)[some], ours[rows][some])
     streamed(monkeypatch, entries_at_a_time=6000)
-    np.testing.assert_allclose(estimate_region_effects(predictor, hide)[some], parts[some], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(estimate_region_effects(predictor, hide)[some], ours[some], rtol=1e-5, atol=1e-6)
     monkeypatch.undo()
     kept = regions._region_effects(predictor, _kept(predictor, hide)).without(left_out)
-    gone = parts.effects.without(left_out)
+    gone = ours.effects.without(left_out)
     given = predictor.module.region_shrinkage.numpy()
     np.testing.assert_allclose(gone.estimate(given)[some], kept.estimate(given)[some], rtol=1e-5, atol=1e-6)
 
 
 def _kept(predictor, hide):
     kept = regions._empty(predictor)
-    for _ in regions._looked_at(predictor, hide, np.arange(len(predictor.dataset)), kept):
+    for _ in regions._looked_at(predictor, hide, kept):
         pass
     return kept
 
@@ -73,12 +82,13 @@ def _kept(predictor, hide):
 @pytest.mark.usefixtures("shrinkage")
 def test_no_array_of_all_spots_and_genes(predictor, monkeypatch):
     """Neither what is asked for together, nor what is kept."""
-    streamed(monkeypatch, cache=12 * 16 * predictor.n_genes * 3)
+    streamed(monkeypatch, cache=1)
     effects = estimate_region_effects(predictor)
+    effects.effects.evidence.n_kept = 3
     for start in range(0, len(predictor.dataset), 20):
         effects[np.arange(start, min(start + 20, len(predictor.dataset)))]
     assert len(effects.effects.evidence._kept) == 3
-    assert max(part.shape[1] for part in effects.effects.evidence._kept.values()) <= 16
+    assert max(len(shared) for _, _, shared in effects.effects.evidence._kept.values()) <= 16
 
 
 @pytest.mark.usefixtures("shrinkage")
@@ -102,7 +112,6 @@ def test_the_same_shrinkage_is_chosen(predictor, monkeypatch):
     fit_region_effects(predictor)
     whole = predictor.module.region_shrinkage.clone()
     streamed(monkeypatch)
-    monkeypatch.setattr(regions, "_SPOTS_AT_A_TIME", 50)
     fit_region_effects(predictor)
     torch.testing.assert_close(predictor.module.region_shrinkage, whole)
 
@@ -113,8 +122,10 @@ def test_scattered_spots_are_told_how_to_be_ordered(trained, monkeypatch):
     streamed(monkeypatch)
     effects = estimate_region_effects(predictor).effects
     # no more than there are
-    assert 3 < effects.evidence.n_kept <= len(effects.evidence.parts) < 2**20 // (12 * 16 * predictor.n_genes)
-    monkeypatch.setattr(evidence, "_CACHE", 12 * 16 * predictor.n_genes * 5)
+    of_part = effects.evidence.part_bytes
+    assert 8 * 12 * predictor.n_genes < of_part <= 12 * 16 * predictor.n_genes
+    assert 3 < effects.evidence.n_kept <= len(effects.evidence.parts) < 2**20 // of_part
+    monkeypatch.setattr(evidence, "_CACHE", of_part * 5)
     with pytest.raises(
         ValueError, match=r"lie far apart: 75 of them need .*order them once, adata = adata\[np.argsort"
     ):

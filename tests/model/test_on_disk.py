@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pytest
 import zarr
@@ -168,8 +169,22 @@ def test_stored_by_genes(slide, tmp_path, monkeypatch):
     adata = slide.copy()
     adata.X = adata.X.tocsc()
     adata.write_h5ad(tmp_path / "genes.h5ad")
-    read = ad.read_h5ad(tmp_path / "genes.h5ad", backed="r")
+    read, turned, by_spots = ad.read_h5ad(tmp_path / "genes.h5ad", backed="r"), [], _stored._by_spots
+    monkeypatch.setattr(_stored, "_by_spots", lambda *given: turned.append(given) or by_spots(*given))
     LGDiST.setup_anndata(read, **SETUP)
+    model = LGDiST(read)
+    manager = model.get_anndata_manager(read, required=True)
+    assert manager.create_torch_dataset() is manager.create_torch_dataset()
+    assert len(turned) == 1  # and not with every look at it
+    in_memory = slide.copy()
+    LGDiST.setup_anndata(in_memory, **SETUP)
+    assert LGDiST(in_memory).adata_manager.fingerprint == manager.fingerprint
+    read.file.close()
+    with h5py.File(tmp_path / "genes.h5ad", "r+") as file:
+        file["X/data"][:] *= 2
+    read.file.open()
+    with pytest.raises(ValueError, match="^adata was changed after setup_anndata"):
+        manager.create_torch_dataset()
     monkeypatch.setattr(_stored, "_BY_GENES", 1000)
     with pytest.raises(ValueError, match=r"^adata.X is stored by genes \(csc\)"):
         LGDiST.setup_anndata(ad.read_h5ad(tmp_path / "genes.h5ad", backed="r"), **SETUP)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
 
 from lgdist_scvi import LGDiST
 from lgdist_scvi import _keys as keys
+from lgdist_scvi.inference import CompletedRows, _predictor
+from lgdist_scvi.inference import _compact as compact
+from lgdist_scvi.inference import _parts as parts
 from lgdist_scvi.model.base._predictor import with_prefill
 from lgdist_scvi.model.base._query import Query
 
@@ -96,3 +101,26 @@ def test_what_is_set_aside_does_not_reach_training_by_way_of_the_neighbours(mode
     assert aside.sum() > 50
     np.testing.assert_array_equal(before, after)
     assert not np.array_equal(seen, seen_after)  # of all that is observed
+
+
+def test_of_large_data_it_is_computed_for_some_spots_at_a_time(model, monkeypatch):
+    """And not held of all; the answers are the same."""
+    dataset = Query(model, region_effects=False).dataset
+    whole = with_prefill(model, dataset).fields[keys.PREFILL]
+    expected = model.get_completed_expression(return_numpy=True)
+    monkeypatch.setattr(compact, "MAX_ENTRIES", 1)
+    monkeypatch.setattr(_predictor, "_BATCH_ENTRIES", 16 * dataset.counts.shape[1])
+    for name, value in (("spots_at_a_time", lambda n: 64), ("_CACHE_COMPLETED", 2 * 16 * 60 * 3)):
+        monkeypatch.setattr(parts, name, value)
+    prefill = with_prefill(model, dataset).fields[keys.PREFILL]
+    assert isinstance(prefill, CompletedRows)
+    for spots in (np.array([70, 3, 199, 3]), np.arange(len(dataset))):
+        np.testing.assert_allclose(prefill[spots], whole[spots], rtol=2e-3, atol=1e-3)
+        assert prefill[spots].dtype == np.float16
+    some = np.array([5, 100])
+    assert 1 <= len(prefill._kept) <= prefill.n_kept < len(prefill.parts)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(prefill))[some], prefill[some])
+    model._remembered_effects = None
+    np.testing.assert_allclose(model.get_completed_expression(return_numpy=True), expected, rtol=2e-3, atol=2e-3)
+    model._remembered_effects = None
+    assert isinstance(with_prefill(model, dataset, "set_aside").fields[keys.PREFILL], np.ndarray)  # of training

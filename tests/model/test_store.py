@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import anndata as ad
@@ -145,12 +147,12 @@ import anndata, torch
 torch.set_num_threads(1)
 from lgdist_scvi import LGDiST
 from lgdist_scvi.model.base._store import LayerStore
-folder, store = sys.argv[1:]
+folder = sys.argv[1]
 model = LGDiST.load(folder, adata=anndata.read_h5ad(folder + "/data.h5ad"), accelerator="cpu")
-for _ in sys.stdin:
+for store in sys.stdin:
     process = os.fork()
     if not process:
-        model.complete(store=store, block_size=10, n_samples=3, seed=3, silent=True)
+        model.complete(store=store.strip(), block_size=10, n_samples=3, seed=3, silent=True)
         os._exit(0)
     print("started", process, flush=True)
     print("ended by", os.WTERMSIG(os.waitpid(process, 0)[1]), flush=True)
@@ -158,10 +160,10 @@ for _ in sys.stdin:
 
 
 class Completions:
-    """A process that completes again and again in processes of their own, which are killed."""
+    """A process that completes again and again, in processes of their own."""
 
-    def __init__(self, *given: Path):
-        command = [sys.executable, "-c", SCRIPT, *map(str, given)]
+    def __init__(self, saved: Path):
+        command = [sys.executable, "-c", SCRIPT, str(saved)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
         self.process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
 
@@ -171,14 +173,19 @@ class Completions:
                 return int(line.split()[-1])
         raise AssertionError("the process ended")
 
-    def kill_at(self, journal: Path, n_lines: int) -> None:
-        """Begin a completion and kill it when its journal has grown to some lines."""
-        self.process.stdin.write("go\n")
+    def begin(self, store: Path, n_lines: int) -> int:
+        """Begin a completion, and wait until its journal has some lines, or it has ended."""
+        self.process.stdin.write(f"{store}\n")
         started = self.told("started")
-        while not (journal.exists() and journal.read_bytes().count(b"\n") >= n_lines):
-            time.sleep(0.002)
-        os.kill(started, signal.SIGKILL)
-        assert self.told("ended by") == signal.SIGKILL
+        while n_written(store) < n_lines and Path(f"/proc/{started}").exists():
+            time.sleep(0.001)
+        return started
+
+    def kill(self, started: int) -> int:
+        """Kill it: the signal that ended it, 0 if it had come to its end."""
+        with suppress(ProcessLookupError):
+            os.kill(started, signal.SIGKILL)
+        return self.told("ended by")
 
     def __enter__(self) -> Completions:
         return self
@@ -189,6 +196,14 @@ class Completions:
         self.process.wait()
 
 
+def n_written(store: Path) -> int:
+    journal = store.with_name(f"{store.name}.unfinished") / "journal.jsonl"
+    try:
+        return journal.read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
 @pytest.fixture(scope="module")
 def saved(trained, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
@@ -197,21 +212,54 @@ def saved(trained, tmp_path_factory) -> Path:
     return folder
 
 
-def test_killed_at_any_moment_it_goes_on_and_gives_the_same_bits(saved, trained, tmp_path):
+@pytest.fixture(scope="module")
+def completions(saved) -> Iterator[Completions]:
+    with Completions(saved) as process:
+        yield process
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_killed_at_ten_random_moments_it_goes_on_and_gives_the_same_bits(added, completions, saved, tmp_path):
+    whole, path = tmp_path / "whole.zarr", tmp_path / "out.zarr"
+    rng, n_killed = np.random.default_rng(int(added)), 0
+    began = time.monotonic()
+    completions.begin(whole, 100)
+    completions.told("ended by")
+    of_block = (time.monotonic() - began) / 23
+    expected = layers_of(ad.read_zarr(whole))
+    if added:
+        ad.read_h5ad(saved / "data.h5ad").write_zarr(path)
+    # of 0 lines before the journal begins, of 23 when layers are moved to where they are read
+    for n_lines in [*np.sort(rng.choice(20, 9, replace=False)), 23]:
+        started = completions.begin(path, int(n_lines))
+        time.sleep(rng.random() * of_block / 2)
+        n_killed += completions.kill(started) == signal.SIGKILL
+        readable = ad.read_zarr(path).layers if path.exists() else {}
+        assert added or len(readable) in (0, len(SUFFIXES))
+        for suffix in [each for each in SUFFIXES if f"completed{each}" in readable]:  # whole, or not there at all
+            np.testing.assert_array_equal(readable[f"completed{suffix}"], expected[suffix])
+    completions.begin(path, 100)
+    assert completions.told("ended by") == 0
+    assert n_killed >= 5  # the last ones may come too late
+    assert_same(layers_of(ad.read_zarr(path)), expected)
+    assert sorted(os.listdir(tmp_path)) == ["out.zarr", "whole.zarr"]
+
+
+def test_two_calls_at_once_and_a_call_that_asks_for_something_else(completions, saved, tmp_path):
+    """The second one says so; a killed one is in nobody's way, and what it began is gone on with."""
     loaded = LGDiST.load(saved, adata=ad.read_h5ad(saved / "data.h5ad"), accelerator="cpu")
-    loaded.complete(store=tmp_path / "whole.zarr", block_size=10, **ASKED)
-    path = tmp_path / "out.zarr"
-    journal = tmp_path / "out.zarr.unfinished" / "journal.jsonl"
-    kills = np.sort(np.random.default_rng(0).choice(np.arange(1, 22), 5, replace=False))
-    with Completions(saved, path) as completions:
-        for n_lines in kills:
-            completions.kill_at(journal, int(n_lines))
-            assert not path.exists() and n_lines <= len(journal.read_bytes().splitlines()) < 23
-            with pytest.raises((OSError, KeyError, ValueError)):
-                ad.read_zarr(path)
-    with journal.open("ab") as file:  # a line that was being written
+    path, work = tmp_path / "out.zarr", tmp_path / "out.zarr.unfinished"
+    started = completions.begin(path, 3)
+    os.kill(started, signal.SIGSTOP)
+    before = (work / "journal.jsonl").read_bytes()
+    for asked in (ASKED, {**ASKED, "seed": 5}, {**ASKED, "layer_added": "other"}):
+        with pytest.raises(RuntimeError, match=f"another call completes into .* now .process {started} on .*; wait"):
+            loaded.complete(store=path, block_size=10, **asked)
+    assert (work / "journal.jsonl").read_bytes() == before
+    assert completions.kill(started) == signal.SIGKILL
+    with (work / "journal.jsonl").open("ab") as file:  # a line that was being written
         file.write(b'{"block": 2')
-    # other weights, other data, another version of the package
+    # other arguments, other data
     with pytest.raises(
         ValueError, match="was begun with other n_samples .3, now 4., seed .3, now 5.*ask the same again"
     ):
@@ -221,8 +269,21 @@ def test_killed_at_any_moment_it_goes_on_and_gives_the_same_bits(saved, trained,
     with pytest.raises(ValueError, match="was begun with other data;"):
         loaded.complete(other, store=path, block_size=10, **ASKED)
     loaded.complete(store=path, block_size=10, **ASKED)
+    loaded.complete(store=tmp_path / "whole.zarr", block_size=10, **ASKED)
     assert_same(layers_of(ad.read_zarr(path)), layers_of(ad.read_zarr(tmp_path / "whole.zarr")))
     assert sorted(os.listdir(tmp_path)) == ["out.zarr", "whole.zarr"]
+
+
+def test_a_file_system_without_locks_says_so(trained, tmp_path, monkeypatch):
+    import fcntl
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.warns(UserWarning, match="cannot be locked .*No locks available.*: begin no other completion"):
+        trained.complete(store=tmp_path / "out.zarr", **ASKED)
+    assert os.listdir(tmp_path) == ["out.zarr"]
 
 
 def test_other_weights_and_another_format_are_refused(saved, tmp_path):

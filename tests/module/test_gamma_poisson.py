@@ -137,3 +137,15 @@ def test_average_of_factorisations_is_better_than_they_are(data):
     assert len(set(each)) == 4
     together, _ = expert(spots, library, priors)
     assert error(together, rates) < 0.98 * sum(each) / 4
+
+
+def test_few_patterns_of_visible_entries_are_fitted_as_any(data):
+    """Products with few distinct rows are made once for each; rows that differ by next to nothing are many."""
+    generator = torch.Generator().manual_seed(3)
+    patterns = (torch.rand(10, N_GENES, generator=generator) > 0.3).float()
+    visible = patterns[torch.randperm(N_SPOTS, generator=generator) % len(patterns)]
+    different = visible * (1.0 + 1e-6 * torch.rand(visible.shape, generator=generator))
+    assert len(visible.unique(dim=0)) == 10 and len(different.unique(dim=0)) == N_SPOTS
+    few, many = fitted(data, visible), fitted(data, different)
+    torch.testing.assert_close(few.profiles, many.profiles, rtol=1e-2, atol=1e-5)
+    torch.testing.assert_close(few.typical_loading, many.typical_loading, rtol=1e-3, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
 from scvi.train import SaveCheckpoint
 
 from lgdist_scvi import LGDiST
+from lgdist_scvi.train import check_trainer_arguments
 
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False, "max_epochs": 1}
 
@@ -62,11 +65,26 @@ REFUSED = [
     ({"limit_train_batches": 0}, ValueError, "nothing to train on"),
     ({"limit_val_batches": 0}, ValueError, "no loss to stop by; pass early_stopping=False"),
     ({"overfit_batches": 1}, ValueError, "overfit_batches=1 would replace the sampler.*leave it out"),
-    ({"strategy": "ddp"}, ValueError, "strategy='ddp' would replace the sampler.*one device"),
-    ({"num_nodes": 2}, ValueError, "num_nodes=2 .*one device"),
-    ({"devices": 2}, ValueError, r"on one device, got devices=2; pass one, such as devices=\[0\]"),
-    ({"devices": [0, 1]}, ValueError, "on one device"),
-    ({"devices": "2"}, ValueError, "on one device"),
+    ({"strategy": "ddp"}, ValueError, "strategy='ddp' needs the number of devices, such as devices=2"),
+    (
+        {"strategy": "ddp_spawn", "devices": 2},
+        ValueError,
+        'ddp_spawn.* put the training into a script and pass strategy="ddp"',
+    ),
+    ({"strategy": "ddp_notebook", "devices": 2}, ValueError, "put the training into a script"),
+    ({"strategy": "fsdp", "devices": 2}, ValueError, "put the training into a script"),
+    ({"strategy": DDPStrategy(), "devices": 2}, ValueError, 'pass strategy="ddp"'),
+    ({"strategy": "ddp", "devices": 2, "num_nodes": 0}, ValueError, "num_nodes must be a whole number"),
+    ({"strategy": "ddp", "devices": 2, "use_distributed_sampler": True}, TypeError, "split between processes"),
+    ({"num_nodes": 2}, ValueError, 'several processes need strategy="ddp" as well'),
+    (
+        {"devices": 2},
+        ValueError,
+        r"need strategy=\"ddp\" as well, got devices=2; or pass one device, such as devices=\[0\]",
+    ),
+    ({"devices": [0, 1]}, ValueError, 'need strategy="ddp"'),
+    ({"devices": "2"}, ValueError, 'need strategy="ddp"'),
+    ({"devices": "0,1"}, ValueError, 'need strategy="ddp"'),
     ({"batch_size": 0}, ValueError, "batch_size must be a whole number"),
     ({"ema_decay": 2}, ValueError, "ema_decay must lie between 0 and 1"),
     ({"datasplitter_kwargs": {"train_size": 0.9}}, TypeError, "no 'train_size'.*external_indexing"),
@@ -99,6 +117,33 @@ def test_refused_before_training(untrained):
         assert not model.is_trained_ and model.history_ is None, kwargs
     for key, value in model.module.state_dict().items():
         assert torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize(
+    "given, n",
+    [
+        ({}, 1),
+        ({"devices": "auto", "strategy": "auto"}, 1),
+        ({"devices": [0]}, 1),
+        ({"devices": 2, "strategy": "ddp"}, 2),
+        ({"devices": [1, 3, 4], "strategy": "ddp_find_unused_parameters_true"}, 3),
+        ({"devices": "0,1", "strategy": "ddp"}, 2),
+        ({"devices": "2", "strategy": "ddp_find_unused_parameters_false", "num_nodes": 3}, 6),
+    ],
+)
+def test_number_of_processes(given, n):
+    assert check_trainer_arguments(given, ["vae"], parallel=True) == n
+
+
+def test_several_processes_where_one_must_do():
+    with pytest.raises(ValueError, match="this training is in one process, got strategy='ddp'; leave it out"):
+        check_trainer_arguments({"devices": 2, "strategy": "ddp"}, ["adapter"])
+
+
+def test_several_processes_in_a_notebook(monkeypatch):
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    with pytest.raises(ValueError, match="runs the script once for each process.* put the training into a file"):
+        check_trainer_arguments({"devices": 2, "strategy": "ddp"}, ["vae"], parallel=True)
 
 
 def test_the_checkpoint_of_scvi_tools_cannot_switch_off_experts(untrained):

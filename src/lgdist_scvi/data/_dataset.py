@@ -30,7 +30,7 @@ from lgdist_scvi._stored import StoredRows, as_csr, is_stored, new_digest
 from lgdist_scvi.data._graph import distances, drawn_patches, nearest, reach_further, spot_pitch
 from lgdist_scvi.data._totals import Totals, totals_of
 
-_BLOCK = 2048  # spots
+_BLOCK, _BLOCK_ENTRIES = 2048, 1 << 22  # spots, and entries where all of them are dense
 _N_CALIBRATION, _N_TRAINING = 16_384, 65_536  # spots of larger data that training looks at
 _MASK_ENTRIES = 1 << 28  # of a mask, held dense in training
 # fields that are read and checked in a way of their own; any other one flows into the batch as it is
@@ -261,12 +261,12 @@ class NeighborhoodDataset(AnnTorchDataset):
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Rows of all spots, in blocks that fit in memory dense."""
-        return self._blocks(len(self))
+        return self._blocks(len(self), min(_BLOCK, max(1, _BLOCK_ENTRIES // len(self.genes))))
 
     @staticmethod
-    def _blocks(n_obs: int) -> Iterator[np.ndarray]:
-        for start in range(0, n_obs, _BLOCK):
-            yield np.arange(start, min(start + _BLOCK, n_obs))
+    def _blocks(n_obs: int, size: int = _BLOCK) -> Iterator[np.ndarray]:
+        for start in range(0, n_obs, size):
+            yield np.arange(start, min(start + size, n_obs))
 
     def _known(self, spots: np.ndarray) -> np.ndarray:
         """What is observed of some spots, bool, (n, n_genes)."""
@@ -323,7 +323,7 @@ class NeighborhoodDataset(AnnTorchDataset):
         """
         digest = new_digest()
         digest.update("\n".join(map(str, self.genes)).encode())
-        for spots in self.blocks():
+        for spots in self._blocks(len(self)):
             known, counts = self._known(spots), as_csr(sparse.csr_matrix(self.counts[spots]))
             rows = np.repeat(np.arange(len(spots)), np.diff(counts.indptr))
             seen = known[rows, counts.indices]

@@ -12,6 +12,7 @@ from lgdist_scvi.inference._conformal import (
 )
 from lgdist_scvi.inference._entry_kinds import ENTRY_KINDS, CalibrationCase, EntryKind, HeldOutSpots, hidden_cases
 from lgdist_scvi.inference._holes import holes
+from lgdist_scvi.inference._parts import CompletedRows
 from lgdist_scvi.inference._prediction import (
     FILLED_MISSING,
     FILLED_ZERO,
@@ -19,6 +20,7 @@ from lgdist_scvi.inference._prediction import (
     MEASURED,
     N_SAMPLES,
     REPLACED,
+    SAMPLER_STEPS,
     Prediction,
     in_log1p,
     measured,
@@ -44,10 +46,12 @@ __all__ = [
     "LEVELS",
     "MEASURED",
     "N_SAMPLES",
+    "SAMPLER_STEPS",
     "REPLACED",
     "REPORTED_LEVELS",
     "Calibration",
     "CalibrationCase",
+    "CompletedRows",
     "EntryKind",
     "EstimatedEffects",
     "HeldOutEntries",

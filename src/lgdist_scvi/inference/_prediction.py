@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lgdist_scvi.module import LGDiSTModule
     from lgdist_scvi.module._spots import Condition
 
-SAMPLER_STEPS = 5
+SAMPLER_STEPS = 3
 N_SAMPLES = 25  # where a spread is asked for
 # provenance of a completed value
 MEASURED, FILLED_ZERO, FILLED_MISSING, REPLACED, LEFT_MISSING = range(5)
@@ -42,7 +42,7 @@ class Prediction:
     seed
         Of the samples: a sample is a function of the seed and the spot's row alone.
     n_steps
-        Evaluations of the denoiser per sample; ``None``: 5.
+        Evaluations of the denoiser per sample; ``None``: 3.
     shared
         What network and experts give at the posterior mean of the latent, (batch, n_genes), if it is known already.
     """

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lgdist_scvi.inference._region_effects import EstimatedEffects
 
 BATCH_SIZE = 512
+_BATCH_ENTRIES = 2**21  # of whole transcriptomes fewer spots: their neighbours may be ten times as many
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Predictor:
     def n_genes(self) -> int:
         """Number of registered genes."""
         return len(self.module.likelihood.gene_rate)
+
+    @property
+    def batch_size(self) -> int:
+        """Number of spots in a batch."""
+        return min(BATCH_SIZE, max(1, _BATCH_ENTRIES // self.n_genes))
 
     def with_region_effects(self, region_effects: EstimatedEffects | np.ndarray | None) -> Predictor:
         """The same with other region effects."""
@@ -60,7 +66,7 @@ class Predictor:
     ) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
         """Batches of neighbouring spots: positions in `rows` (``None``: all spots), and tensors."""
         # no data loader: it would draw from torch's global generator
-        rows, size = np.arange(len(self.dataset)) if rows is None else rows, batch_size or BATCH_SIZE
+        rows, size = np.arange(len(self.dataset)) if rows is None else rows, batch_size or self.batch_size
         device = self.module.device  # looks at every parameter
         with tqdm(total=len(rows), desc="Spots", unit=" spots", disable=silent, leave=False) as progress:
             for place in self.places(rows, size):
@@ -93,14 +99,14 @@ class Predictor:
         return None if shared is None else torch.from_numpy(shared).to(self.module.device)
 
     @torch.inference_mode()
-    def completed(self, hide: Hide = "nothing") -> np.ndarray:
-        """Posterior mean of everything, log1p(CP10K), float16, (n_obs, n_genes): a prefill for a second round.
+    def completed(self, rows: np.ndarray, hide: Hide = "nothing") -> np.ndarray:
+        """Posterior mean of everything of some spots, log1p(CP10K), float16, (n_spots, n_genes): a prefill for a second round.
 
         With ``hide="set_aside"`` nothing that training holds out is looked at.
         """
         likelihood = self.module.likelihood
-        filled = np.empty((len(self.dataset), len(likelihood.gene_rate)), dtype=np.float16)
-        for place, batch in self.batches():
+        filled = np.empty((len(rows), self.n_genes), dtype=np.float16)
+        for place, batch in self.batches(rows):
             condition = self.module.condition(batch, hide)
             decoded = self.module.decode(self.module.latent_mean(condition), condition)
             filled[place] = likelihood.in_log1p(decoded).cpu().numpy()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
-from scipy import sparse
 
 from lgdist_scvi.data import Surroundings
 from lgdist_scvi.inference._compact import fits_in_memory
@@ -16,7 +15,7 @@ from lgdist_scvi.inference._predictor import Predictor
 from lgdist_scvi.inference._region_evidence import Evidence, KeptEvidence, StreamedEvidence, Sums, evidence_of
 from lgdist_scvi.module._spots import Inputs
 from lgdist_scvi.module.lgdist import Hide
-from lgdist_scvi.module.likelihood import Effect
+from lgdist_scvi.module.likelihood import Effect, Likelihood
 
 _SHRINKAGES = (np.inf, *(4.0**power for power in range(8)))  # that are chosen among
 _SPOTS_AT_A_TIME = 512
@@ -75,9 +74,7 @@ class RegionEffects:
         """Sums over the surroundings of some spots, beside the effect of their slides, (n_spots, n_genes)."""
         weights = self.surroundings[spots]
         weights.data[np.isin(weights.indices, self.left_out)] = 0.0
-        seen, columns = np.unique(weights.indices, return_inverse=True)
-        weights = sparse.csr_matrix((weights.data, columns, weights.indptr), shape=(len(spots), len(seen)))
-        return self.effect.beside(*(weights @ part for part in self.evidence[seen]), of_slide)
+        return self.effect.beside(*self.evidence.weighted(weights), of_slide)
 
     def posterior_mean(self, sums: Sums, shrinkage: float) -> np.ndarray:
         """Effect estimated from sums."""
@@ -115,76 +112,67 @@ class EstimatedEffects:
 
 @dataclass
 class HeldOutEntries:
-    """Entries that training held out, (n_entries,) each: where they are, and how predictions of them are judged.
+    """Entries of some spots that training held out: of which of the spots each is, and its gene, (n_entries,).
 
-    Those of a spot follow each other. `predicted` is without region effects; `loss` is a function of predictions and of
-    which entries they are, positions: the sum of their losses.
+    `rows` are those of the spots; `predicted`, (n_entries,), is without region effects; `loss` is a function of predictions:
+    the sum of the losses of the entries.
     """
 
     rows: np.ndarray
-    genes: np.ndarray
+    spot: np.ndarray
+    gene: np.ndarray
     predicted: np.ndarray
-    loss: Callable[[np.ndarray, np.ndarray], float]
-
-    def parts(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Rows of some spots at a time, positions of their entries, and of which of the spots each of these is."""
-        first = np.flatnonzero(np.diff(self.rows, prepend=-1))
-        ends = np.append(first, len(self.rows))
-        for at in range(0, len(first), _SPOTS_AT_A_TIME):
-            until = min(at + _SPOTS_AT_A_TIME, len(first))
-            spot = np.repeat(np.arange(until - at), np.diff(ends[at : until + 1]))
-            yield self.rows[first[at:until]], np.arange(ends[at], ends[until]), spot
+    loss: Callable[[np.ndarray], float]
 
 
-def choose_shrinkage(effects: RegionEffects, held_out: HeldOutEntries) -> np.ndarray:
+def choose_shrinkage(effects: RegionEffects, held_out: Sequence[HeldOutEntries]) -> np.ndarray:
     """Shrinkage of slides, and after that of surroundings, that predicts held-out entries best, (2,)."""
     chosen: list[float] = []
     apply = effects.effect.apply
     for _ in range(2):
         losses = np.zeros(len(_SHRINKAGES))
-        for spots, here, spot in held_out.parts():
-            place = spot, held_out.genes[here]
-            predicted, sums = held_out.predicted[here], effects.over_slides(spots)
+        for part in held_out:
+            place = part.spot, part.gene
+            predicted, sums = part.predicted, effects.over_slides(part.rows)
             if chosen:
                 of_slide = effects.posterior_mean(sums, chosen[0])
-                predicted, sums = apply(predicted, of_slide[place]), effects.over_surroundings(spots, of_slide)
-            there = tuple(part[place] for part in sums)
+                predicted, sums = apply(predicted, of_slide[place]), effects.over_surroundings(part.rows, of_slide)
+            there = tuple(values[place] for values in sums)
             losses += [
-                held_out.loss(apply(predicted, effects.posterior_mean(there, shrinkage)), here)
-                for shrinkage in _SHRINKAGES
+                part.loss(apply(predicted, effects.posterior_mean(there, shrinkage))) for shrinkage in _SHRINKAGES
             ]
         chosen.append(_SHRINKAGES[int(losses.argmin())])
     return np.array(chosen)
 
 
-def _held_out(predictor: Predictor, hide: Hide, spots: np.ndarray, kept: KeptEvidence | None) -> HeldOutEntries:
-    """Held-out entries of those of some spots that are not held out whole; evidence is kept on the way, see :func:`_looked_at`."""
+def _held_out(predictor: Predictor, hide: Hide, evidence: Evidence) -> Iterator[HeldOutEntries]:
+    """Held-out entries, batch by batch, of the spots that are not held out whole; evidence is kept on the way."""
     module, likelihood = predictor.module, predictor.module.likelihood
     whole = module.spots_set_aside(len(predictor.dataset))
-    parts = []
-    for of_batch, batch, inputs, shared in _looked_at(predictor, hide, spots, kept):
-        rows, genes = ((inputs.score > 0).cpu().numpy() & ~np.isin(of_batch, whole)[:, None]).nonzero()
-        entries = (shared, inputs.target, module.fitted_exposure(batch, inputs).expand_as(shared))
-        parts.append((of_batch[rows], genes, *(entry.cpu().numpy()[rows, genes] for entry in entries)))
-    rows, genes, predicted, target, exposure = map(np.concatenate, zip(*parts, strict=True))
+    for rows, batch, inputs, shared in _looked_at(predictor, hide, evidence):
+        chosen = (inputs.score > 0) & ~torch.from_numpy(np.isin(rows, whole)).to(inputs.score.device)[:, None]
+        exposure = module.fitted_exposure(batch, inputs).expand_as(shared)[chosen]
+        spot, gene = (place.astype(np.int32) for place in chosen.cpu().numpy().nonzero())
+        loss = partial(_loss, likelihood, inputs.target[chosen], exposure)
+        yield HeldOutEntries(rows, spot, gene, shared[chosen].cpu().numpy(), loss)
 
-    def loss(prediction: np.ndarray, which: np.ndarray) -> float:
-        given = (torch.from_numpy(part) for part in (prediction, target[which], exposure[which]))
-        return float(likelihood.error(*(part.to(likelihood.gene_rate) for part in given)).double().sum())
 
-    return HeldOutEntries(rows, genes, predicted, loss)
+def _loss(likelihood: Likelihood, target: torch.Tensor, exposure: torch.Tensor, predicted: np.ndarray) -> float:
+    """Sum of the losses of predictions."""
+    predicted = torch.from_numpy(predicted).to(likelihood.gene_rate)
+    return float(likelihood.error(predicted, target, exposure).double().sum())
 
 
 @torch.inference_mode()
 def _looked_at(
-    predictor: Predictor, hide: Hide, spots: np.ndarray, kept: KeptEvidence | None
+    predictor: Predictor, hide: Hide, evidence: Evidence
 ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor], Inputs, torch.Tensor]]:
-    """Rows of some spots, batch by batch, the batch, what was looked at and what was predicted; `kept` is filled in."""
-    for place, batch in predictor.batches(spots):
-        evidence, inputs, shared = evidence_of(predictor, batch, hide)
-        if kept is not None:
-            kept.found[spots[place]], kept.expected[spots[place]] = evidence
-        yield spots[place], batch, inputs, shared
+    """Rows of all spots, batch by batch, the batch, what was looked at and what was predicted; evidence is kept."""
+    for part in evidence.parts:
+        for place, batch in predictor.batches(part):
+            sums, inputs, shared = evidence_of(predictor, batch, hide)
+            evidence.add(part[place], *sums, shared.cpu().numpy())
+            yield part[place], batch, inputs, shared
 
 
 def _empty(predictor: Predictor) -> KeptEvidence:
@@ -221,9 +209,10 @@ def fit_region_effects(predictor: Predictor) -> RegionEffects | None:
         return None
     predictor = predictor.with_region_effects(None)
     n_obs = len(predictor.dataset)
-    kept = _empty(predictor) if fits_in_memory(n_obs, predictor.n_genes) else None
-    held_out = _held_out(predictor, "set_aside", np.arange(n_obs), kept)
-    effects = _region_effects(predictor, kept or StreamedEvidence(predictor, "set_aside"))
+    in_memory = fits_in_memory(n_obs, predictor.n_genes)
+    evidence = _empty(predictor) if in_memory else StreamedEvidence(predictor, "set_aside")
+    held_out = list(_held_out(predictor, "set_aside", evidence))
+    effects = _region_effects(predictor, evidence)
     module.region_shrinkage.copy_(torch.from_numpy(choose_shrinkage(effects, held_out)))
     return effects
 
@@ -241,6 +230,6 @@ def estimate_region_effects(
         _keep_enough(effects)
         return effects.estimate(shrinkage)
     kept = _empty(predictor)
-    for _ in _looked_at(predictor, hide, np.arange(n_obs), kept):
+    for _ in _looked_at(predictor, hide, kept):
         pass
     return _region_effects(predictor, kept).estimate(shrinkage)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from threading import Lock
 from typing import Protocol
 
 import numpy as np
@@ -13,25 +12,34 @@ from scipy import sparse
 from tqdm.auto import tqdm
 
 from lgdist_scvi import _keys as keys
-from lgdist_scvi.inference._compact import runs, spots_at_a_time
-from lgdist_scvi.inference._predictor import BATCH_SIZE, Predictor
+from lgdist_scvi.inference._parts import ComputedParts
+from lgdist_scvi.inference._predictor import Predictor
 from lgdist_scvi.module._spots import Condition, Inputs
 from lgdist_scvi.module.lgdist import Hide
 
-_CACHE = 3 * 2**28  # bytes
-_PER_ENTRY = 12  # found, expected and predicted
+_CACHE = 3 * 2**29  # bytes
 
 Sums = tuple[np.ndarray, np.ndarray]
 """Found and expected, as the likelihood defines them: visible and expected counts, or residual and 1; 0 where nothing is visible."""
+
+_Part = tuple[np.ndarray | sparse.csr_matrix, np.ndarray | sparse.csr_matrix, np.ndarray | None]
+"""Found, expected, and predicted without region effects."""
 
 
 class Evidence(Protocol):
     """What is found and expected of every entry."""
 
     streams: bool  # whether it is computed when asked for
+    parts: Sequence[np.ndarray]  # rows of all spots, some at a time
+
+    def add(self, rows: np.ndarray, found: np.ndarray, expected: np.ndarray, shared: np.ndarray) -> None:
+        """Keep what was computed of some spots, and what was predicted of them, (n_spots, n_genes) each."""
 
     def __getitem__(self, spots: np.ndarray) -> Sums:
         """Of some spots, by their rows, (n_spots, n_genes) each."""
+
+    def weighted(self, weights: sparse.csr_matrix) -> Sums:
+        """Sums over all spots, each times weights, (n, n_obs): (n, n_genes) each."""
 
     def of_slides(self, samples: np.ndarray, left_out: np.ndarray) -> Sums:
         """Sums over the spots of each slide but those left out, (n_slides, n_genes) each; `samples` are the slides of all spots."""
@@ -45,8 +53,18 @@ class KeptEvidence:
     expected: np.ndarray
     streams = False
 
+    @property
+    def parts(self) -> Sequence[np.ndarray]:
+        return [np.arange(len(self.found))]
+
+    def add(self, rows: np.ndarray, found: np.ndarray, expected: np.ndarray, shared: np.ndarray) -> None:
+        self.found[rows], self.expected[rows] = found, expected
+
     def __getitem__(self, spots: np.ndarray) -> Sums:
         return self.found[spots], self.expected[spots]
+
+    def weighted(self, weights: sparse.csr_matrix) -> Sums:
+        return weights @ self.found, weights @ self.expected
 
     def of_slides(self, samples: np.ndarray, left_out: np.ndarray) -> Sums:
         of_slide = _slides(samples, np.arange(len(samples)), samples.max() + 1, np.float32)
@@ -54,8 +72,8 @@ class KeptEvidence:
         return of_slide @ self.found, of_slide @ self.expected
 
 
-class StreamedEvidence:
-    """Computed in compact parts of slides, the last of which are kept: a part is a function of model and data alone.
+class StreamedEvidence(ComputedParts):
+    """Computed when it is asked for.
 
     Parameters
     ----------
@@ -64,73 +82,61 @@ class StreamedEvidence:
     hide
         As in :func:`evidence_of`.
     silent
-        Whether to hide the progress of these sums.
+        Whether to hide the progress of sums over slides.
     """
 
     streams = True
 
     def __init__(self, predictor: Predictor, hide: Hide, silent: bool = True):
-        self.predictor, self.hide, self.silent = predictor, hide, silent
-        self.size = spots_at_a_time(predictor.n_genes)  # of a run
-        n_obs = len(predictor.dataset)
-        # number of the part that each spot is in, and its place there
-        self.part, self.place = np.empty((2, n_obs), dtype=np.int32)
-        self.parts: list[np.ndarray] = []
-        for rows in runs(n_obs, self.size):
-            for place in predictor.places(rows, BATCH_SIZE):
-                self.part[rows[place]], self.place[rows[place]] = len(self.parts), np.arange(len(place))
-                self.parts.append(rows[place])
+        totals = predictor.dataset.totals
+        found = min(4, 8 * totals.n_positive / (len(totals.counted) * predictor.n_genes))  # sparse
+        super().__init__(predictor, _CACHE, of_entry=found + (8 if hide == "nothing" else 4))
+        self.hide, self.silent = hide, silent
         self.sums: np.ndarray | None = None  # over slides
-        self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
-        self.n_kept = max(1, _CACHE // (_PER_ENTRY * BATCH_SIZE * predictor.n_genes))
-        self._lock = Lock()
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_kept": OrderedDict(), "_lock": None}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__ = {**state, "_lock": Lock()}
 
     def __getitem__(self, spots: np.ndarray) -> Sums:
         values = np.empty((2, len(spots), self.predictor.n_genes), dtype=np.float32)
         part, place = self.part[spots], self.place[spots]
         for number in np.unique(part):
             here = np.flatnonzero(part == number)
-            values[:, here] = self._of_part(int(number))[:2, place[here]]
+            for value, kept in zip(values, self.of_part(int(number)), strict=False):
+                value[here] = _dense(kept[place[here]])
         return values[0], values[1]
 
     def shared(self, spots: np.ndarray) -> np.ndarray | None:
         """What network and experts predict of all that is observed of a part, (n_spots, n_genes); ``None`` of other spots."""
         number = int(self.part[spots[0]])
         is_part = self.hide == "nothing" and np.array_equal(self.parts[number], spots)
-        return self._of_part(number)[2] if is_part else None
-
-    def _of_part(self, number: int) -> np.ndarray:
-        with self._lock:
-            if number in self._kept:
-                self._kept.move_to_end(number)
-                return self._kept[number]
-            values = self._kept[number] = self._compute(self.parts[number])
-            if len(self._kept) > self.n_kept:
-                self._kept.popitem(last=False)
-            return values
+        return self.of_part(number)[2] if is_part else None
 
     @torch.inference_mode()
-    def _compute(self, rows: np.ndarray) -> np.ndarray:
-        values = np.empty((3, len(rows), self.predictor.n_genes), dtype=np.float32)
-        for place, batch in self.predictor.batches(rows, BATCH_SIZE):
-            evidence, _, shared = evidence_of(self.predictor, batch, self.hide)
-            values[:2, place], values[2, place] = evidence, shared.cpu().numpy()
-        return values
+    def compute(self, rows: np.ndarray) -> _Part:
+        ((place, batch),) = self.predictor.batches(rows)
+        sums, _, shared = evidence_of(self.predictor, batch, self.hide)
+        return self._in_order(rows[place], *sums, shared.cpu().numpy())
 
-    def forget(self) -> None:
-        """Keep no parts any more; sums over slides stay."""
-        self._kept.clear()
+    def add(self, rows: np.ndarray, found: np.ndarray, expected: np.ndarray, shared: np.ndarray) -> None:
+        self.keep(int(self.part[rows[0]]), self._in_order(rows, found, expected, shared))
 
-    @property
-    def n_bytes(self) -> int:
-        """Bytes that are kept at most, and that a part takes beside them."""
-        return (self.n_kept + 1) * _PER_ENTRY * BATCH_SIZE * self.predictor.n_genes
+    def _in_order(self, rows: np.ndarray, found: np.ndarray, expected: np.ndarray, shared: np.ndarray) -> _Part:
+        """What is kept of a part, in the order of its spots."""
+        order = np.argsort(self.place[rows])
+        # what is predicted of less than what is observed is of no use to other questions
+        return _small(found[order]), _small(expected[order]), shared[order] if self.hide == "nothing" else None
+
+    def weighted(self, weights: sparse.csr_matrix) -> Sums:
+        """Part by part: all that the weights reach may be many spots."""
+        sums = np.zeros((2, weights.shape[0], self.predictor.n_genes), dtype=np.float32)
+        row = np.repeat(np.arange(weights.shape[0]), np.diff(weights.indptr))
+        part, place = self.part[weights.indices], self.place[weights.indices]
+        for number in np.unique(part):
+            inside = np.flatnonzero(part == number)
+            rows, of_row = np.unique(row[inside], return_inverse=True)
+            shape = len(rows), len(self.parts[number])
+            here = sparse.csr_matrix((weights.data[inside], (of_row, place[inside])), shape=shape)
+            for total, kept in zip(sums, self.of_part(int(number)), strict=False):
+                total[rows] += _dense(here @ kept)
+        return sums[0], sums[1]
 
     # ---- sums over slides
 
@@ -169,6 +175,15 @@ class StreamedEvidence:
             of_slide = _slides(samples[here], np.arange(len(here)), n_slides, np.float64)
             total += [of_slide @ part for part in self[here]]
         return total
+
+
+def _small(values: np.ndarray) -> np.ndarray | sparse.csr_matrix:
+    """The same, sparse if that is smaller."""
+    return sparse.csr_matrix(values) if 2 * np.count_nonzero(values) < values.size else values
+
+
+def _dense(values: np.ndarray | sparse.csr_matrix) -> np.ndarray:
+    return values.toarray() if sparse.issparse(values) else values
 
 
 def _slides(samples: np.ndarray, columns: np.ndarray, n_slides: int, dtype: type) -> sparse.csr_matrix:

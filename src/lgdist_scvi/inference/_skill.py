@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -36,7 +38,7 @@ def measure_skill(predictor: Predictor, neighbors_only: bool = False) -> dict[st
     spots = np.sort(np.random.default_rng(0).permutation(predictor.judging())[:_MAX_SPOTS])
     lines = _lines(module, dataset)
     parts = [_entries(module, batch, lines, not neighbors_only) for _, batch in predictor.batches(spots)]
-    entries = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    entries = {name: torch.cat([part.pop(name) for part in parts]) for name in list(parts[0])}  # large: one at a time
     return {estimand: _compare(module.likelihood, entries, estimand) for estimand in module.likelihood.estimands}
 
 
@@ -108,7 +110,7 @@ def _compare(likelihood: Likelihood, entries: dict[str, Tensor], estimand: Estim
 
     mean, deviation, number = (entries[f"{estimand}/{what}"] for what in ("mean", "deviation", "number"))
     of_gene = [error(mean)]
-    of_neighbors = [error(mean + deviation / (number + strength)) for strength in _ENTRIES]
+    of_neighbors = (error(mean + deviation / (number + strength)) for strength in _ENTRIES)  # one at a time as well
     share, exposure = entries["share"], entries["exposure"]
     # shares of molecules read at the spot's depth, where the likelihood knows what counts make of them
     of_gene += [error(expected(count)) for count in likelihood.count_baselines(exposure * share)]
@@ -121,7 +123,7 @@ def _compare(likelihood: Likelihood, entries: dict[str, Tensor], estimand: Estim
     if pooled:
         # Poisson loss: the mapping to log1p(CP10K) is slow
         nearest = min(pooled, key=lambda m: float((m - torch.xlogy(entries["count"], m)).sum()))
-        of_neighbors.append(error(expected(nearest)))
+        of_neighbors = chain(of_neighbors, [error(expected(nearest))])
     baselines = {"gene mean": min(of_gene, key=np.sum), "neighbor mean": min(of_neighbors, key=np.sum)}
     n_genes = len(likelihood.gene_rate)
     return compare(genes.numpy(), n_genes, error(expected(entries["predicted"])), baselines)

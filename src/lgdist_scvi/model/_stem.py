@@ -268,7 +268,8 @@ class Stem(RegistrationMixin, RecordMixin, TrainingMixin, ExpressionMixin, Skill
         shared = {"accelerator": accelerator, "devices": devices}
         super()._check_call(stage, 1, max_epochs, batch_size, ema_decay)
         show = trainer_kwargs.get("enable_progress_bar", True)
-        self._targets = targets_of(self, targets, stage, synthetic, enable_progress_bar=show, **shared)
+        several = {name: trainer_kwargs[name] for name in ("strategy", "num_nodes") if name in trainer_kwargs}
+        self._targets = targets_of(self, targets, stage, synthetic, enable_progress_bar=show, **shared, **several)
         try:
             super().train(
                 max_epochs=max_epochs,

@@ -12,6 +12,8 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.loggers import Logger
 from scvi import train as scvi_train
 
+from lgdist_scvi.train._processes import PARALLEL, n_processes
+
 _OWN_ROWS = 'name rows with datasplitter_kwargs={"external_indexing": [train, validation]}'
 REMEDIES = {
     "train_size": f"all spots train, and validate by entries that are set aside; {_OWN_ROWS} to split spots",
@@ -27,14 +29,10 @@ REMEDIES = {
     "weight_decay": 'pass plan_kwargs={"weight_decay": ...}',
     "num_workers": 'pass datasplitter_kwargs={"num_workers": ...}',
     "use_gpu": 'pass accelerator="gpu"',
+    "use_distributed_sampler": "batches are split between processes as their neighbours need it; leave it out",
 }
 _FEW = 10  # names that a message can list
 _NOT_FOR_THE_CALLER = {"self", "kwargs", "args", *REMEDIES}
-_ONE_DEVICE = {
-    "overfit_batches": (None, 0),
-    "strategy": (None, "auto"),
-    "num_nodes": (None, 1),
-}  # values that leave it so
 _PRECISIONS = (None, 32, "32", "32-true", 16, "16", "16-mixed", "bf16", "bf16-mixed")
 
 
@@ -59,14 +57,16 @@ def refuse_unknown(
         raise TypeError(f"{where} takes no {name!r}; {hint}")
 
 
-def check_trainer_arguments(arguments: Mapping[str, Any], stages: Iterable[str], named: Iterable[str] = ()) -> None:
+def check_trainer_arguments(
+    arguments: Mapping[str, Any], stages: Iterable[str], named: Iterable[str] = (), parallel: bool = False
+) -> int:
     """Refuse arguments for :class:`scvi.train.Trainer` that it does not know or that stages cannot heed.
 
     The losses of all `stages` may be monitored; `named` are the other arguments of the caller, among which a mistyped
-    one may be.
+    one may be; `parallel` says whether several processes may train. Returns their number.
 
-    Raises TypeError if an argument is unknown, or a callback or logger is none; ValueError if several devices are asked
-    for, weights would be kept in half or double precision, checkpoints be written, or no known loss be monitored.
+    Raises TypeError if an argument is unknown, or a callback or logger is none; ValueError if several processes are asked for
+    that cannot train, weights would be kept in half or double precision, checkpoints be written, or no known loss be monitored.
     """
     known = {
         name
@@ -85,15 +85,13 @@ def check_trainer_arguments(arguments: Mapping[str, Any], stages: Iterable[str],
         raise ValueError("limit_train_batches=0 leaves nothing to train on; leave it out")
     if arguments.get("limit_val_batches") == 0 and arguments.get("early_stopping"):
         raise ValueError("with limit_val_batches=0 there is no loss to stop by; pass early_stopping=False")
-    for name, harmless in _ONE_DEVICE.items():
-        if arguments.get(name) not in harmless:
-            raise ValueError(
-                f"{name}={arguments[name]!r} would replace the sampler of batches, which gathers neighbours, and training is on "
-                "one device; leave it out"
-            )
-    devices = arguments.get("devices")
-    if len(devices) > 1 if isinstance(devices, list | tuple) else str(devices).isdecimal() and int(devices) > 1:
-        raise ValueError(f"training is on one device, got devices={devices!r}; pass one, such as devices=[0]")
+    if arguments.get("overfit_batches") not in (None, 0):
+        raise ValueError(
+            f"overfit_batches={arguments['overfit_batches']!r} would replace the sampler of batches, which gathers neighbours; leave it out"
+        )
+    n = n_processes(arguments)
+    if arguments.get("strategy") in PARALLEL and not parallel:
+        raise ValueError(f"this training is in one process, got strategy={arguments['strategy']!r}; leave it out")
     every = arguments.get("check_val_every_n_epoch")
     if every is not None and (not isinstance(every, int) or every < 1):
         raise ValueError(f"check_val_every_n_epoch must be a whole number of at least 1, got {every!r}")
@@ -114,6 +112,7 @@ def check_trainer_arguments(arguments: Mapping[str, Any], stages: Iterable[str],
         for name, monitor in monitored.items():
             if monitor is not None and monitor not in losses:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, losses))}, got {monitor!r}")
+    return n
 
 
 def loss_names(stages: Iterable[str]) -> list[str]:

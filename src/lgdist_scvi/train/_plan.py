@@ -87,6 +87,7 @@ class StagePlan(lightning.LightningModule):
 
     def _report(self, name: str, loss: torch.Tensor, batch: Batch) -> None:
         kwargs = {"on_step": False, "on_epoch": True, "batch_size": len(batch[REGISTRY_KEYS.X_KEY])}
+        kwargs["sync_dist"] = self.trainer.world_size > 1  # all processes stop by the same loss
         # the curves of two stages must not be one in a logger; callbacks monitor the plain name
         self.log(f"{self.stage}_{name}", loss, prog_bar=True, **kwargs)
         self.log(name, loss, logger=False, **kwargs)

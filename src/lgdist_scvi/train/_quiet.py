@@ -18,6 +18,7 @@ _WARNINGS = (
     "The '.*_dataloader' does not have many workers",
     "Last batch will have a small size",
     "You have not specified a `stop_before_epoch`",
+    "early_stopping was automatically disabled due to the use of DDP",  # scvi-tools' own; stages have theirs
 )
 
 

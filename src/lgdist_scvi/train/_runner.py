@@ -10,15 +10,18 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+import torch
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from scvi import settings
 from scvi.dataloaders import DataSplitter
 from scvi.model.base import BaseModelClass
-from scvi.train import TrainRunner
+from scvi.train import LoudEarlyStopping, TrainRunner
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lgdist_scvi.train._arguments import listed, loss_names
 from lgdist_scvi.train._callbacks import Curves, KeepBest
 from lgdist_scvi.train._plan import StagePlan
+from lgdist_scvi.train._processes import PARALLEL, Together, for_several, share
 from lgdist_scvi.train._quiet import quietly
 from lgdist_scvi.train._steps import named_step
 
@@ -90,21 +93,32 @@ def run_stage(
 
     Returns
     -------
-    False if the user interrupted the stage. Either way the weights with the lowest validation loss are kept.
+    False if the user interrupted the stage. Either way the weights with the lowest validation loss are kept. With several
+    processes an interruption is not caught: it ends all of them.
     """
-    best, curves = KeepBest(), Curves()
-    ours = [best, curves]
+    best, curves, parallel = KeepBest(), Curves(), trainer_kwargs.get("strategy") in PARALLEL
+    ours, last = [best, curves], []
+    if parallel:
+        ours.insert(0, Together(getattr(model.adata_manager, "fingerprint", None)))
+        trainer_kwargs = for_several(trainer_kwargs)
     if ema_decay is not None:
-        ours.append(EMAWeightAveraging(use_buffers=False, decay=ema_decay))
+        # all parameters at once: one by one takes longer
+        ours.append(WeightAveraging(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)))
     if trainer_kwargs.get("check_val_every_n_epoch") is None:
         trainer_kwargs["check_val_every_n_epoch"] = max(1, max_epochs // _N_VALIDATIONS)
-    if trainer_kwargs.get("early_stopping"):
-        monitor = trainer_kwargs.setdefault("early_stopping_monitor", "validation_loss")
-        trainer_kwargs["early_stopping"] = _takes_part(monitor, plan.stage, stages)
-        trainer_kwargs.setdefault("early_stopping_patience", _PATIENCE)
-        # while the learning rate is high the loss wanders; scvi-tools counts validations, not epochs
+    monitor = trainer_kwargs.get("early_stopping_monitor") or "validation_loss"
+    if trainer_kwargs.pop("early_stopping", False) and _takes_part(monitor, plan.stage, stages):
         n_validations = max_epochs // trainer_kwargs["check_val_every_n_epoch"]
-        trainer_kwargs.setdefault("early_stopping_warmup_epochs", n_validations // 2)
+        # scvi-tools' trainer would leave it out with several processes
+        stopping = LoudEarlyStopping(
+            monitor=monitor,
+            min_delta=trainer_kwargs.get("early_stopping_min_delta", 0.0),
+            patience=trainer_kwargs.get("early_stopping_patience", _PATIENCE),
+            mode=trainer_kwargs.get("early_stopping_mode", "min"),
+            # while the learning rate is high the loss wanders; scvi-tools counts validations, not epochs
+            warmup_epochs=trainer_kwargs.get("early_stopping_warmup_epochs", n_validations // 2),
+        )
+        last.append(stopping)
     show = trainer_kwargs.get("enable_progress_bar", True)
 
     previous, was_trained = model.history_ or {}, model.is_trained_
@@ -124,16 +138,21 @@ def run_stage(
                 training_plan=plan,
                 data_splitter=splitter,
                 max_epochs=max_epochs,
-                callbacks=[*callbacks, *ours],
+                callbacks=[*callbacks, *ours, *last],
                 **trainer_kwargs,
             )
-            runner()
+            if parallel:
+                runner.device = runner.trainer.strategy.root_device  # scvi-tools would take the first for all
+            with torch.random.fork_rng(devices=[], enabled=parallel):
+                runner()
     except KeyboardInterrupt:
+        if parallel:
+            raise
         completed = False
     except SystemExit as request:
         # Lightning turns Ctrl-C into an exit and leaves further ones ignored; other exits (SIGTERM) are meant
-        if not isinstance(request.__context__, KeyboardInterrupt):
-            raise
+        if parallel or not isinstance(request.__context__, KeyboardInterrupt):
+            raise  # of several processes, it has ended the others
         completed = False
     finally:
         if handler is not None:
@@ -156,8 +175,12 @@ def run_stage(
             with step as report:
                 report |= plan.finish(splitter.train_dataloader())
         except KeyboardInterrupt:
+            if parallel:
+                raise
             completed = False
             _warn_of_interruption(plan.stage)
+    if parallel:
+        share(plan.module, model.trainer.strategy)
     return completed
 
 

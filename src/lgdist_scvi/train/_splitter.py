@@ -44,7 +44,9 @@ class EntrySplitter(DataSplitter):
     seed
         Of the choice of validation spots.
     batch_size
-        Spots per step.
+        Spots per step, and process.
+    n_processes
+        Number of processes that train together.
     datasplitter_kwargs
         For :class:`torch.utils.data.DataLoader`; and `external_indexing`, one to three arrays instead of
         `validation_spots`: rows that train, rows that validate (if none, those that train), and rows that do neither.
@@ -62,6 +64,7 @@ class EntrySplitter(DataSplitter):
         n_obs: int | None = None,
         seed: int = 0,
         batch_size: int = 128,
+        n_processes: int = 1,
         datasplitter_kwargs: Mapping[str, Any] | None = None,
     ):
         kwargs = dict(datasplitter_kwargs or {})
@@ -87,16 +90,24 @@ class EntrySplitter(DataSplitter):
             train = np.setdiff1d(spots, candidates)
         else:
             train = candidates = spots
-        if len(train) < (batch_size if kwargs.get("drop_last") else 1):
+        if len(train) < (batch_size if kwargs.get("drop_last") else 1) * n_processes:
             raise ValueError(f"{len(train):,} spots are left to train on, too few for a batch")
         super().__init__(adata_manager, train_size=1.0, batch_size=batch_size, **kwargs)
         chosen = np.random.default_rng(seed).permutation(candidates)[:_N_VALIDATION_SPOTS]
         self.train_idx, self.val_idx = train, np.sort(chosen)
         self.test_idx = np.array([], dtype=int)
         self.n_train, self.n_val = len(self.train_idx), len(self.val_idx)
+        self.seed = seed
+        self.part, self.n_parts = 0, 1  # this process's of the batches
 
     def setup(self, stage: str | None = None) -> None:
-        """Nothing to do: the split is made on construction."""
+        """Give this process a part of every batch, while several train; the split itself is made on construction."""
+        if self.trainer is not None:
+            self.part, self.n_parts = self.trainer.global_rank, self.trainer.world_size
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Give this process all batches: what follows the networks looks at all of them."""
+        self.part, self.n_parts = 0, 1
 
     @property
     def n_per_epoch(self) -> int:
@@ -104,27 +115,42 @@ class EntrySplitter(DataSplitter):
         return min(self.n_train, _PER_EPOCH)
 
     def train_dataloader(self) -> AnnDataLoader:
-        """Batches of all spots, or of as many as an epoch has at most, in random order."""
+        """Batches of all spots, or of as many as an epoch has at most, in random order; of several processes, a part of each."""
         loader = super().train_dataloader()
-        if self.n_train > _PER_EPOCH:
+        if self.n_parts > 1:
+            # all processes draw the same, and none gathers more than its part: any spot can be a neighbour
+            generator = torch.Generator().manual_seed(self.seed)
+            loader.sampler.sampler = _SomeRuns(self.n_train, self.n_per_epoch, self.part, self.n_parts, generator)
+        elif self.n_train > _PER_EPOCH:
             loader.sampler.sampler = _SomeRuns(self.n_train, _PER_EPOCH)
         return loader
 
+    def val_dataloader(self) -> AnnDataLoader:
+        """Batches of the spots that validate; of several processes, an equal part of them."""
+        n = self.n_val // self.n_parts
+        spots = self.val_idx[self.part * n : (self.part + 1) * n] if n else self.val_idx
+        return self.data_loader_cls(
+            self.adata_manager, indices=spots, pin_memory=self.pin_memory, **self.data_loader_kwargs
+        )
+
 
 class _SomeRuns(Sampler):
-    """Places in random order, of runs that are drawn anew every time."""
+    """Places in random order, of runs that are drawn anew every time; of several parts, one."""
 
-    def __init__(self, n_places: int, n: int):
-        self.n_places, self.n = n_places, n
+    def __init__(
+        self, n_places: int, n: int, part: int = 0, n_parts: int = 1, generator: torch.Generator | None = None
+    ):
+        self.n_places, self.n, self.part, self.n_parts, self.generator = n_places, n, part, n_parts, generator
 
     def __len__(self) -> int:
-        return self.n
+        return self.n // self.n_parts
 
     def __iter__(self) -> Iterator[int]:
-        # as scvi-tools' sampler draws them: from the global generator
+        # as scvi-tools' sampler draws them: from the global generator, if no other is given
         runs = torch.arange(self.n_places).split(_RUN)
-        drawn = torch.cat([runs[run] for run in torch.randperm(len(runs)).tolist()])[: self.n]
-        yield from drawn[torch.randperm(len(drawn))].tolist()
+        drawn = torch.cat([runs[run] for run in torch.randperm(len(runs), generator=self.generator).tolist()])[: self.n]
+        shuffled = drawn[torch.randperm(len(drawn), generator=self.generator)]
+        yield from shuffled[self.part :: self.n_parts][: len(self)].tolist()
 
 
 def _external(given: Sequence[Any], n_obs: int) -> tuple[np.ndarray, np.ndarray]:

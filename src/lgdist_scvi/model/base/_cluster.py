@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from anndata import AnnData
 from mudata import MuData
 from scvi.data import AnnDataManager
@@ -51,10 +52,13 @@ class Cluster:
         """Numbers and answers as they come, of ``task(thing, given[number], *shared)``; what a lost worker did is done again."""
         from distributed import as_completed
 
-        futures = {
-            self.client.submit(_run, task, self._sent, value, *shared, pure=False): number
-            for number, value in given.items()
-        }
+        # one after the other on the same worker, which keeps what they share; whoever is idle takes over
+        workers, futures = list(self.client.nthreads()) or [None], {}
+        for worker, numbers in zip(workers, np.array_split(list(given), len(workers)), strict=True):
+            where = {} if worker is None else {"workers": [worker], "allow_other_workers": True}
+            for number in numbers.tolist():
+                sent = task, self._sent, given[number], *shared
+                futures[self.client.submit(_run, *sent, pure=False, **where)] = number
         try:
             for future, answer in as_completed(futures, with_results=True):
                 yield futures[future], answer

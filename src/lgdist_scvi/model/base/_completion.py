@@ -125,6 +125,8 @@ class CompletionMixin:
             If there is no store, and the layers take more than half of the free memory.
         OSError
             If the store cannot be written; what is finished is kept.
+        RuntimeError
+            If another call completes into the store at the same time.
         ImportError
             If the group `scale` of optional dependencies, which a store needs, is not installed.
         """

@@ -86,7 +86,7 @@ class ExpressionMixin:
         seed
             Of the samples; ``None``: ``scvi.settings.seed``. A sample is a function of the seed and the spot's row alone.
         n_steps
-            Evaluations of the denoiser per sample; ``None``: 5.
+            Evaluations of the denoiser per sample; ``None``: 3.
         batch_size
             Spots held in memory at a time; the result does not depend on it.
         return_numpy

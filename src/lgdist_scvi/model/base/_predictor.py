@@ -7,7 +7,7 @@ from scvi.model.base import BaseModelClass
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi.data import NeighborhoodDataset
-from lgdist_scvi.inference import EstimatedEffects, Predictor, estimate_region_effects
+from lgdist_scvi.inference import CompletedRows, EstimatedEffects, Predictor, estimate_region_effects, fits_in_memory
 from lgdist_scvi.module.lgdist import Hide
 
 
@@ -27,7 +27,11 @@ def with_prefill(model: BaseModelClass, dataset: NeighborhoodDataset, hide: Hide
     first = model.module.first_round
     if first is None:
         return dataset
-    return dataset.with_fields(**{keys.PREFILL: Predictor(first, dataset).completed(hide)})
+    predictor, n_obs = Predictor(first, dataset), len(dataset)
+    # training looks at a bounded number of spots
+    whole = hide == "set_aside" or fits_in_memory(n_obs, predictor.n_genes)
+    prefill = predictor.completed(np.arange(n_obs), hide) if whole else CompletedRows(predictor)
+    return dataset.with_fields(**{keys.PREFILL: prefill})
 
 
 def predictor_of(

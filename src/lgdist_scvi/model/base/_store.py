@@ -5,22 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scvi import settings
 
 from lgdist_scvi._anndata import get_obs, get_var, in_memory
 from lgdist_scvi.model.base._record import to_json
 
 _FORMAT = 1  # of the store and its journal
-_BEGUN = ("store.zarr", "beside.zarr", "journal.new")  # of a call that was killed before its first line
+_LOCK = "lock"
+_BEGUN = ("store.zarr", "beside.zarr", "journal.new", _LOCK)  # of a call that was killed before its first line
 _IDENTITY = "completion"  # attribute of a layer: what it is a completion of
 _ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}
 _MAPPING = {"encoding-type": "dict", "encoding-version": "0.1.0"}
@@ -33,7 +36,7 @@ class LayerStore:
     They are written beside the store, into ``<store>.unfinished/store.zarr``, in chunks of `block_size` spots and all
     genes. A line of ``<store>.unfinished/journal.jsonl`` names every block that is written and closed; its first line
     says what is completed, so that nothing else goes on from there. When all blocks are there the layers are moved to
-    where they are read.
+    where they are read. Whoever writes does so :meth:`alone`.
 
     Parameters
     ----------
@@ -71,9 +74,8 @@ class LayerStore:
         self.spots, self.genes, self.beside = np.asarray(spots), np.asarray(genes), beside
         names = {"spots": _hash(self.spots), "genes": _hash(self.genes)}
         self.identity = json.loads(to_json({"store": _FORMAT, **identity, **names, "block_size": block_size}))
-        self.is_finished = False  # whether all layers are where they are read
-        self.adds_to = self._existing()  # format of the store that layers are added to; None: a new one
         self.filled: dict[int, int] = {}  # number of filled entries by number of finished block
+        self._look()
 
     @property
     def n_blocks(self) -> int:
@@ -91,10 +93,28 @@ class LayerStore:
 
     # ---- beginning
 
-    def _existing(self) -> int | None:
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Look again, and write while no other call does (RuntimeError): the lock ends with this process, however it ends."""
+        file = self.work / _LOCK
+        with self.told():
+            lock = _locked(file)
+        try:
+            self._look()
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+            lock.close()
+            with suppress(OSError):
+                self.work.rmdir()  # if nothing is left in it
+
+    def _look(self) -> None:
+        """See what is there, and refuse what is something else."""
         zarr = import_zarr()
+        self.is_finished = False  # whether all layers are where they are read
+        self.adds_to: int | None = None  # format of the store that layers are added to; None: a new one
         if not self.path.exists():
-            return None
+            return
         try:
             group = zarr.open_group(self.path, mode="r")
             obs, var = (group[name][group[name].attrs["_index"]][:] for name in ("obs", "var"))
@@ -120,7 +140,7 @@ class LayerStore:
             )
         # else it may have been killed before it said what the layers are
         self.is_finished = len(taken) == len(self.layers) and not self.journal.exists()
-        return group.metadata.zarr_format
+        self.adds_to = group.metadata.zarr_format
 
     def begin(self, adata: AnnData, columns: Mapping[str, pd.Series], record: tuple[str, Mapping[str, Any]]) -> None:
         """Make room for the layers, with what of `adata` belongs to them, or go on where an earlier call stopped.
@@ -143,11 +163,10 @@ class LayerStore:
 
     def _create(self, adata: AnnData, columns: Mapping[str, pd.Series], record: tuple[str, Mapping[str, Any]]) -> None:
         zarr = import_zarr()
-        left = [] if not self.work.is_dir() else [part for part in self.work.iterdir() if part.name not in _BEGUN]
+        left = [part for part in self.work.iterdir() if part.name not in _BEGUN]
         if left:
             raise ValueError(f"{self.work} holds what no completion wrote ({left[0].name}); move it away")
-        shutil.rmtree(self.work, ignore_errors=True)
-        self.work.mkdir(parents=True)
+        self.tidy_up()
         root = zarr.open_group(self.root, mode="w", zarr_format=self.adds_to or 3)
         layers = root.create_group("layers", attributes=_MAPPING)
         for name, dtype in self.layers.items():
@@ -195,7 +214,12 @@ class LayerStore:
                 self.root.rename(self.path)
             else:
                 self._add(columns, record)
-            shutil.rmtree(self.work)
+            self.tidy_up()
+
+    def tidy_up(self) -> None:
+        """Remove what belongs to layers in the making."""
+        for part in [part for part in self.work.iterdir() if part.name != _LOCK]:
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
 
     def _annotate(
         self, adata: AnnData, columns: Mapping[str, pd.Series], record: tuple[str, Mapping[str, Any]]
@@ -256,6 +280,34 @@ def write_block(root: Path, rows: np.ndarray, layers: Mapping[str, np.ndarray]) 
         if chunk.exists():  # else it is all zeros
             with open(chunk, "rb") as file:
                 os.fsync(file.fileno())
+
+
+def _locked(file: Path) -> IO[str]:
+    """A file that this call alone has locked, until it is closed; RuntimeError if another call has."""
+    while True:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(file, "a+")
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            with lock:
+                lock.seek(0)
+                raise RuntimeError(
+                    f"another call completes into {file.parent} now ({lock.read()}); wait for its end, or name another store"
+                ) from error
+        except (ImportError, OSError) as error:  # Windows, some network file systems
+            warnings.warn(
+                f"{file} cannot be locked ({error}): begin no other completion into the same store",
+                stacklevel=settings.warnings_stacklevel,
+            )
+        if file.exists() and os.path.samestat(os.fstat(lock.fileno()), os.stat(file)):
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {platform.node()}")
+            lock.flush()
+            return lock
+        lock.close()  # of a call that has just ended, and removed it
 
 
 def import_zarr() -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,13 +49,16 @@ def complete_into(
         [f"uns/{layer_added}", *(f"var/{name}" for name in columns)],
         block_size or spots_at_a_time(query.predictor.n_genes),
     )
-    if store.is_finished:
-        shutil.rmtree(store.work, ignore_errors=True)
+    if store.is_finished and not store.work.exists():
         return True
-    store.begin(query.adata, columns, (layer_added, record))
-    if store.left:
-        _complete(store, question, layer_added, client, silent)
-    store.finish(columns, (layer_added, record))
+    with store.alone():
+        if store.is_finished:
+            store.tidy_up()
+            return True
+        store.begin(query.adata, columns, (layer_added, record))
+        if store.left:
+            _complete(store, question, layer_added, client, silent)
+        store.finish(columns, (layer_added, record))
     return any(store.filled.values())
 
 

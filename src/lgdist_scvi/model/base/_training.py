@@ -19,6 +19,7 @@ from lgdist_scvi.model.base._calibration import calibrate
 from lgdist_scvi.model.base._predictor import DataMixin, predictor_of
 from lgdist_scvi.model.base._record import remember_training, training_call
 from lgdist_scvi.train import (
+    PARALLEL,
     EntrySplitter,
     StagePlan,
     check_trainer_arguments,
@@ -26,6 +27,7 @@ from lgdist_scvi.train import (
     listed,
     refuse_unknown,
     run_stage,
+    share,
 )
 
 _EPOCHS = (4, 300)
@@ -80,9 +82,10 @@ class TrainingMixin(DataMixin):
             2 is the paper's protocol: train, complete the missing entries, and train on with the completed values standing in
             for what neighbours lack. Needs a mask.
         accelerator, devices
-            As in scvi-tools.
+            As in scvi-tools. ``devices=2, strategy="ddp"`` trains with two processes, from a script: every process runs the whole of it,
+            and all end with the same model. Stopping it (Ctrl-C) then ends all.
         batch_size
-            Spots per step.
+            Spots per step; with several processes, of each.
         early_stopping
             Whether to stop when the validation loss no longer falls.
         validation_samples
@@ -97,13 +100,14 @@ class TrainingMixin(DataMixin):
             For the data loaders (`num_workers`), and `external_indexing`: a list of the rows that train and the rows that validate;
             others do neither, nor do those outside of the patches that training sees. Rows that validate are still seen as neighbours of others: `pp.hold_out` hides them there too.
         **trainer_kwargs
-            For :class:`scvi.train.Trainer` (`callbacks`, `logger`, `check_val_every_n_epoch`, `enable_progress_bar`).
+            For :class:`scvi.train.Trainer` (`callbacks`, `logger`, `check_val_every_n_epoch`, `enable_progress_bar`, `strategy`).
 
         Raises
         ------
         ValueError
             If the diffusion is asked for before the VAE, a second round without missing entries, a slide is unknown, the model was
-            loaded without data, rows are named that cannot be, or checkpoints are asked for (the best weights are kept anyway).
+            loaded without data, rows are named that cannot be, checkpoints are asked for (the best weights are kept anyway), or several
+            processes that are not started from a script, or were given different data.
         TypeError
             If a keyword is unknown, or a callback cannot be copied.
         """
@@ -112,7 +116,9 @@ class TrainingMixin(DataMixin):
         names = [name for name in self._stages if stage in ("all", name)] * n_rounds
         stages = [name if place < len(self._stages) else f"{name}_round2" for place, name in enumerate(names)]
         arguments = {**trainer_kwargs, "early_stopping": early_stopping, "devices": devices}
-        check_trainer_arguments(arguments, stages, inspect.signature(self.train).parameters)
+        n_processes = check_trainer_arguments(
+            arguments, stages, inspect.signature(self.train).parameters, parallel=True
+        )
         refuse_unknown(plan_kwargs or {}, ("lr", "weight_decay"), "plan_kwargs")
         data = self.adata_manager.create_torch_dataset()
         seen = data.for_training
@@ -124,6 +130,7 @@ class TrainingMixin(DataMixin):
             n_obs=len(data),
             seed=settings.seed or 0,
             batch_size=batch_size,
+            n_processes=n_processes,
             datasplitter_kwargs=datasplitter_kwargs,
         )
         plans = [
@@ -149,7 +156,7 @@ class TrainingMixin(DataMixin):
                     self,
                     plan,
                     splitter,
-                    max_epochs=max_epochs or _default_epochs(plan, splitter.n_per_epoch, batch_size),
+                    max_epochs=max_epochs or _default_epochs(plan, splitter.n_per_epoch, batch_size * n_processes),
                     ema_decay=ema_decay,
                     callbacks=copies,
                     stages=stages,
@@ -164,9 +171,13 @@ class TrainingMixin(DataMixin):
                 call["interrupted"] = False
         if self.is_trained_:
             # Ctrl-C may come here as well: what is missing then is calibrated when first asked for
-            self.calibration_ = self.calibration_ or calibrate(
+            calibration = self.calibration_ or calibrate(
                 self, data, show=trainer_kwargs.get("enable_progress_bar", True)
             )
+            if trainer_kwargs.get("strategy") in PARALLEL:
+                share(self.module, self.trainer.strategy)
+                calibration = self.trainer.strategy.broadcast(calibration)
+            self.calibration_ = calibration
             if seen is data:
                 predictor_of(self, data)  # the first question finds region effects at hand
 

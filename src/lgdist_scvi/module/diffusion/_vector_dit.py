@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -26,20 +28,33 @@ class DiTBlock(nn.Module):
         nn.init.zeros_(self.modulation[-1].weight)
         nn.init.zeros_(self.modulation[-1].bias)
 
-    def forward(self, x: Tensor, time: Tensor, keys_values: tuple[Tensor, Tensor], valid: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        """Vectors, (batch, n_draws, n_hidden), with what each of them sees of the condition by `attend`."""
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.modulation(time).chunk(6, dim=-1)
         modulated = self.norm_attention(x) * (1 + scale_a) + shift_a
-        x = x + gate_a * self.attention.attend(modulated, *keys_values, valid)
+        x = x + gate_a * attend(modulated)
         return x + gate_f * self.feed_forward(self.norm_feed_forward(x) * (1 + scale_f) + shift_f)
 
 
 @dataclass
 class Given:
-    """A condition: its summary, (batch, 1, n_hidden), keys and values of its tokens for each block, and which are no padding."""
+    """A condition: its summary, (batch, 1, n_hidden), its tokens, which are no padding, and their keys and values for each block."""
 
     summary: Tensor
-    keys_values: list[tuple[Tensor, Tensor]]
+    tokens: Tensor
     valid: Tensor
+    keys_values: list[tuple[Tensor, Tensor]] | None = None
+
+    def attention(self, layers: Sequence[TokenAttention], n_queries: int) -> list[Callable[[Tensor], Tensor]]:
+        """The attention of each block to the tokens."""
+        if n_queries == 1:
+            return [partial(layer, tokens=self.tokens, valid=self.valid) for layer in layers]
+        if self.keys_values is None:
+            self.keys_values = [layer.keys_values(self.tokens) for layer in layers]
+        return [
+            partial(layer.attend, k=k, v=v, valid=self.valid)
+            for layer, (k, v) in zip(layers, self.keys_values, strict=True)
+        ]
 
 
 class VectorDiT(nn.Module):
@@ -79,7 +94,7 @@ class VectorDiT(nn.Module):
             is padding.
         """
         tokens = self.norm_condition(tokens)
-        return Given(self.summary(tokens[:, :1]), [block.attention.keys_values(tokens) for block in self.blocks], valid)
+        return Given(self.summary(tokens[:, :1]), tokens, valid)
 
     def forward(self, x: Tensor, timestep: Tensor, given: Given) -> Tensor:
         """Predict, (batch, n_draws, n_data).
@@ -100,7 +115,8 @@ class VectorDiT(nn.Module):
             timestep.flatten(), hidden.shape[-1], flip_sin_to_cos=True, downscale_freq_shift=0
         ).view(*timestep.shape, -1)
         time = self.time(features) + given.summary  # (batch, n_draws or 1, n_hidden)
-        for block, keys_values in zip(self.blocks, given.keys_values, strict=True):
-            hidden = block(hidden, time, keys_values, given.valid)
+        attention = given.attention([block.attention for block in self.blocks], x.shape[1])
+        for block, attend in zip(self.blocks, attention, strict=True):
+            hidden = block(hidden, time, attend)
         shift, scale = self.final_modulation(time).chunk(2, dim=-1)
         return self.final(self.norm(hidden) * (1 + scale) + shift)

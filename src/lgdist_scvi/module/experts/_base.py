@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -40,7 +40,7 @@ class TrainingSpots:
     spots: Spots
     index: Tensor
     valid: Tensor
-    batches: Sequence[Inputs]
+    batches: Iterable[Inputs]
 
 
 class Expert(nn.Module, ABC):

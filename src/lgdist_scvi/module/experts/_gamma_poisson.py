@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lgdist_scvi.module._spots import Spots, sum_of_neighbors
 from lgdist_scvi.module.experts._base import Expert, ExpertSizes, TrainingSpots
@@ -22,6 +23,7 @@ _STEPS = 5
 _STRIDE = 2.2
 _MOMENTUM = 0.2
 _SMALLEST = 1e-20
+_FEW = 8  # times as many rows as distinct ones
 
 
 class GammaPoisson(nn.Module):
@@ -65,8 +67,10 @@ class GammaPoisson(nn.Module):
         self.geometric.copy_(self.profiles)
         self.typical_loading.fill_(1.0 / n_profiles)
         loading = geometric = self.typical_loading.expand(len(counts), -1)
+        repeated = _DistinctRows(visible)
         for _ in range(_FIT_STEPS):
             known = self.known(visible, library, loading, learn=True)
+            known = repeated if known is visible else known
             rate = self._loading_rate(known, library, self.prior_mean(loading, index, valid))
             loading, geometric = self._loading_step(counts, rate, geometric)
             self.typical_loading.copy_(loading.mean(0).clamp(min=1e-6))
@@ -96,7 +100,7 @@ class GammaPoisson(nn.Module):
             return counts / attributed
         return torch.div(counts, attributed, out=attributed)  # in place: large, and made again in every step
 
-    def _loading_rate(self, known: Tensor, library: Tensor, expected: Tensor) -> Tensor:
+    def _loading_rate(self, known: Tensor | _DistinctRows, library: Tensor, expected: Tensor) -> Tensor:
         """Rate of the loadings' gamma posterior, (n, n_profiles)."""
         return _LOADING_SHAPE / expected + library * (known @ self.profiles.T)
 
@@ -131,6 +135,23 @@ class GammaPoisson(nn.Module):
                 logarithm = logarithm + direction
                 geometric = logarithm.exp()
         return loading
+
+
+class _DistinctRows:
+    """Products with a matrix, from its distinct rows where these are few, such as patterns of what is held out."""
+
+    def __init__(self, matrix: Tensor):
+        rows, place = matrix.unique(dim=0, return_inverse=True)
+        few = len(rows) * _FEW <= len(matrix)
+        self.rows, self.place = (rows, place) if few else (matrix, None)
+        self.members = functional.one_hot(place).to(matrix) if few else None  # (n, n_rows)
+
+    def __matmul__(self, other: Tensor) -> Tensor:
+        product = self.rows @ other
+        return product if self.place is None else product[self.place]
+
+    def __rmatmul__(self, other: Tensor) -> Tensor:
+        return (other if self.members is None else other @ self.members) @ self.rows
 
 
 class GammaPoissonExpert(Expert):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _N_PROFILE_SPOTS = 4096  # that profiles are learnt from, fewer of whole transcriptomes
 _N_PROFILE_ENTRIES = 8_000_000
 _N_SPOTS = 2048  # that choose weights
+_MASKS = (keys.MASK, keys.NEIGHBOR_MASK)
 
 Batch = dict[str, torch.Tensor]
 
@@ -57,24 +59,48 @@ def _fit(module: LGDiSTModule, batches: Iterable[Batch], generator: torch.Genera
             parts.append(_for_profiles(module, batch))
         # whole batches are large: no more are kept than choose weights
         if n_spots < _N_SPOTS:
-            chosen.append(batch)
+            chosen.append({key: _packed(key, value) for key, value in batch.items()})
         n_spots += len(batch[keys.COUNTS])
     likelihood.reset_gene_effects()
-    data = _training_spots(parts, [module.inputs(batch, "set_aside") for batch in chosen])
+    batches = _Each(lambda batch: {key: _unpacked(key, value) for key, value in batch.items()}, chosen)
+    data = _training_spots(parts, _Each(lambda batch: module.inputs(batch, "set_aside"), batches))
     for expert in average.experts:
         expert.fit(data, likelihood, generator)
     average.weights_hidden.zero_()
     average.weights_visible.zero_()
     average.in_use.fill_(True)
     for hold_out in likelihood.hold_outs:
-        held_out = _held_out(module, chosen, hold_out, generator)
+        held_out = _held_out(module, batches, hold_out, generator)
         average.weights_of(hold_out).copy_(best_weights(likelihood, len(average.experts), held_out))
-    likelihood.fit_gene_effects(_halves(module, chosen, generator))
+    likelihood.fit_gene_effects(_halves(module, batches, generator))
     # share of each gene's entries that is held out, in spots that are not held out whole
     patterns = module.set_aside_patterns
     share = patterns[~patterns.all(dim=1)].float().mean(0)  # (n_genes,)
     for expert in average.experts:
         expert.release(share)
+
+
+@dataclass
+class _Each:
+    """What a function gives of each of several things, computed anew whenever they are gone through."""
+
+    function: Callable[[Any], Any]
+    given: Iterable[Any]
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.function, self.given)
+
+
+def _packed(key: str, values: torch.Tensor) -> torch.Tensor:
+    """The same in less memory."""
+    if key in _MASKS:
+        return values.bool()
+    few = values.ndim == 2 and values.is_floating_point() and 8 * values.count_nonzero() < values.numel()
+    return values.to_sparse() if few else values
+
+
+def _unpacked(key: str, values: torch.Tensor) -> torch.Tensor:
+    return values.float() if key in _MASKS else values.to_dense()
 
 
 def _for_profiles(module: LGDiSTModule, batch: Batch) -> tuple[torch.Tensor, ...]:
@@ -86,7 +112,7 @@ def _for_profiles(module: LGDiSTModule, batch: Batch) -> tuple[torch.Tensor, ...
     return centre.counts, centre.visible, library, spot, neighbor, valid
 
 
-def _training_spots(parts: Sequence[tuple[torch.Tensor, ...]], batches: Sequence[Inputs]) -> TrainingSpots:
+def _training_spots(parts: Sequence[tuple[torch.Tensor, ...]], batches: Iterable[Inputs]) -> TrainingSpots:
     """Join batches of spots; neighbours that are in none of them are left out."""
     counts, visible, library, spot, neighbor, valid = map(torch.cat, zip(*parts, strict=True))
     position = torch.full((int(max(spot.max(), neighbor.max())) + 1,), -1, device=spot.device)
@@ -96,7 +122,7 @@ def _training_spots(parts: Sequence[tuple[torch.Tensor, ...]], batches: Sequence
 
 
 def _held_out(
-    module: LGDiSTModule, batches: Sequence[Batch], hide: Hide, generator: torch.Generator
+    module: LGDiSTModule, batches: Iterable[Batch], hide: Hide, generator: torch.Generator
 ) -> Iterator[HeldOutBatch]:
     """Predictions of network and experts of what is held out."""
     for batch in batches:
@@ -108,7 +134,7 @@ def _held_out(
 
 
 def _halves(
-    module: LGDiSTModule, batches: Sequence[Batch], generator: torch.Generator
+    module: LGDiSTModule, batches: Iterable[Batch], generator: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]]:
     """Predictions from one half of the molecules, that half, and the other, with the libraries of both."""
     for batch in batches:

@@ -42,12 +42,19 @@ class TokenAttention(nn.Module):
         self.out = nn.Linear(n_hidden, n_hidden)
 
     def forward(self, query: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
-        """Attend with one query, (batch, n_hidden), or several, (batch, n_queries, n_hidden); same shape out.
+        """Attend with one query, (batch, n_hidden) or (batch, 1, n_hidden); same shape out.
 
         Tokens are (batch, n_tokens, n_tokens_hidden); `valid` is False where a token is padding, and True at least once
-        in a row.
+        in a row. Keys and values are never computed: what is linear in tokens comes once for the query. The bias of the
+        keys adds the same to all tokens, which changes nothing.
         """
-        return self.attend(query, *self.keys_values(tokens), valid)
+        n_head = query.shape[-1] // self.n_heads
+        key, value = self.key_value.weight.view(2, self.n_heads, n_head, -1)
+        q = self.query(query).view(-1, self.n_heads, n_head)
+        q = torch.einsum("bhd,hdc->bhc", q, key)
+        seen = F.scaled_dot_product_attention(q, tokens, tokens, attn_mask=valid[:, None], scale=n_head**-0.5)
+        attended = torch.einsum("bhc,hdc->bhd", seen, value).reshape(query.shape)
+        return self.out(attended + self.key_value.bias.chunk(2)[1])
 
     def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of tokens, (batch, n_heads, n_tokens, n_head) each."""
@@ -56,7 +63,7 @@ class TokenAttention(nn.Module):
         return k, v
 
     def attend(self, query: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> Tensor:
-        """As :meth:`forward`, from the tokens' :meth:`keys_values`."""
+        """As :meth:`forward`, with several queries, (batch, n_queries, n_hidden), from the tokens' :meth:`keys_values`."""
         # (batch, n_heads, n_queries, n_head)
         q = self.query(query).view(len(k), -1, self.n_heads, query.shape[-1] // self.n_heads).transpose(1, 2)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=valid[:, None, None, :])
