@@ -25,12 +25,13 @@ from lgdist_scvi.module.stem._choice import certain_choice  # noqa: PLC2701  the
 from lgdist_scvi.pp._encoders import dihedral  # noqa: PLC2701
 
 N_PAIRS = (25, 100, None)  # None: all
+PREDICTORS = ("ridge", "stem")
 EXTRA = ("real", "copies", "synthetic")
 _ALWAYS = (
     "ridge_copies_always",
     "ridge_synthetic_always",
 )  # with the weight of real ones, whatever hold-outs say of it
-METHODS = (*(f"{predictor}_{extra}" for predictor in ("ridge", "stem") for extra in EXTRA), *_ALWAYS)
+METHODS = (*(f"{predictor}_{extra}" for predictor in PREDICTORS for extra in EXTRA), *_ALWAYS)
 STAIN_JITTER = 0.2  # of haematoxylin and eosin, each
 _WEIGHTS = (0.0, 0.25, 0.5, 1.0)
 _CENTRAL_SEED = 0  # one central model does for all draws of pairs
@@ -55,6 +56,7 @@ class Cell:
     n_pairs: int | None
     budget: Budget
     augmentation: AugmentationBudget
+    predictors: tuple[str, ...] = PREDICTORS
 
 
 @dataclass
@@ -82,7 +84,7 @@ def measure(cell: Cell) -> list[dict]:
     """Rows of a held-out section and a number of real pairs, one for each predictor and each kind of further patches."""
     data, extras, cost = prepared(cell)
     rows = []
-    for predict in (ridge, stem):
+    for predict in (one for one in (ridge, stem) if one.__name__ in cell.predictors):
         found: dict[str, tuple[np.ndarray, float]] = {}
         for kind in reversed(EXTRA):
             start = time.perf_counter()
@@ -92,7 +94,7 @@ def measure(cell: Cell) -> list[dict]:
             row = {"method": f"{predict.__name__}_{kind}", "n_spots": data.training.n_obs, "weight": found[kind][1]}
             row |= {"seconds": round(time.perf_counter() - start, 2), "memory_mib": peak_memory(), **cost}
             rows.append(row | data.score(found[kind][0]))
-    for name in _ALWAYS:
+    for name in _ALWAYS if "ridge" in cell.predictors else ():
         start = time.perf_counter()
         answer, weight = ridge(data, extras[name.split("_")[1]], cell.seed, (1.0,))
         row = {"method": name, "n_spots": data.training.n_obs, "weight": weight, "memory_mib": peak_memory()}
@@ -114,25 +116,13 @@ def prepared(cell: Cell) -> tuple[_sections.Sections, dict[str, Extra], dict[str
     if n_pairs is not None:
         chosen = np.random.default_rng(seed).choice(training.n_obs, min(n_pairs, training.n_obs), replace=False)
         training = training[np.sort(chosen)].copy()
-    start = time.perf_counter()
-    if n_pairs is None:
-        completed = ad.read_h5ad(_sections.prepare(path, section, cache, seed))[training.obs_names, training.var_names]
-        training.layers["completed"] = np.asarray(completed.layers["completed"])
-    else:
-        training.layers["completed"] = _sections._complete(training.copy(), seed)
-    cost = {"seconds_completion": time.perf_counter() - start}
-    pairs, of_pairs = _pairs(training, cell)
-    spot = training.obs_names.get_indexer(pairs.obs["source"])
-    made = {
-        "synthetic": pairs.obsm["patches"],
-        "copies": copies(training.obsm["patches"][spot], np.random.default_rng(seed)),
+    made = _made(training, cell)
+    training.layers["completed"] = made["completed"]
+    extras = {
+        kind: Extra(made["spot"], {key: made[f"{kind} {key}"] for key in _sections.ENCODERS})
+        for kind in ("synthetic", "copies")
     }
-    of_spot = training.obs["sample"].to_numpy(dtype=str)[spot]
-    extras = {}
-    for kind, patches in made.items():
-        encoded = _generation.encoded(patches)
-        standardized = {key: _sections._standardized(values, of_spot) for key, values in encoded.items()}
-        extras[kind] = Extra(spot, standardized)
+    cost = {name: float(value) for name, value in made.items() if name.startswith("seconds")}
     held_out = shown[out].copy()
     held_out.X = None
     data = _sections.Sections(
@@ -142,7 +132,43 @@ def prepared(cell: Cell) -> tuple[_sections.Sections, dict[str, Extra], dict[str
         adata[out].X[:, scored].astype(np.float64),
         adata.obs["total_counts"].to_numpy(float)[out],
     )
-    return data, extras, cost | of_pairs
+    return data, extras, cost
+
+
+def _made(training: ad.AnnData, cell: Cell) -> dict[str, np.ndarray]:
+    """Expected rates of training spots, spot and features of further patches, and what these cost; made once."""
+    path, section, cache, seed, n_pairs = cell.path, cell.section, cell.cache, cell.seed, cell.n_pairs
+    sizes = (
+        f"{cell.augmentation.n_synthetic}of{cell.augmentation.n_adapter_steps}steps_{cell.budget.n_sampling_steps}steps"
+    )
+    stored = _generation.folder_of(section, cache, _CENTRAL_SEED, cell.budget) / (
+        f"pairs_{n_pairs or 'all'}_seed{seed}_{sizes}_guidance{cell.budget.guidance_scale:g}.npz"
+    )
+    if not stored.exists():
+        start = time.perf_counter()
+        if n_pairs is None:
+            completed = ad.read_h5ad(_sections.prepare(path, section, cache, seed))[
+                training.obs_names, training.var_names
+            ]
+            training.layers["completed"] = np.asarray(completed.layers["completed"])
+        else:
+            training.layers["completed"] = _sections._complete(training.copy(), seed)
+        found = {"completed": training.layers["completed"], "seconds_completion": time.perf_counter() - start}
+        pairs, cost = _pairs(training, cell)
+        found["spot"] = spot = training.obs_names.get_indexer(pairs.obs["source"])
+        patches = {
+            "synthetic": pairs.obsm["patches"],
+            "copies": copies(training.obsm["patches"][spot], np.random.default_rng(seed)),
+        }
+        of_spot = training.obs["sample"].to_numpy(dtype=str)[spot]
+        for kind, those in patches.items():
+            for key, values in _generation.encoded(those).items():
+                found[f"{kind} {key}"] = _sections._standardized(values, of_spot)
+        unfinished = stored.with_suffix(".partial.npz")
+        np.savez(unfinished, **found, **cost)
+        unfinished.replace(stored)
+    with np.load(stored) as file:
+        return dict(file)
 
 
 def _features(path: Path, cache: Path, adata: ad.AnnData) -> dict[str, np.ndarray]:

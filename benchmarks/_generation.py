@@ -18,7 +18,10 @@ SIZE = 64  # pixels of the patches that are generated and compared
 OVERLAP = 0.5  # of the tiles of tissue
 BATCH = 16
 PATCH_UM = 155.0
+N_ASKED = 32  # spots whose patches are asked for their expression, and profiles that it may be
 KINDS = ("real", "floor", "generated", "not guided", "permuted", "adapter without genes", "central model")
+ASKED = ("real", "generated", "permuted")
+POSTERIORS = tuple(f"posterior of {kind}" for kind in ASKED)
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,44 @@ def score(path: Path, section: str, cache: Path, seed: int, budget: Budget) -> l
             row |= {f"copying_{what}": value for what, value in copying.items()}
         rows.append(row)
     return rows
+
+
+def posterior(path: Path, section: str, cache: Path, seed: int, budget: Budget) -> list[dict]:
+    """Which expression the model itself finds in patches of the held-out section, a row for each kind.
+
+    The rank of a spot's own profile is among those of spots of its section; rates are expected over spots of the other sections.
+    """
+    folder = folder_of(section, cache, seed, budget)
+    if not (folder / "adapter").exists():
+        train(path, section, cache, seed, budget)
+    made = generate(path, section, cache, seed, budget)
+    adata = data_of(path, section, cache)
+    out, scored = (adata.obs["sample"] == section).to_numpy(), adata.var["scored"].to_numpy()
+    training, held_out = adata[~out].copy(), adata[out].copy()
+    model = C2LST.load(str(folder / "adapter"), training)
+    rows = np.random.default_rng(seed).permutation(held_out.n_obs)[:N_ASKED]
+    judged = held_out[rows].copy()
+    library = judged.obs["total_counts"].to_numpy(float)
+    data = _sections.Sections(training, judged, scored, judged.X[:, scored].astype(np.float64), library)
+    drawn = training[np.random.default_rng(seed).permutation(training.n_obs)[:N_ASKED]].copy()
+    nothing = {"n_levels": 1, "temperature": 1e12}  # so that the patch says nothing
+    prior = model.get_expression_posterior(held_out.obsm["patches"][rows[:1]], drawn, seed=seed, **nothing)
+    found = []
+    for kind, name in zip(ASKED, POSTERIORS, strict=True):
+        patches = held_out.obsm["patches"] if kind == "real" else made[kind]
+        start = time.perf_counter()
+        own = model.get_expression_posterior(patches[rows], judged, seed=seed)
+        answer = model.get_expression_posterior(patches[rows], drawn, seed=seed)
+        row = {"method": name, "n_spots": training.n_obs, "n": len(rows)}
+        row["seconds_per_patch"] = (time.perf_counter() - start) / len(rows)
+        rank = own.rank(np.arange(len(rows)))
+        row |= {"rank": rank.mean(), "rank_se": rank.std(ddof=1) / len(rank) ** 0.5}
+        row["probability"] = np.diag(own.probability).mean()
+        for what, expression in (("d2_posterior", answer.expression), ("d2_prior", prior.expression)):
+            rates = _image_peers._rate(expression.to_numpy()[:, scored])
+            row[what] = data.score(np.broadcast_to(rates, (len(rows), rates.shape[1])))["d2"]
+        found.append(row | {"memory_mib": peak_memory()})
+    return found
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from benchmarks import _augmentation, _generation, _sections
-from benchmarks._augmentation import EXTRA, METHODS, N_PAIRS, AugmentationBudget, Cell
-from benchmarks._generation import KINDS, Budget
+from benchmarks._augmentation import EXTRA, METHODS, N_PAIRS, PREDICTORS, AugmentationBudget, Cell
+from benchmarks._generation import KINDS, N_ASKED, POSTERIORS, Budget
 from benchmarks._results import RESULTS, Results, code_digest, machine, read
 from benchmarks._shared import add_data, quiet
 from benchmarks.report import markdown_table, provenance
@@ -25,7 +25,7 @@ from benchmarks.run import in_processes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PROTOCOL, AUGMENTATION = "generation", "augmentation"
+PROTOCOL, POSTERIOR, AUGMENTATION = "generation", "posterior", "augmentation"
 HELD_OUT = ("C2", "C4")
 _SHARED = (
     "benchmarks/_sections.py", "benchmarks/_generation.py", "src/lgdist_scvi/**/*c2lst*.py", "src/lgdist_scvi/module/c2lst/*.py",
@@ -41,6 +41,9 @@ _TABLES = {
     ),
     "Copying: distance to the nearest training patch": (
         "copying_generated", "copying_real", "copying_ratio", "copying_share_close", "copying_p_value",
+    ),
+    f"Expression that the model itself finds in patches of {N_ASKED} spots, among as many profiles": (
+        "rank", "rank_se", "probability", "d2_posterior", "d2_prior",
     ),
 }  # fmt: skip
 _COST = ("n_tiles", "n_steps", "seconds_central", "seconds_adapter", "seconds_per_patch", "memory_mib")
@@ -64,7 +67,9 @@ _OF_AUGMENTATION = (
     "benchmarks/_augmentation.py", "benchmarks/_image_peers.py", "src/lgdist_scvi/**/*stem*.py", "src/lgdist_scvi/module/stem/*.py",
 )  # fmt: skip
 _METHODS = dict.fromkeys(KINDS, _Kind())
+_METHODS |= dict.fromkeys(POSTERIORS, _Kind(_generation.posterior))
 _METHODS |= dict.fromkeys(METHODS, _Kind(_augmentation.measure, _OF_AUGMENTATION))
+_ROWS = {PROTOCOL: KINDS, POSTERIOR: POSTERIORS, AUGMENTATION: METHODS}
 digest = partial(code_digest, methods=_METHODS, shared=_SHARED)
 
 
@@ -75,11 +80,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sections", nargs="+", default=list(HELD_OUT), help="to hold out; default: C2 C4")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
     parser.add_argument(
-        "--protocols", nargs="+", choices=(PROTOCOL, AUGMENTATION), default=[PROTOCOL], help="default: %(default)s"
+        "--protocols", nargs="+", choices=list(_ROWS), default=[PROTOCOL, POSTERIOR], help="default: %(default)s"
     )
     parser.add_argument(
         "--pairs", nargs="+", type=int, help="numbers of real pairs of the augmentation, 0 for all; default: 25 100 0"
     )
+    parser.add_argument("--predictors", nargs="+", choices=PREDICTORS, default=PREDICTORS, help="default: both")
     parser.add_argument(
         "--synthetic", type=int, default=AugmentationBudget.n_synthetic, help="pairs; default: %(default)s"
     )
@@ -127,37 +133,39 @@ def _run(arguments: argparse.Namespace) -> None:
     budget = Budget(arguments.tiles, arguments.steps, arguments.epochs, arguments.sampling_steps, arguments.guidance)
     results, here = Results(arguments.output, arguments.again, digest), machine()
     augmentation = AugmentationBudget(arguments.synthetic, arguments.adapter_steps)
-    began, codes = time.monotonic(), {PROTOCOL: digest(KINDS[0]), AUGMENTATION: digest(METHODS[0])}
-    for file, protocol, seed, section, n_pairs in _jobs(arguments):
-        methods = KINDS if protocol == PROTOCOL else METHODS
+    began, codes = time.monotonic(), {part: digest(methods[0]) for part, methods in _ROWS.items()}
+    for file, part, seed, section, n_pairs in _jobs(arguments):
+        methods, protocol = _ROWS[part], AUGMENTATION if part == AUGMENTATION else PROTOCOL  # one table of patches
+        if part == AUGMENTATION:
+            methods = [name for name in methods if name.split("_")[0] in arguments.predictors]
         if all(results.has(file, protocol, seed, method) for method in methods):
             continue
         shared = {"file": file, "protocol": protocol, "seed": seed, "date": date.today().isoformat()}
         shared |= {"machine": here, "threads": arguments.threads, "workers": 1, **asdict(budget)}
-        scored = _generation_rows
-        if protocol == AUGMENTATION:
+        scored = _generation_rows if part == PROTOCOL else _generation.posterior
+        if part == AUGMENTATION:
             shared |= asdict(augmentation)
-            scored = partial(_augmentation_rows, n_pairs, augmentation)
+            scored = partial(_augmentation_rows, n_pairs, augmentation, tuple(arguments.predictors))
         call = ("rows", measure, (scored, path, section, cache, seed, budget, arguments.threads))
         ((_, state, answer),) = in_processes([call])
         if state == "failed":
-            results.add({**shared, "code": codes[protocol], "method": methods[0], "failed": answer})
+            results.add({**shared, "code": codes[part], "method": methods[0], "failed": answer})
         for row in answer if state == "done" else ():
-            results.add({**shared, "code": codes[protocol], **row})
+            results.add({**shared, "code": codes[part], **row})
         print(
-            f"[{(time.monotonic() - began) / 60:.0f} min] {file} {protocol}: {state if state == 'done' else answer}",
+            f"[{(time.monotonic() - began) / 60:.0f} min] {file} {part}: {state if state == 'done' else answer}",
             flush=True,
         )
 
 
 def _jobs(arguments: argparse.Namespace) -> list[tuple]:
-    """File and protocol as in the table, seed, held-out section, and number of real pairs, ``None`` for all."""
+    """File as in the table, what is measured, seed, held-out section, and number of real pairs, ``None`` for all."""
     jobs = []
     for seed in arguments.seeds:
         for section in arguments.sections:
             file = f"{arguments.file} {section}"
-            if PROTOCOL in arguments.protocols:
-                jobs.append((file, PROTOCOL, seed, section, None))
+            parts = [part for part in (PROTOCOL, POSTERIOR) if part in arguments.protocols]
+            jobs += [(file, part, seed, section, None) for part in parts]
             if AUGMENTATION in arguments.protocols:
                 numbers = N_PAIRS if arguments.pairs is None else [n or None for n in arguments.pairs]
                 jobs += [(f"{file} {n or 'all'}", AUGMENTATION, seed, section, n) for n in numbers]
@@ -182,10 +190,12 @@ def _generation_rows(path: Path, section: str, cache: Path, seed: int, budget: B
     return [{**cost, **row} for row in _generation.score(path, section, cache, seed, budget)]
 
 
-def _augmentation_rows(n_pairs: int | None, augmentation: AugmentationBudget, *arguments: object) -> list[dict]:
+def _augmentation_rows(
+    n_pairs: int | None, augmentation: AugmentationBudget, predictors: tuple[str, ...], *arguments: object
+) -> list[dict]:
     """Train predictors on some pairs of the other sections, with and without further patches."""
     path, section, cache, seed, budget = arguments
-    return _augmentation.measure(Cell(path, section, cache, seed, n_pairs, budget, augmentation))
+    return _augmentation.measure(Cell(path, section, cache, seed, n_pairs, budget, augmentation, predictors))
 
 
 def markdown(rows: pd.DataFrame) -> str:
@@ -198,10 +208,10 @@ def generation_tables(rows: pd.DataFrame) -> list[str]:
     """What generated patches are like, and what they cost, for each held-out section."""
     parts, costs = [], {}
     for file, its_rows in rows.groupby("file"):
-        by_kind = its_rows.groupby("method").mean(numeric_only=True).reindex(KINDS).dropna(how="all")
+        by_kind = its_rows.groupby("method").mean(numeric_only=True).reindex([*KINDS, *POSTERIORS]).dropna(how="all")
         for title, columns in _TABLES.items():
             there = by_kind[[name for name in columns if name in by_kind]].dropna(how="all")
-            parts.append(markdown_table(there, f"{file}. {title}"))
+            parts += [] if there.empty else [markdown_table(there, f"{file}. {title}")]
         costs[file] = by_kind[[name for name in _COST if name in by_kind]].iloc[0]
     return [*parts, markdown_table(pd.DataFrame(costs).T, "Cost")] if costs else []
 

@@ -60,10 +60,21 @@ def test_all_figures_of_a_section(folder, monkeypatch):
     assert set(again) == {*made, "seconds_per_patch"}
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
+    # which expression the model finds in each kind of patches
+    monkeypatch.setattr(_generation, "N_ASKED", 9)
+    asked = {row["method"]: row for row in generate.measure(_generation.posterior, *arguments, 1)}
+    assert list(asked) == list(_generation.POSTERIORS)
+    for row in asked.values():
+        assert (
+            row["n"] == 9 and 0 <= row["rank"] <= 1 and 0 < row["probability"] < 1 and np.isfinite(row["d2_posterior"])
+        )
+        assert row["d2_prior"] == asked["posterior of real"]["d2_prior"]
+    rows |= asked
+
     table = pd.DataFrame([{**row, **asdict(TINY), "file": "tiny_S S2"} for row in rows.values()])
     table = table.assign(failed=None, date="2026-01-01", seed=0, machine="m", workers=1, threads=1, versions="v")
     text = generate.markdown(table.assign(protocol=generate.PROTOCOL))
-    assert "central model" in text and "| Cost |" in text
+    assert "central model" in text and "| Cost |" in text and "| posterior of permuted |" in text
 
 
 def test_nothing_of_the_held_out_section_is_learnt_from(folder, monkeypatch):

@@ -23,6 +23,7 @@ from lgdist_scvi.data import CountsField, LibraryField, PatchField, PatchPairs, 
 from lgdist_scvi.model._c2lst_central import N_STEPS, CentralModel, noise_of, seed_of
 from lgdist_scvi.model._c2lst_expression import conditions, expected_values, profiles, read_counts
 from lgdist_scvi.model._c2lst_pairs import drawn_rows, flagged_pairs
+from lgdist_scvi.model._c2lst_posterior import PosteriorMixin
 from lgdist_scvi.model._c2lst_pretraining import pretrain_central
 from lgdist_scvi.model._c2lst_stage import AdapterStage, pair_splitter
 from lgdist_scvi.model._setup import check_anndata, check_keywords, same_key
@@ -33,7 +34,7 @@ from lgdist_scvi.train import check_trainer_arguments, copies_for_stages, listed
 GUIDANCE = 2.0
 
 
-class C2LST(Recorded, BaseModelClass):
+class C2LST(Recorded, PosteriorMixin, BaseModelClass):
     """Tissue patches that go with given expression, from a central model of tissue and few pairs (after Fang et al. 2025, "C2L-ST").
 
     A central diffusion model learns what tissue looks like from patches without expression (:meth:`pretrain`). It is then frozen, and
@@ -207,9 +208,7 @@ class C2LST(Recorded, BaseModelClass):
         """
         call = training_call(locals())
         if self.adata is None:
-            raise ValueError(
-                "the model was loaded without data; load it with the data to train on: load(..., adata=adata)"
-            )
+            raise ValueError("the model was loaded without data to train on; load it with them: load(..., adata=adata)")
         check_positive_int(batch_size, "batch_size")
         if max_epochs is not None:
             check_positive_int(max_epochs, "max_epochs")
@@ -282,12 +281,7 @@ class C2LST(Recorded, BaseModelClass):
         check_positive_int(n_per_spot, "n_per_spot")
         if not 0 <= guidance_scale < float("inf"):
             raise ValueError(f"guidance_scale must be a number of at least 0, got {guidance_scale!r}")
-        scores = self.module.scores
-        if expression is None:
-            values, known = self._values, np.ones_like(self._values, dtype=bool)
-        else:
-            values, known = profiles(expression, self._genes, self.registry_["setup_args"], scores)
-        condition = conditions(scores, values, known).repeat_interleave(n_per_spot, dim=0)
+        condition = conditions(self.module.scores, *self._profiles(expression)).repeat_interleave(n_per_spot, dim=0)
         noise = noise_of(len(condition), self.central.noise_shape, seed).to(condition.device)
         self.module.eval()
         parts = list(zip(condition.split(batch_size), noise.split(batch_size), strict=True))
@@ -371,6 +365,13 @@ class C2LST(Recorded, BaseModelClass):
         model.central = CentralModel.find(central, model.central_)
         model.module.unet.load_state_dict(model.central.unet.state_dict())
         return model
+
+    def _profiles(self, expression: Any) -> tuple[np.ndarray, np.ndarray]:
+        if expression is not None:
+            return profiles(expression, self._genes, self.registry_["setup_args"], self.module.scores)
+        if self.adata is None:
+            raise ValueError("the model was loaded without data; pass expression, or load(..., adata=adata)")
+        return self._values, np.ones_like(self._values, dtype=bool)
 
     @property
     def _genes(self) -> np.ndarray:

@@ -12,7 +12,7 @@ from lgdist_scvi import _keys as keys
 from lgdist_scvi.module.c2lst._adapter import Modulation
 from lgdist_scvi.module.c2lst._condition import ExpressionScores
 from lgdist_scvi.module.c2lst._images import fold_of, from_network, to_network
-from lgdist_scvi.module.c2lst._noise import denoising_loss, sample
+from lgdist_scvi.module.c2lst._noise import denoising_loss, levels_between, noise_error, sample
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -123,3 +123,28 @@ class C2LSTModule(BaseModuleClass):
             return without + guidance_scale * (with_genes - without)
 
         return from_network(sample(predict, self.scheduler, noise, n_steps), self.fold)
+
+    @torch.no_grad()
+    def log_likelihood(self, patches: torch.Tensor, condition: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Variational bound of the likelihood of patches under conditions, but for a constant of each patch.
+
+        Parameters
+        ----------
+        patches
+            uint8 (n, size, size, 3).
+        condition
+            (n, n_condition).
+        noise
+            Standard normal, of each noise level, (n_levels, channels, height, width) of the network.
+
+        Returns
+        -------
+        float64 (n,).
+        """
+        images = to_network(patches.to(condition.device), self.fold)
+        timesteps, length = levels_between(self.scheduler, len(noise))
+        found = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+        for timestep, one in zip(timesteps.to(images.device), noise.to(images.device), strict=True):
+            shared = self.scheduler, images, timestep.expand(len(images)), one.expand_as(images)
+            found -= 0.5 * length * images[0].numel() * noise_error(lambda x, t: self.predict(x, t, condition), *shared)
+        return found

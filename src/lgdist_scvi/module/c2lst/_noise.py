@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
+_MOST_NOISE = 0.9  # share of the variance, of levels that tell patches apart
 _LEAST_VARIANCE = 0.05  # of the noise, in the weight of a predicted image
 
 
@@ -39,15 +41,43 @@ def denoising_loss(
 
     Of predicted images it is weighted as that of v, but for the least noise.
     """
-    noisy = scheduler.add_noise(images, noise, timestep)
-    kind = scheduler.config["prediction_type"]
-    target = {"sample": images, "epsilon": noise}.get(kind)
-    target = scheduler.get_velocity(images, noise, timestep) if target is None else target
-    error = ((predict(noisy, timestep) - target) ** 2).flatten(1).mean(1)
-    if kind != "sample":
+    error = _prediction_error(predict, scheduler, images, timestep, noise)
+    if scheduler.config["prediction_type"] != "sample":
         return error
     variance = 1.0 - scheduler.alphas_cumprod.to(error.device)[timestep]
     return error / variance.clamp_min(_LEAST_VARIANCE)
+
+
+def noise_error(
+    predict: Predict, scheduler: Any, images: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor
+) -> torch.Tensor:
+    """Mean squared error of the noise of each image, (n,), whatever the network predicts."""
+    error = _prediction_error(predict, scheduler, images, timestep, noise)
+    signal = scheduler.alphas_cumprod.to(error.device)[timestep]
+    return error * {"sample": signal / (1.0 - signal), "v_prediction": signal}.get(
+        scheduler.config["prediction_type"], torch.ones_like(signal)
+    )
+
+
+def _prediction_error(
+    predict: Predict, scheduler: Any, images: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor
+) -> torch.Tensor:
+    noisy = scheduler.add_noise(images, noise, timestep)
+    target = {"sample": images, "epsilon": noise}.get(scheduler.config["prediction_type"])
+    target = scheduler.get_velocity(images, noise, timestep) if target is None else target
+    return ((predict(noisy, timestep) - target) ** 2).flatten(1).mean(1)
+
+
+def levels_between(scheduler: Any, n_levels: int) -> tuple[torch.Tensor, float]:
+    """Timesteps evenly in the logarithm of the signal-to-noise ratio, (n_levels,), and the length between two.
+
+    They lie where the noise has a tenth to nine tenths of the variance: with less of it fine grain decides, with more of it chance.
+    """
+    length = 2.0 * math.log(_MOST_NOISE / (1.0 - _MOST_NOISE)) / n_levels
+    centred = torch.arange(n_levels) - 0.5 * (n_levels - 1)
+    signal = torch.sigmoid(-length * centred)
+    distance = (scheduler.alphas_cumprod.cpu()[None] - signal[:, None]).abs()
+    return distance.argmin(1), length
 
 
 def sample(predict: Predict, scheduler: Any, noise: torch.Tensor, n_steps: int) -> torch.Tensor:
