@@ -6,7 +6,7 @@ import argparse
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -173,8 +173,10 @@ def measure(
                 question |= {"store": layers, "block_size": completion.block_size}
             try:
                 with completion.client(threads) as client:
+                    before = _of_workers(client, time.process_time)
                     row |= timed(partial(model.complete, adata, client=client, **question))
-                    row["memory_mib"] = 0 if client is None else round(max(client.run(peak_memory).values()), 1)
+                    row["cpu_seconds"] += round(sum(_of_workers(client, time.process_time)) - sum(before), 2)
+                    row["memory_mib"] = round(max(_of_workers(client, peak_memory), default=0), 1)
                 row["written_mib"] = round(_bytes(layers) / 2**20, 3)
             finally:
                 _remove(layers)
@@ -202,6 +204,11 @@ class Completion:
         with LocalCluster(**kwargs) as cluster, Client(cluster) as client:
             client.run(_prepare, threads)
             yield client
+
+
+def _of_workers(client: Any, function: Callable[[], float]) -> list[float]:
+    """What a function gives in each worker."""
+    return [] if client is None else list(client.run(function).values())
 
 
 def _prepare(threads: int) -> None:
