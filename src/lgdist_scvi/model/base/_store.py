@@ -103,7 +103,8 @@ class LayerStore:
             self._look()
             yield
         finally:
-            file.unlink(missing_ok=True)
+            with suppress(PermissionError):  # Windows removes no file that is open
+                file.unlink(missing_ok=True)
             lock.close()
             with suppress(OSError):
                 self.work.rmdir()  # if nothing is left in it
