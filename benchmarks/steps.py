@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data(parser)
     parser.add_argument("--files", nargs="+", default=["mouse_muscle_Vis7B_5dpi"], help="names without .h5ad")
     parser.add_argument("--protocols", nargs="+", default=["entry", "spot"], choices=PROTOCOLS)
-    parser.add_argument("--steps", nargs="+", type=int, default=[5, 10, 20, 50, 250], help="numbers of evaluations")
+    parser.add_argument("--steps", nargs="+", type=int, default=[3, 5, 10, 20, 50, 250], help="numbers of evaluations")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, help="of each stage; default: the model's own")
 
