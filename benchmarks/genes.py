@@ -40,7 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     results = Results(arguments.output, arguments.again, digest)
     shared = {"protocol": PROTOCOL, "machine": machine(), "threads": arguments.threads, "workers": 1}
-    for name, path in {} if arguments.report else slides(arguments).items():
+    for name, path in ({} if arguments.report else slides(arguments)).items():
+        name = f"{name}, {arguments.genes[0]} genes predicted"
+        if arguments.epochs is not None:
+            name += f", epochs {arguments.epochs}"
         for seed in arguments.seeds:
             for genes in arguments.genes:
                 if results.has(name, PROTOCOL, seed, genes):

@@ -38,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     results = Results(arguments.output, arguments.again, digest)
     for name, path in slides(arguments).items():
+        if arguments.epochs is not None:
+            name += f", epochs {arguments.epochs}"
         for seed in arguments.seeds:
             for method in arguments.methods:
                 if results.has(name, PROTOCOL, seed, method):

@@ -147,12 +147,17 @@ def test_the_error_of_noise_does_not_depend_on_what_a_network_predicts():
 
 
 def test_ranks():
-    posterior = ExpressionPosterior(pd.DataFrame([[0.5, 0.3, 0.1, 0.1], [0.25] * 4]), pd.DataFrame())
+    likelihood = np.log([[0.5, 0.3, 0.1, 0.1], [0.25] * 4])
+    prior, values, names = np.full(4, 0.25), np.zeros((4, 1)), pd.RangeIndex(4)
+    posterior = ExpressionPosterior.of(likelihood, prior, values, names, np.array(["gene"]))
     np.testing.assert_allclose(posterior.rank([0, 2]), [1, 0.5])
     np.testing.assert_allclose(posterior.rank(np.array([2, 0])), [1 / 6, 0.5])
     for wrong in ([0], [0, 4], [-1, 0], [0.0, 1.0]):
         with pytest.raises(ValueError, match="for each of 2 patches, from 0 to 3"):
             posterior.rank(wrong)
+    far = np.array([[0.0, -3000.0, -2500.0, -4000.0]])  # whose probabilities are 0
+    ranks = [ExpressionPosterior.of(far, prior, values, names, np.array(["gene"])).rank([one])[0] for one in range(4)]
+    np.testing.assert_allclose(ranks, [1, 1 / 3, 2 / 3, 0])
 
 
 @pytest.mark.parametrize(

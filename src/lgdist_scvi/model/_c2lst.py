@@ -195,7 +195,7 @@ class C2LST(Recorded, PosteriorMixin, BaseModelClass):
         max_epochs
             Passes over the spots; ``None``: about 600 steps.
         accelerator, devices, batch_size, early_stopping, ema_decay, **trainer_kwargs
-            As in :meth:`LGDiST.train`.
+            As in :meth:`LGDiST.train`, but in one process.
         validation_size
             Share of the spots that choose when to stop.
         plan_kwargs

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from scipy.special import softmax
+from scipy.special import log_softmax
 from scvi.utils import track
 
 from lgdist_scvi._checks import as_floats, check_positive_int
@@ -30,10 +30,13 @@ class ExpressionPosterior(NamedTuple):
     expression
         log1p(CP10K) of the rates of the registered genes that are expected over the candidates, (n_patches, n_genes); NaN of a gene that is
         unknown of one of them.
+    log_probability
+        Logarithm of `probability`, which tells improbable candidates apart where that is 0.
     """
 
     probability: pd.DataFrame
     expression: pd.DataFrame
+    log_probability: pd.DataFrame
 
     def rank(self, made_for: Any) -> np.ndarray:
         """Share of the other candidates that are less probable than the one that each patch was made for, (n_patches,).
@@ -50,7 +53,7 @@ class ExpressionPosterior(NamedTuple):
         ValueError
             If these are no numbers of candidates, one for each patch, or there is only one candidate.
         """
-        probability, made_for = self.probability.to_numpy(), np.asarray(made_for)
+        probability, made_for = self.log_probability.to_numpy(), np.asarray(made_for)
         n, n_candidates = probability.shape
         inside = (
             made_for.shape == (n,) and made_for.dtype.kind in "iu" and ((made_for >= 0) & (made_for < n_candidates))
@@ -81,9 +84,14 @@ class ExpressionPosterior(NamedTuple):
             Names of candidates and genes.
         """
         with np.errstate(divide="ignore"):  # a candidate may have no weight
-            probability = softmax(log_likelihood + np.log(prior), axis=1)
+            log_probability = log_softmax(log_likelihood + np.log(prior), axis=1)
+        probability = np.exp(log_probability)
         expression = np.log1p(probability @ np.expm1(values.astype(np.float64)))
-        return cls(pd.DataFrame(probability, columns=names), pd.DataFrame(expression, columns=genes))
+        return cls(
+            pd.DataFrame(probability, columns=names),
+            pd.DataFrame(expression, columns=genes),
+            pd.DataFrame(log_probability, columns=names),
+        )
 
 
 class PosteriorMixin:

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.loggers import Logger
 from scvi import train as scvi_train
 
-from lgdist_scvi.train._processes import PARALLEL, n_processes
+from lgdist_scvi.train._processes import n_processes
 
 _OWN_ROWS = 'name rows with datasplitter_kwargs={"external_indexing": [train, validation]}'
 REMEDIES = {
@@ -89,9 +89,7 @@ def check_trainer_arguments(
         raise ValueError(
             f"overfit_batches={arguments['overfit_batches']!r} would replace the sampler of batches, which gathers neighbours; leave it out"
         )
-    n = n_processes(arguments)
-    if arguments.get("strategy") in PARALLEL and not parallel:
-        raise ValueError(f"this training is in one process, got strategy={arguments['strategy']!r}; leave it out")
+    n = n_processes(arguments, parallel)
     every = arguments.get("check_val_every_n_epoch")
     if every is not None and (not isinstance(every, int) or every < 1):
         raise ValueError(f"check_val_every_n_epoch must be a whole number of at least 1, got {every!r}")

@@ -7,7 +7,7 @@ and then replaced by what the first one has.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -22,10 +22,17 @@ PARALLEL = ("ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_paramete
 """Strategies that run the script once for each process."""
 
 
-def n_processes(arguments: Mapping[str, Any]) -> int:
-    """How many processes train, by the arguments of `train`; several without a strategy for it are refused (ValueError)."""
+def n_processes(arguments: Mapping[str, Any], parallel: bool) -> int:
+    """How many processes train, by the arguments of `train`; several without a strategy for it are refused (ValueError).
+
+    `parallel` says whether several may.
+    """
     devices, strategy = arguments.get("devices"), arguments.get("strategy")
     n = _n_devices(devices)
+    if not parallel and strategy not in (None, "auto"):
+        raise ValueError(f"this training is in one process, got strategy={strategy!r}; leave it out")
+    if not parallel and n > 1:
+        raise ValueError(f"this training is on one device, got devices={devices!r}; pass one, such as devices=[0]")
     if strategy not in (None, "auto", *PARALLEL):
         raise ValueError(
             f"strategy={strategy!r} is none of {', '.join(map(repr, PARALLEL))}, which train in processes that keep the model: put the "
@@ -48,6 +55,11 @@ def n_processes(arguments: Mapping[str, Any]) -> int:
     if not isinstance(n_nodes, int) or n_nodes < 1:
         raise ValueError(f"num_nodes must be a whole number of at least 1, got {n_nodes!r}")
     return n * n_nodes
+
+
+def in_processes(arguments: Mapping[str, Any]) -> bool:
+    """Whether arguments of `train` ask for several processes."""
+    return arguments.get("strategy") in PARALLEL
 
 
 def _n_devices(devices: Any) -> int:
@@ -90,19 +102,20 @@ def share(module: torch.nn.Module, strategy: Strategy) -> None:
 class Together(Callback):
     """Let all processes begin with the same weights, and draw random numbers of their own from then on.
 
-    Comes before the callback that averages weights, which starts from them. `data` is a hash of the training data: where
-    those of processes differ, training is refused (ValueError).
+    Comes before the callback that averages weights, which starts from them. `given` says what is trained on, and what is held
+    out: where it differs between processes, training is refused (ValueError).
     """
 
-    def __init__(self, data: str | None):
-        self.data = data
+    def __init__(self, given: Hashable):
+        self.given = given
 
     def setup(self, trainer: Trainer, pl_module: StagePlan, stage: str) -> None:
-        data: list[str | None] = [None] * trainer.world_size
-        distributed.all_gather_object(data, self.data)
-        if len(set(data)) > 1:
+        given: list[Hashable] = [None] * trainer.world_size
+        distributed.all_gather_object(given, self.given)
+        if len(set(given)) > 1:
             raise ValueError(
-                "the processes were given different data: every one runs the whole script, so what is drawn at random in it needs a seed"
+                "the processes were given different data, or hold out different ones: every one runs the whole script, so what is drawn "
+                "at random in it needs a seed"
             )
         share(pl_module.module, trainer.strategy)
 

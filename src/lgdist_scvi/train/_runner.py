@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import signal
 import threading
 import warnings
@@ -21,8 +22,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from lgdist_scvi.train._arguments import listed, loss_names
 from lgdist_scvi.train._callbacks import Curves, KeepBest
 from lgdist_scvi.train._plan import StagePlan
-from lgdist_scvi.train._processes import PARALLEL, Together, for_several, share
+from lgdist_scvi.train._processes import Together, for_several, in_processes, share
 from lgdist_scvi.train._quiet import quietly
+from lgdist_scvi.train._splitter import EntrySplitter
 from lgdist_scvi.train._steps import named_step
 
 _N_VALIDATIONS = 25  # per stage
@@ -96,10 +98,10 @@ def run_stage(
     False if the user interrupted the stage. Either way the weights with the lowest validation loss are kept. With several
     processes an interruption is not caught: it ends all of them.
     """
-    best, curves, parallel = KeepBest(), Curves(), trainer_kwargs.get("strategy") in PARALLEL
+    best, curves, parallel = KeepBest(), Curves(), in_processes(trainer_kwargs)
     ours, last = [best, curves], []
     if parallel:
-        ours.insert(0, Together(getattr(model.adata_manager, "fingerprint", None)))
+        ours.insert(0, Together(_given(model, plan, splitter)))
         trainer_kwargs = for_several(trainer_kwargs)
     if ema_decay is not None:
         # all parameters at once: one by one takes longer
@@ -182,6 +184,13 @@ def run_stage(
     if parallel:
         share(plan.module, model.trainer.strategy)
     return completed
+
+
+def _given(model: BaseModelClass, plan: StagePlan, splitter: EntrySplitter) -> tuple[str | None, ...]:
+    """Hashes of the data, of the spots that train and validate, and of the entries that are held out from training."""
+    patterns = getattr(plan.module, "set_aside_patterns", None)
+    entries = None if patterns is None else hashlib.sha256(patterns.cpu().numpy()).hexdigest()
+    return getattr(model.adata_manager, "fingerprint", None), splitter.fingerprint, entries
 
 
 def _warn_of_interruption(stage: str) -> None:

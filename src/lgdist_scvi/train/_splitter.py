@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
@@ -97,7 +98,7 @@ class EntrySplitter(DataSplitter):
         self.train_idx, self.val_idx = train, np.sort(chosen)
         self.test_idx = np.array([], dtype=int)
         self.n_train, self.n_val = len(self.train_idx), len(self.val_idx)
-        self.seed = seed
+        self.seed, self.n_loaders = seed, 0
         self.part, self.n_parts = 0, 1  # this process's of the batches
 
     def setup(self, stage: str | None = None) -> None:
@@ -110,6 +111,14 @@ class EntrySplitter(DataSplitter):
         self.trainer, self.part, self.n_parts = None, 0, 1
 
     @property
+    def fingerprint(self) -> str:
+        """Hash of what trains and what validates."""
+        digest = hashlib.sha256(repr((self.seed, self.n_train, self.n_val)).encode())
+        for rows in (self.train_idx, self.val_idx):
+            digest.update(np.ascontiguousarray(rows, dtype=np.int64))
+        return digest.hexdigest()
+
+    @property
     def n_per_epoch(self) -> int:
         """Number of spots of an epoch."""
         return min(self.n_train, _PER_EPOCH)
@@ -119,7 +128,8 @@ class EntrySplitter(DataSplitter):
         loader = super().train_dataloader()
         if self.n_parts > 1:
             # all processes draw the same, and take a part each; every one holds all data, and so the neighbours of its spots
-            generator = torch.Generator().manual_seed(self.seed)
+            generator = torch.Generator().manual_seed(self.seed + self.n_loaders)
+            self.n_loaders += 1  # another stage draws other batches
             loader.sampler.sampler = _SomeRuns(self.n_train, self.n_per_epoch, self.part, self.n_parts, generator)
         elif self.n_train > _PER_EPOCH:
             loader.sampler.sampler = _SomeRuns(self.n_train, _PER_EPOCH)

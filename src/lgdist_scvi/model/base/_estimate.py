@@ -11,8 +11,9 @@ from typing import Literal
 import numpy as np
 from anndata import AnnData
 
+from lgdist_scvi import _keys as keys
 from lgdist_scvi._checks import check_choice
-from lgdist_scvi.inference import N_SAMPLES, spots_at_a_time
+from lgdist_scvi.inference import N_SAMPLES, CompletedRows, spots_at_a_time
 from lgdist_scvi.model.base._blocks import Question, completed_block
 from lgdist_scvi.model.base._completion import CompletionMixin
 from lgdist_scvi.model.base._expression import ExpressionMixin
@@ -103,6 +104,8 @@ class EstimateMixin(CompletionMixin, ExpressionMixin):
         n_block = min(n_obs, block_size or spots_at_a_time(query.predictor.n_genes))
         evidence = streamed_evidence(query)
         kept = 0 if evidence is None else evidence.n_bytes
+        prefill = query.dataset.fields.get(keys.PREFILL)  # of a second round
+        kept += prefill.n_bytes if isinstance(prefill, CompletedRows) else 0
         return Estimate(seconds, n_block * n_genes * size + kept, n_obs * n_genes * size)
 
 

@@ -20,6 +20,7 @@ from lgdist_scvi.model.base._completion import check_target
 from lgdist_scvi.model.base._query import Query
 from lgdist_scvi.model.base._record import Recorded, versions, weights_fingerprint
 from lgdist_scvi.model.base._training import TrainingMixin
+from lgdist_scvi.train import in_processes
 
 
 class RecordMixin(TrainingMixin, Recorded):
@@ -60,7 +61,7 @@ class RecordMixin(TrainingMixin, Recorded):
         KeyError
             If there is no record.
         ValueError
-            If the data are not those recorded, or training was interrupted by hand.
+            If the data are not those recorded, training was interrupted by hand, or several processes trained.
         """
         record = mapping(adata.uns.get(layer))
         if "recipe" not in record:
@@ -72,6 +73,10 @@ class RecordMixin(TrainingMixin, Recorded):
             raise ValueError(
                 f"the training behind layers[{layer!r}] was interrupted by hand and cannot be repeated; keep its model "
                 "with model.save(...)"
+            )
+        if any(in_processes(call["arguments"]) for call in recipe["training"]):
+            raise ValueError(
+                f"the model behind layers[{layer!r}] was trained by several processes, which is not repeated; keep it with model.save(...)"
             )
         check_target(adata, layer_added)
         source, before = adata if trained_on is None else trained_on, settings.seed
@@ -114,10 +119,20 @@ class RecordMixin(TrainingMixin, Recorded):
         Returns
         -------
         The new model; this one and its data stay as they are.
+
+        Raises
+        ------
+        ValueError
+            If several processes trained this one, and no arguments of `train` are given.
         """
         setup = {**self.registry_["setup_args"], **(setup or {})}
         model = _rebuild(type(self), adata, {"setup": setup, "model": self.init_params_["non_kwargs"]})
-        for arguments in [train_kwargs] if train_kwargs else [call["arguments"] for call in self.training_] or [{}]:
+        calls = [train_kwargs] if train_kwargs else [call["arguments"] for call in self.training_] or [{}]
+        if not train_kwargs and any(map(in_processes, calls)):
+            raise ValueError(
+                "the model was trained by several processes, which only a script can start; pass arguments of train, such as batch_size="
+            )
+        for arguments in calls:
             model.train(**arguments)
         return model
 

@@ -22,7 +22,7 @@ from lgdist_scvi._anndata import get_obs, get_var, in_memory
 from lgdist_scvi.model.base._record import to_json
 
 _FORMAT = 1  # of the store and its journal
-_LOCK = "lock"
+_LOCK, _N_ATTEMPTS = "lock", 20
 _BEGUN = ("store.zarr", "beside.zarr", "journal.new", _LOCK)  # of a call that was killed before its first line
 _IDENTITY = "completion"  # attribute of a layer: what it is a completion of
 _ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}
@@ -285,9 +285,14 @@ def write_block(root: Path, rows: np.ndarray, layers: Mapping[str, np.ndarray]) 
 
 def _locked(file: Path) -> IO[str]:
     """A file that this call alone has locked, until it is closed; RuntimeError if another call has."""
-    while True:
+    for attempt in range(_N_ATTEMPTS):
         file.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(file, "a+")
+        try:
+            lock = open(file, "a+")
+        except FileNotFoundError:  # the folder was removed by a call that has just ended
+            if attempt == _N_ATTEMPTS - 1:
+                raise
+            continue
         try:
             import fcntl
 
@@ -310,6 +315,7 @@ def _locked(file: Path) -> IO[str]:
                 lock.flush()
                 return lock
         lock.close()
+    raise OSError(f"{file} is another file whenever it is looked at")
 
 
 def import_zarr() -> Any:

@@ -19,11 +19,11 @@ from lgdist_scvi.model.base._calibration import calibrate
 from lgdist_scvi.model.base._predictor import DataMixin, predictor_of
 from lgdist_scvi.model.base._record import remember_training, training_call
 from lgdist_scvi.train import (
-    PARALLEL,
     EntrySplitter,
     StagePlan,
     check_trainer_arguments,
     copies_for_stages,
+    in_processes,
     listed,
     refuse_unknown,
     run_stage,
@@ -174,7 +174,7 @@ class TrainingMixin(DataMixin):
             calibration = self.calibration_ or calibrate(
                 self, data, show=trainer_kwargs.get("enable_progress_bar", True)
             )
-            if trainer_kwargs.get("strategy") in PARALLEL:
+            if in_processes(trainer_kwargs):
                 share(self.module, self.trainer.strategy)
                 calibration = self.trainer.strategy.broadcast(calibration)
             self.calibration_ = calibration
