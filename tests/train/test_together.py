@@ -106,11 +106,12 @@ def test_rates_are_recovered_as_well_as_by_one(lgdist):
     np.testing.assert_allclose(errors[0], together.error_of(model), rtol=0.05)
 
 
-def test_other_data_are_refused(lgdist):
+def test_other_data_and_other_held_out_entries_or_spots_are_refused(lgdist):
     for ending in lgdist:
-        message, trained, history = ending["refused"]
-        assert message.startswith("the processes were given different data") and "needs a seed" in message
-        assert not trained and history is None
+        assert len(ending["refused"]) == 3
+        for message, trained, history in ending["refused"]:
+            assert message.startswith("the processes were given different data") and "needs a seed" in message
+            assert not trained and history is None
 
 
 def test_stem_in_processes_that_slurm_started(tmp_path):

@@ -51,10 +51,10 @@ def two_slides(seed: int = 0):
     return adata
 
 
-def lgdist(adata, mask: bool = True) -> LGDiST:
+def lgdist(adata, mask: bool = True, seed: int = 0) -> LGDiST:
     scvi.settings.seed = 0
     LGDiST.setup_anndata(adata, sample_key="sample", mask_layer="known" if mask else None)
-    return LGDiST(adata, **SIZES, **EXPERTS)
+    return LGDiST(adata, seed=seed, **SIZES, **EXPERTS)
 
 
 def stem() -> Stem:
@@ -90,11 +90,19 @@ def main(what: str, folder: str) -> None:
     torch.set_num_threads(1)
     rank, told = int(os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", 0))), {}
     if what == "lgdist":
-        other = lgdist(two_slides(seed=rank))
-        try:
-            other.train(max_epochs=1, **SEVERAL)
-        except ValueError as error:
-            told["refused"] = str(error), other.is_trained_, other.history_
+        told["refused"] = []
+        rows = np.random.default_rng(rank).permutation(200)  # drawn anew in each process
+        split = {"datasplitter_kwargs": {"external_indexing": [rows[:150], rows[150:]]}}
+        for adata, seed, keywords in (
+            (two_slides(seed=rank), 0, {}),
+            (two_slides(), rank, {}),
+            (two_slides(), 0, split),
+        ):
+            other = lgdist(adata, seed=seed)
+            try:
+                other.train(max_epochs=1, **SEVERAL, **keywords)
+            except ValueError as error:
+                told["refused"].append((str(error), other.is_trained_, other.history_))
         model, seen = lgdist(two_slides()), Seen()
         model.train(
             max_epochs=8, n_rounds=2, batch_size=16, callbacks=[seen], check_val_every_n_epoch=1, early_stopping_patience=2,
