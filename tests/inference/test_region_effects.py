@@ -33,26 +33,20 @@ def effects_of(found, expected, kind=FACTOR):
     return RegionEffects(evidence, nearby, np.arange(N) // (N // 2), kind)
 
 
-def poisson_loss(target, rows, genes):
-    def loss(prediction, which):
-        counts = target[rows[which], genes[which]]
-        return float((prediction - counts * np.log(prediction)).sum())
-
-    return loss
-
-
-def entries():
-    rows, genes = np.nonzero(np.random.default_rng(9).random((N, GENES)) < 0.3)
-    return rows, genes
+def poisson_loss(counts):
+    return lambda prediction: float((prediction - counts * np.log(prediction)).sum())
 
 
 def chosen_for(factor, rng):
     """Shrinkage chosen on second counts, for rates that differ from those expected by a factor, and the factors found."""
     expected = rng.gamma(2.0, 1.0, (N, GENES))
     effects = effects_of(rng.poisson(expected * factor), expected)
-    rows, genes = entries()
-    again = rng.poisson(expected * factor)
-    held_out = HeldOutEntries(rows, genes, expected[rows, genes], poisson_loss(again, rows, genes))
+    chosen = np.random.default_rng(9).random((N, GENES)) < 0.3
+    again, held_out = rng.poisson(expected * factor), []
+    for rows in np.array_split(np.arange(N), 5):  # batches
+        spot, gene = np.nonzero(chosen[rows])
+        place = rows[spot], gene
+        held_out.append(HeldOutEntries(rows, spot, gene, expected[place], poisson_loss(again[place])))
     shrinkage = choose_shrinkage(effects, held_out)
     return shrinkage, effects.estimate(shrinkage)
 

@@ -6,7 +6,7 @@ import anndata as ad
 import numpy as np
 import pytest
 
-from lgdist_scvi.inference import EstimatedEffects, _region_evidence
+from lgdist_scvi.inference import EstimatedEffects, _parts
 from lgdist_scvi.inference import _compact as compact
 from lgdist_scvi.model.base import _memory as memory
 
@@ -39,7 +39,7 @@ def test_samples_take_time(trained):
 
 def test_sums_over_slides_are_timed_and_not_told(trained, monkeypatch):
     monkeypatch.setattr(compact, "MAX_ENTRIES", 1)
-    monkeypatch.setattr(_region_evidence, "spots_at_a_time", lambda n_genes: 60)  # several parts, one of which is timed
+    monkeypatch.setattr(_parts, "spots_at_a_time", lambda n_genes: 60)  # several parts, one of which is timed
     before = trained.module.region_shrinkage.clone()
     trained.module.region_shrinkage[:] = before.new_tensor([64.0, 16.0])
     trained._remembered_effects = None

@@ -19,6 +19,12 @@ from lgdist_scvi.train import check_trainer_arguments
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False, "max_epochs": 1}
 
 
+@pytest.fixture(autouse=True)
+def _script(monkeypatch):
+    """Whatever runs the tests, it is a script."""
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "script.py", raising=False)
+
+
 class Locked(Callback):
     """Cannot be copied."""
 
@@ -138,6 +144,8 @@ def test_number_of_processes(given, n):
 def test_several_processes_where_one_must_do():
     with pytest.raises(ValueError, match="this training is in one process, got strategy='ddp'; leave it out"):
         check_trainer_arguments({"devices": 2, "strategy": "ddp"}, ["adapter"])
+    with pytest.raises(ValueError, match=r"on one device, got devices=2; pass one, such as devices=\[0\]"):
+        check_trainer_arguments({"devices": 2}, ["adapter"])
 
 
 def test_several_processes_in_a_notebook(monkeypatch):
