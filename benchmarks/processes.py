@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmarks._methods import Method
 from benchmarks._results import REPOSITORY, RESULTS, Results, code_digest, machine
 from benchmarks._shared import add_data, quiet, slides
 
@@ -107,16 +108,9 @@ def measure(path: str, method: str, seed: str, epochs: str, answer: str) -> None
         Path(answer).write_text(json.dumps(row))
 
 
-class _Method:
-    """A row of the table, for the digest of its source."""
-
-    run = staticmethod(measure)
-    sources = ()
-
-
 digest = partial(
     code_digest,
-    methods=dict.fromkeys(METHODS, _Method()),
+    methods=dict.fromkeys(METHODS, Method(measure)),
     shared=("benchmarks/processes.py", "benchmarks/_protocols.py", "src/lgdist_scvi/**/*.py"),
 )
 

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks._bins import write_slide
+from benchmarks._methods import Method
 from benchmarks._results import RESULTS, Results, code_digest, machine, read
 from benchmarks._shared import peak_memory, quiet
 from benchmarks.report import markdown_table, provenance
@@ -219,16 +220,9 @@ def _prepare(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-class _Step:
-    """A row of the tables, for the digest of its source."""
-
-    run = staticmethod(measure)
-    sources = ()
-
-
 digest = partial(
     code_digest,
-    methods=dict.fromkeys(STEPS, _Step()),
+    methods=dict.fromkeys(STEPS, Method(measure)),
     shared=("benchmarks/_bins.py", "benchmarks/scale.py", "src/lgdist_scvi/**/*.py"),
 )
 
