@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from lgdist_scvi.module.likelihood import CountPredictive, NormalPredictive
+from lgdist_scvi.module.likelihood._count_quantiles import nbinom_quantile
 
 
 @pytest.mark.parametrize(("mean", "variance"), [(0.3, 0.4), (4.0, 4.0), (30.0, 300.0)])
@@ -75,3 +76,15 @@ def test_the_widest_interval_is_finite():
         assert np.isfinite(lower).all()
         assert np.isfinite(upper).all()
         assert (upper > lower).all()
+
+
+@pytest.mark.parametrize("probability", ["between 0 and 1", "next to 1", 0.0, 0.95])
+def test_quantiles_of_counts_are_those_of_scipy(probability):
+    rng = np.random.default_rng(0)
+    shape = (200, 50)
+    mean, theta = np.exp(rng.normal(-1, 2.5, shape)), np.exp(rng.uniform(np.log(1e-3), np.log(1e8), shape))
+    drawn = {"between 0 and 1": rng.random(shape), "next to 1": 1 - 10 ** -rng.uniform(1, 8, shape)}
+    asked = drawn.get(probability, np.full(shape, probability))
+    expected = np.maximum(stats.nbinom.ppf(asked, theta, theta / (theta + mean)), 0.0)  # scipy's of 0 is -1
+    assert len(np.unique(expected)) > 20 or probability == 0.0
+    np.testing.assert_array_equal(nbinom_quantile(asked, mean, theta), expected)

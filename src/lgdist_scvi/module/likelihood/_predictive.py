@@ -12,6 +12,7 @@ from scipy import stats
 from scipy.special import ndtr, ndtri
 
 from lgdist_scvi._units import cp10k_per_count, from_cp10k, to_log1p
+from lgdist_scvi.module.likelihood._count_quantiles import nbinom_quantile
 
 _SMALLEST_THETA, _LARGEST_THETA = 1e-3, 1e8
 _SMALLEST_TAIL = 1e-30  # smaller probabilities count as equal
@@ -89,6 +90,7 @@ class CountPredictive(Predictive):
         mean = np.maximum(self.mean.astype(np.float64), 1e-9)
         extra = np.maximum(self.variance.astype(np.float64) - mean, 0.0)
         theta = np.clip(mean**2 / np.maximum(extra, 1e-300), _SMALLEST_THETA, _LARGEST_THETA)
+        self._mean, self._theta = mean, theta
         self._counts = stats.nbinom(theta, theta / (theta + mean))
         self._nothing = self._counts.pmf(0) if self.captured else 0.0
         self._something = np.maximum(self._counts.sf(0), 1e-300) if self.captured else 1.0
@@ -104,19 +106,20 @@ class CountPredictive(Predictive):
         return self._counts.sf(counts - 1) / self._something
 
     def ends(self, tail: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        below, above = self._nothing + tail * self._something, tail * self._something
         with warnings.catch_warnings():
             # far out in an extreme distribution, scipy gives the last count that it tried, and says so
             warnings.simplefilter("ignore", RuntimeWarning)
-            lower = self._counts.ppf(np.minimum(self._nothing + tail * self._something, 1.0 - 1e-16))
-            upper = self._from_above(tail * self._something)
+            lower = nbinom_quantile(np.minimum(below, 1.0 - 1e-16), self._mean, self._theta)
+            upper = self._from_above(above)
         least = float(self.captured)
         lower = np.maximum(lower, least)
         return lower, np.maximum(upper, lower)
 
     def _from_above(self, tail: np.ndarray) -> np.ndarray:
         """Inverse of the survival function; by the inverse of the other side, twenty times as fast, where that is as exact."""
-        count = self._counts.ppf(1.0 - tail)
         far = tail < _SMALLEST_EXACT_TAIL
+        count = nbinom_quantile(np.where(far, 0.0, 1.0 - tail), self._mean, self._theta)
         if far.any():
             count[far] = stats.nbinom.isf(tail[far], *(parameter[far] for parameter in self._counts.args))
         return count
