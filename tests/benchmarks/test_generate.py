@@ -174,6 +174,26 @@ def test_ridge_learns_from_further_patches_that_tell_more(folder, monkeypatch):
     assert weight > 0 and data.score(more)["d2"] > data.score(alone)["d2"]
 
 
+@pytest.mark.parametrize("seed", [2, 5])
+def test_inner_sections_choose_a_penalty_that_holds_for_a_new_section(seed):
+    """Axes of few spots, each of the same variance, are far longer in a section that they were not made of."""
+    rng = np.random.default_rng(seed)
+    n, n_new, n_genes = 30, 80, 12
+    state = rng.normal(size=(n + n_new, 2))
+    rate = np.exp(state @ rng.normal(size=(2, n_genes)) * 0.7)
+    rate /= rate.sum(1, keepdims=True)
+    adata = ad.AnnData(rng.poisson(rate * 2000).astype(np.float32), layers={"completed": np.log1p(rate * 1e4)})
+    adata.obs["sample"] = np.repeat(["a", "b", "c", "new"], [10, 10, 10, n_new])
+    adata.obs["total_counts"] = adata.X.sum(1)
+    adata.X = sparse.csr_matrix(adata.X)
+    for key in _sections.ENCODERS:
+        adata.obsm[key] = state @ rng.normal(size=(2, 20)) * 0.5 + rng.normal(size=(n + n_new, 20))
+    training, held_out = adata[:n].copy(), adata[n:].copy()
+    library = held_out.obs["total_counts"].to_numpy()
+    data = _sections.Sections(training, held_out, np.ones(n_genes, dtype=bool), held_out.X, library)
+    assert data.score(_augmentation.ridge(data, None, 0)[0])["d2"] > 0.58
+
+
 def test_copies_are_of_the_same_tissue():
     patches = datasets.simulated_visium(n_spots=20, n_genes=5, seed=0, image=True)
     patches = pp.image_patches(patches, size=32, silent=True)

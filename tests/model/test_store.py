@@ -415,3 +415,19 @@ def test_what_zarr_cannot_hold_is_told_before_anything_is_completed(trained, tmp
         trained.complete(adata, store=tmp_path / "out.zarr", **ASKED)
     del adata.uns["odd"]
     trained.complete(adata, store=tmp_path / "out.zarr", **ASKED)
+
+
+def test_layers_are_added_to_a_table_of_spatialdata(trained, done, tmp_path):
+    import spatialdata
+    from spatialdata.models import TableModel
+
+    path, table = tmp_path / "slide.zarr", tmp_path / "slide.zarr" / "tables" / "table"
+    adata = trained.adata.copy()
+    before = TableModel.parse(adata)
+    spatialdata.SpatialData(tables={"table": before}).write(path)
+    with pytest.raises(ValueError, match=f"is no AnnData in zarr; name a table of it, {table}$"):
+        trained.complete(store=path, **ASKED)
+    trained.complete(store=table, **ASKED)
+    whole = spatialdata.read_zarr(path)
+    assert_same(layers_of(whole["table"]), layers_of(done))
+    np.testing.assert_array_equal(whole["table"].X.toarray(), before.X.toarray())

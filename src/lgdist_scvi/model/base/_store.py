@@ -120,7 +120,9 @@ class LayerStore:
             group = zarr.open_group(self.path, mode="r")
             obs, var = (group[name][group[name].attrs["_index"]][:] for name in ("obs", "var"))
         except (KeyError, OSError, ValueError) as error:
-            raise ValueError(f"{self.path} exists, and is no AnnData in zarr; name another store") from error
+            tables = sorted(path.name for path in (self.path / "tables").glob("*/"))
+            remedy = f"name a table of it, {self.path / 'tables' / tables[0]}" if tables else "name another store"
+            raise ValueError(f"{self.path} exists, and is no AnnData in zarr; {remedy}") from error
         layers = group["layers"] if "layers" in group else {}
         taken = [name for name in self.layers if name in layers]
         for name in taken:
