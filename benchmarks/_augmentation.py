@@ -217,17 +217,27 @@ def copies(patches: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def ridge(
     data: _sections.Sections, extra: Extra | None, seed: int, weights: Sequence[float] = _WEIGHTS
 ) -> tuple[np.ndarray, float]:
-    """Ridge on own patches; penalty, part of the gene means and weight of further patches are chosen on inner sections."""
-    held = data.held_out
-    if extra is not None:  # on the axes of the training patches
-        held = ad.AnnData(obsm={key: np.vstack([held.obsm[key], values]) for key, values in extra.features.items()})
-    x, others = _image_peers.design(replace(data, held_out=held), tuple(_sections.ENCODERS))
-    asked, further = others[: data.held_out.n_obs], others[data.held_out.n_obs :]
-    y = data.training.layers["completed"][:, data.scored].astype(np.float64)
-    weights, spots = (weights if extra is not None else (0.0,)), np.arange(len(x))
+    """Ridge on own patches; penalty, part of the gene means and weight of further patches are chosen on inner sections.
 
-    def fitted(rows: np.ndarray, weight: float, penalties: Sequence[float]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    Axes are those of the patches that are fitted on: of few spots those of all would tell an inner section from no other, and choose
+    a penalty that is far too small for a new one.
+    """
+    parts = [data.training, data.held_out] + ([] if extra is None else [ad.AnnData(obsm=extra.features)])
+    together = {key: np.vstack([part.obsm[key] for part in parts]) for key in _sections.ENCODERS}
+    n, n_asked = data.training.n_obs, data.held_out.n_obs
+    y = data.training.layers["completed"][:, data.scored].astype(np.float64)
+    weights, spots = (weights if extra is not None else (0.0,)), np.arange(n)
+
+    def design(rows: np.ndarray) -> list[np.ndarray]:
+        """Design of training spots, held-out spots and further patches."""
+        whole = replace(data, training=data.training[rows], held_out=ad.AnnData(obsm=together))
+        return np.split(_image_peers.design(whole, tuple(_sections.ENCODERS))[1], [n, n + n_asked])
+
+    def fitted(
+        rows: np.ndarray, designs: Sequence[np.ndarray], weight: float, penalties: Sequence[float]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Rates of all training spots and of the held-out ones, for each penalty."""
+        x, asked, further = designs
         images, of_spot, size = x[rows], spots[rows], np.ones(rows.sum())
         if weight > 0:
             seen = rows[extra.spot]
@@ -243,23 +253,23 @@ def ridge(
             yield tuple(_image_peers._rate((one - center) @ slopes + mean) for one in (x, asked))
 
     penalties, blends = _image_peers._PENALTIES, np.array(_image_peers._BLENDS)
-    losses = np.zeros((len(weights), len(penalties), len(blends), len(x)))
+    losses = np.zeros((len(weights), len(penalties), len(blends), n))
     for name in np.unique(data.section):
         rows = data.section != name
-        mean, library = _image_peers._gene_mean(data, rows), data.library[~rows, None]
+        mean, library, designs = _image_peers._gene_mean(data, rows), data.library[~rows, None], design(rows)
         for i, weight in enumerate(weights):
-            for j, (rates, _) in enumerate(fitted(rows, weight, penalties)):
+            for j, (rates, _) in enumerate(fitted(rows, designs, weight, penalties)):
                 factor, highest = _image_peers._to_means(data, rates, rows), _image_peers._highest(data, rows)
                 rate = np.minimum(rates[~rows] * factor, highest)
                 for k, blend in enumerate(blends):
                     expected = library * np.maximum((1 - blend) * rate + blend * mean, 1e-12)
                     losses[i, j, k, ~rows] = (expected - data.counts[~rows] * np.log(expected)).sum(axis=1)
     best = losses.sum(axis=3).reshape(len(weights), -1).argmin(axis=1)
-    of_weight = losses.reshape(len(weights), -1, len(x))[np.arange(len(weights)), best]
+    of_weight = losses.reshape(len(weights), -1, n)[np.arange(len(weights)), best]
     weight = certain_choice(torch.from_numpy(of_weight), weights[1:])[0] if len(weights) > 1 else weights[0]
     j, k = np.unravel_index(best[weights.index(weight)], losses.shape[1:3])
-    everything = np.ones(len(x), dtype=bool)
-    ((rates, answer),) = fitted(everything, weight, [penalties[j]])
+    everything = np.ones(n, dtype=bool)
+    ((rates, answer),) = fitted(everything, design(everything), weight, [penalties[j]])
     factor, highest = _image_peers._to_means(data, rates, everything), _image_peers._highest(data, everything)
     rate = np.minimum(answer * factor, highest)
     return (1 - blends[k]) * rate + blends[k] * _image_peers._gene_mean(data, everything), weight
