@@ -26,6 +26,6 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Give the system what tensors left: with whole transcriptomes more than a gibibyte after a stage, and it adds up."""
+    """Give the system what tensors left: with whole transcriptomes more than a gibibyte after a stage."""
     if (libc := _libc()) is not None:
         libc.malloc_trim(0)

@@ -12,7 +12,6 @@ from scvi import settings
 from scvi.model.base import BaseModelClass
 from scvi.utils import track
 
-from lgdist_scvi._malloc import give_back_freed_memory
 from lgdist_scvi.train._processes import is_first
 
 
@@ -29,7 +28,6 @@ def named_step(model: BaseModelClass, name: str, show: bool = False) -> Iterator
     What the step has to tell, to be filled: numbers, or mappings of names to numbers, by name.
     """
     report: dict[str, Any] = {}
-    give_back_freed_memory()
     show = show and settings.verbosity <= logging.INFO and is_first()
     line = track(None, total=1, description=name.replace("_", " "), style="tqdm") if show else nullcontext()
     with line as bar:
