@@ -10,7 +10,6 @@ import torch
 from scvi import settings
 
 from lgdist_scvi import _keys as keys
-from lgdist_scvi._malloc import give_back_freed_memory
 from lgdist_scvi.module import LGDiSTModule
 from lgdist_scvi.train import StagePlan
 
@@ -39,7 +38,6 @@ class VAEStage(StagePlan):
     def finish(self, batches: Iterable[Batch]) -> dict[str, Any]:
         """Fit what the image adds and the experts, and choose their weights on set-aside entries."""
         self.module.eval()
-        give_back_freed_memory()
         self.module.finish(batches, torch.Generator().manual_seed(settings.seed or 0))
         average, image = self.module.experts, self.module.image
         told = {}

@@ -13,7 +13,6 @@ from scvi.model.base import BaseModelClass
 
 from lgdist_scvi import _keys as keys
 from lgdist_scvi._checks import check_choice
-from lgdist_scvi._malloc import give_back_freed_memory
 from lgdist_scvi.data import NeighborhoodDataset
 from lgdist_scvi.inference import (
     REPORTED_LEVELS,
@@ -36,7 +35,6 @@ def calibrate(model: BaseModelClass, data: NeighborhoodDataset, show: bool = Fal
 
     `model` has trained networks, and `data` are what they were trained on, or more; `show` gives every step a progress line.
     """
-    give_back_freed_memory()
     data = data.for_calibration
     module, step = model.module, partial(named_step, model, show=show)
     module.eval()

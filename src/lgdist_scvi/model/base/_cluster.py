@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import pickle
+import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -14,7 +16,9 @@ from anndata import AnnData
 from mudata import MuData
 from scvi.data import AnnDataManager
 
-from lgdist_scvi._malloc import keep_freed_memory
+# of glibc's malloc.h; 32 MiB is the most that it takes for the latter
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT, _LARGEST = 2**29, 2**25  # bytes
 
 
 def active_client() -> Any | None:
@@ -95,10 +99,22 @@ class _Unpickler(pickle.Unpickler):
 
 @lru_cache(maxsize=1)
 def _received(file: Path, _written: int) -> Any:
-    keep_freed_memory()
+    _keep_freed_memory()
     with open(file, "rb") as opened:
         return _Unpickler(opened).load()
 
 
 def _run(task: Callable[..., Any], sent: tuple[Path, int], *given: Any) -> Any:
     return task(_received(*sent), *given)
+
+
+def _keep_freed_memory() -> None:
+    """Let this process use again what tensors leave, instead of asking the system for it anew.
+
+    Dask starts workers so that they give all of it back at once (``MALLOC_TRIM_THRESHOLD_``), and half of the time would go by
+    in the system.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST)

@@ -16,7 +16,6 @@ from lgdist_scvi.module.likelihood import Likelihood
 _SMALLEST_RATE = 0.1  # of a linear prediction, as a part of the gene's mean rate
 _HIDDEN_FOR_NEIGHBORS = 0.1
 _N_STEPS = 10
-_PRODUCTS = 2**22  # of the loadings of two factors, at a time
 
 
 class FactorAnalysis(Expert):
@@ -101,14 +100,7 @@ class FactorAnalysis(Expert):
     def _precision(self, weights: Tensor) -> Tensor:
         """Precision of the scores, (n, n_factors, n_factors)."""
         first, second = torch.triu_indices(self.n_factors, self.n_factors, device=weights.device)
-        squares, size = weights**2, max(1, _PRODUCTS // len(self.loadings))
-        upper = torch.cat(  # (n, n_pairs), some pairs of factors at a time: with whole transcriptomes their products are large
-            [
-                squares @ (self.loadings[:, one] * self.loadings[:, other])
-                for one, other in zip(first.split(size), second.split(size), strict=True)
-            ],
-            dim=1,
-        )
+        upper = weights**2 @ (self.loadings[:, first] * self.loadings[:, second])  # (n, n_pairs)
         precision = upper.new_zeros(len(upper), self.n_factors, self.n_factors)
         precision[:, first, second] = upper
         precision[:, second, first] = upper

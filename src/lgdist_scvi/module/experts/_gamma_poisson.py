@@ -15,6 +15,7 @@ from lgdist_scvi.module.likelihood import Likelihood
 _LOADING_SHAPE = 1.0
 _PROFILE_SHAPE = 0.3
 _FROM_NEIGHBORS = 0.9  # share of the neighbours in the prior mean of a spot's loadings
+_FIT_STEPS = 200
 _STEPS = 5
 # With given profiles a step goes further than expectation-maximisation would, and keeps some of its direction (heavy ball): it
 # ends in the same place, sooner, as long as the stride is below twice (1 + momentum).
@@ -32,8 +33,6 @@ class GammaPoisson(nn.Module):
     distributions (Cemgil 2009, "Bayesian inference for nonnegative matrix factorisation models"; Gopalan et al. 2015,
     "Scalable recommendation with hierarchical Poisson factorization").
     """
-
-    n_fit_steps: ClassVar[int] = 100  # more predict held-out entries no better
 
     def __init__(self, n_genes: int, n_profiles: int):
         super().__init__()
@@ -68,7 +67,7 @@ class GammaPoisson(nn.Module):
         self.typical_loading.fill_(1.0 / n_profiles)
         loading = geometric = self.typical_loading.expand(len(counts), -1)
         repeated = _DistinctRows(visible)
-        for _ in range(self.n_fit_steps):
+        for _ in range(_FIT_STEPS):
             known = self.known(visible, library, loading, learn=True)
             known = repeated if known is visible else known
             rate = self._loading_rate(known, library, self.prior_mean(loading, index, valid))

@@ -24,8 +24,6 @@ class CapturedGammaPoisson(GammaPoisson):
     zero enters the inference.
     """
 
-    n_fit_steps = 200  # which entries are zeros is learnt beside the profiles, and takes longer
-
     def __init__(self, n_genes: int, n_profiles: int):
         super().__init__(n_genes, n_profiles)
         self.register_buffer("missing", torch.full((n_genes,), _MISSING_RANGE[0]))
